@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data as NumPy arrays: sources, transforms, batches. Nothing here imports jax."""
+
+from jaxdistill.data.batches import Batches, pad
+from jaxdistill.data.sources import Dataset, DataError, holdout, load
+from jaxdistill.data.transforms import normalize
+
+__all__ = ["Batches", "DataError", "Dataset", "holdout", "load", "normalize", "pad"]

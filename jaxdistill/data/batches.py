@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which examples go into which batch: shuffled by seed, padded, masked, resumable."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jaxdistill.data.sources import DataError
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The order of examples through all epochs: a pure function of these numbers.
+
+    The position in it is the optimizer step alone, so a resumed run sees exactly the
+    batches that were left.
+
+    Attributes:
+      size: examples in the data set.
+      batch_size: examples in a batch; the last of an epoch is padded and masked.
+      seed: each epoch's permutation is drawn from (seed, epoch).
+    """
+
+    size: int
+    batch_size: int
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.size < 1:
+            raise DataError("the data set is empty")
+        if not 0 < self.batch_size <= self.size:
+            raise DataError(
+                f"a batch of {self.batch_size} cannot be drawn from {self.size} examples"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in an epoch, the padded one included."""
+        return -(-self.size // self.batch_size)
+
+    def rows(self, epoch: int) -> dict[str, np.ndarray]:
+        """`index` int32 and `mask` float32, `[steps_per_epoch, batch_size]`."""
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.size)
+        return pad(order, self.batch_size)
+
+    def iterate(self, examples: Mapping[str, Any], epoch: int) -> Iterator[dict]:
+        """Host batches of one epoch, for a loop of one's own."""
+        rows = self.rows(epoch)
+        for index, mask in zip(rows["index"], rows["mask"], strict=True):
+            batch = {key: np.asarray(value)[index] for key, value in examples.items()}
+            yield {**batch, "index": index, "mask": mask}
+
+
+def pad(order: np.ndarray, batch_size: int) -> dict[str, np.ndarray]:
+    """Rows of `batch_size` from an order; the last repeats its first entry, masked.
+
+    >>> pad(np.arange(3), 2)["mask"]
+    array([[1., 1.],
+           [1., 0.]], dtype=float32)
+    """
+    steps = -(-len(order) // batch_size)
+    index = np.full(steps * batch_size, order[(steps - 1) * batch_size], np.int32)
+    index[: len(order)] = order
+    mask = np.zeros(steps * batch_size, np.float32)
+    mask[: len(order)] = 1
+    return {
+        "index": index.reshape(steps, batch_size),
+        "mask": mask.reshape(steps, batch_size),
+    }
+
+
+def check_labels(labels: np.ndarray, num_classes: int) -> None:
+    """Raise DataError unless every label is an integer in `[0, num_classes)`."""
+    labels = np.asarray(labels)
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(f"labels must be integers, got {labels.dtype}")
+    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if len(wrong):
+        raise DataError(
+            f"label {labels.flat[wrong[0]]} at position {wrong[0]} is out of range: the "
+            f"model scores {num_classes} classes, 0 to {num_classes - 1}"
+        )

@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Transforms of images, before they go to a device."""
+
+import numpy as np
+
+
+def normalize(
+    images: np.ndarray, mean: float, deviation: float, peak: int = 255
+) -> np.ndarray:
+    """`(images / peak - mean) / deviation` as float32.
+
+    >>> normalize(np.array([0, 255], np.uint8), mean=0.5, deviation=0.5)
+    array([-1.,  1.], dtype=float32)
+    """
+    return ((images / np.float32(peak) - mean) / deviation).astype(np.float32)

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluation: exact sums over real examples, whatever the batches and devices.
+
+Every metric is a (sum, count) pair until the very end. Sums of a batch are taken on the
+device in float32; batches add up on the host in float64 (counts stay exact integers).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdistill.data.batches import pad
+from jaxdistill.parallel import Parallel
+from jaxdistill.steps import make_eval_step, masked_sum, scan_eval
+from jaxdistill.teachers import mean_log_probs
+from jaxdistill.types import Batch, Metrics, Outputs
+
+ECE_BINS = 15
+
+
+def classification(student: Outputs, teacher: Outputs | None, batch: Batch) -> Metrics:
+    """Sums of the classification metrics over one batch.
+
+    `accuracy`, `nll` (nats) and, given a teacher, `agreement` (same argmax) and `kl`
+    (teacher to student, nats, temperature 1; to an ensemble's mean distribution) are
+    scalars; `class_error` is `[C]`, and `ece` is `[ECE_BINS]`: the sum of confidence
+    minus correctness in equal-width confidence bins, with the bins' counts.
+
+    References:
+      Guo et al. 2017, On Calibration of Modern Neural Networks, section 2 (ECE).
+    """
+    labels, mask = batch["labels"], batch["mask"]
+    ndim = labels.ndim + 1
+    log_q = mean_log_probs(student.logits, ndim)
+    count = mask.sum()
+    guess = log_q.argmax(-1)
+    right = (guess == labels).astype(jnp.float32)
+    nll = -jnp.take_along_axis(log_q, labels[..., None], -1)[..., 0]
+
+    def mean(values):
+        return masked_sum(values, mask), count
+
+    confidence = jnp.exp(log_q.max(-1))
+    bins = jnp.clip((confidence * ECE_BINS).astype(jnp.int32), 0, ECE_BINS - 1)
+    in_bin = jax.nn.one_hot(bins, ECE_BINS) * mask[:, None]
+    in_class = jax.nn.one_hot(labels, log_q.shape[-1]) * mask[:, None]
+    metrics = {
+        "accuracy": mean(right),
+        "nll": mean(nll),
+        "ece": ((confidence - right) @ in_bin, in_bin.sum(0)),
+        "class_error": ((1 - right) @ in_class, in_class.sum(0)),
+    }
+    if teacher is not None:
+        log_p = mean_log_probs(teacher.logits, ndim)
+        p = jnp.exp(log_p)
+        gap = jnp.where(p > 0, log_p, 0) - jnp.where(p > 0, log_q, 0)
+        metrics["agreement"] = mean((guess == log_p.argmax(-1)).astype(jnp.float32))
+        metrics["kl"] = mean((p * gap).sum(-1))
+    return metrics
+
+
+def summarize(metrics: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
+    """Sums to numbers: means, per-class error rates as a list, ECE over its bins.
+
+    Args:
+      metrics: `{name: (sum, count)}`, each with or without a leading axis of batches.
+
+    Returns:
+      `{name: float}`; `class_error` is a list with NaN-free entries (0 for a class
+      without examples).
+    """
+    result: dict[str, Any] = {}
+    for name, (sums, counts) in metrics.items():
+        sums, counts = np.asarray(sums, np.float64), np.asarray(counts, np.float64)
+        inner = 1 if name in ("ece", "class_error") else 0
+        if sums.ndim > inner:
+            sums, counts = sums.sum(0), counts.sum(0)
+        if name == "ece":
+            result[name] = float(np.abs(sums).sum() / max(counts.sum(), 1))
+        elif name == "class_error":
+            result[name] = (sums / np.maximum(counts, 1)).tolist()
+        else:
+            result[name] = float(sums / counts) if counts > 0 else 0.0
+    return result
+
+
+class Evaluator:
+    """Evaluates models on one data set, resident on the devices; compiles once."""
+
+    def __init__(
+        self,
+        run: Parallel,
+        examples: Mapping[str, np.ndarray],
+        *,
+        batch_size: int = 512,
+        metrics=classification,
+    ):
+        """`examples` has `inputs` and `labels`; the batch is rounded to the devices."""
+        size = len(examples["labels"])
+        devices = len(run.devices)
+        batch_size = -(-min(batch_size, size) // devices) * devices
+        self._run = run
+        self._examples = run.place(dict(examples))
+        self._rows = run.split(pad(np.arange(size), batch_size), 1)
+        self._step = run.compile(
+            scan_eval(make_eval_step(metrics)), batch_axis=1, donate=False
+        )
+
+    def __call__(self, student: Any, teacher: Any = None) -> dict[str, Any]:
+        """The summary of placed models (see `teachers.trained`) on the whole set."""
+        sums = self._step((student, teacher), self._examples, self._rows)
+        return summarize(self._run.fetch(sums))
+

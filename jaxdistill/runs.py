@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run directory: all that report, benchmark and export need, and nothing else.
+
+    config.json     the command's settings
+    env.json        versions, devices, commit
+    metrics.jsonl   one record a line, in order
+    summary.json    the result, written last
+    checkpoints/    one folder a training
+
+The directory may lie in object storage (`gs://...`): files are small and written whole.
+"""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from etils import epath
+
+
+class RunError(RuntimeError):
+    """A run directory that cannot be used; one sentence says why."""
+
+
+class Run:
+    """A run directory, opened for one configuration."""
+
+    def __init__(self, directory: str | os.PathLike, config: Mapping[str, Any]):
+        """Opens or creates a directory.
+
+        Raises:
+          RunError: it holds a run with another configuration, or cannot be written.
+        """
+        self.path = epath.Path(directory)
+        config = json.loads(json.dumps(config))
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if (self.path / "config.json").exists():
+                self._compare(json.loads((self.path / "config.json").read_text()), config)
+            else:
+                self.write("config.json", config)
+            self.write("env.json", environment())
+        except OSError as error:
+            raise RunError(f"cannot write to run directory {directory}: {error}") from error
+        self._records = read_records(self.path / "metrics.jsonl")
+
+    def write(self, name: str, value: Any) -> None:
+        """Writes a JSON file whole: a reader sees the old one or the new one."""
+        self._replace(name, json.dumps(value, indent=1) + "\n")
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Writes a file below the directory."""
+        (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (self.path / name).write_bytes(content)
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Appends a record to metrics.jsonl."""
+        self._records.append(dict(record))
+        if "://" in str(self.path):  # an object cannot be appended to
+            self._replace("metrics.jsonl", _lines(self._records))
+            return
+        with open(self.path / "metrics.jsonl", "a") as file:
+            file.write(_lines([record]))
+
+    def rewind(self, fit: str, step: int) -> None:
+        """Drops what training `fit` logged after `step`: it resumes from there."""
+        kept = [r for r in self._records if r["fit"] != fit or r["step"] <= step]
+        # Also where nothing is dropped: a kill may have left half a line in the file.
+        self._records = kept
+        self._replace("metrics.jsonl", _lines(kept))
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """All records, in order."""
+        return list(self._records)
+
+    def _replace(self, name: str, text: str) -> None:
+        path = self.path / name
+        if "://" in str(path):
+            path.write_text(text)
+            return
+        partial = path.with_name(f"{name}.partial")
+        partial.write_text(text)
+        partial.replace(path)
+
+    def _compare(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+        changed = [
+            f"{key} was {old.get(key)!r}, is now {new.get(key)!r}"
+            for key in sorted({*old, *new})
+            if old.get(key) != new.get(key)
+        ]
+        if changed:
+            raise RunError(
+                f"run directory {self.path} holds another run: {'; '.join(changed)}; "
+                "give another --run-dir, or the first command again to resume it"
+            )
+
+
+def read_records(path: epath.Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl; a last line cut short by a kill is dropped."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+def environment() -> dict[str, Any]:
+    """What the numbers depend on: versions, devices, precision, commit, command."""
+    packages = ("jaxdistill", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    device = jax.devices()[0]
+    return {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in packages},
+        "devices": {
+            "platform": device.platform,
+            "kind": device.device_kind,
+            "count": jax.device_count(),
+            "processes": jax.process_count(),
+        },
+        "cpu_count": os.cpu_count(),
+        "matmul_precision": jax.config.jax_default_matmul_precision or "default",
+        "commit": _commit(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=5
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _lines(records) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)

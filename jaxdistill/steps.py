@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pure train and eval steps, and the only reduction to a scalar."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxdistill.types import (
+    Array,
+    Batch,
+    Metrics,
+    Objective,
+    Outputs,
+    Student,
+    Teacher,
+    TrainState,
+)
+
+DROPOUT, AUGMENT = 0, 1
+"""Purposes of a step's keys: `fold_in(fold_in(state.rng, state.step), PURPOSE)`."""
+
+
+class Replica(NamedTuple):
+    """What a step must know of the devices it runs on; only pmap needs other than this.
+
+    Attributes:
+      sum: adds a tree of arrays over the devices.
+      key: a key of this device's own.
+    """
+
+    sum: Callable[[Any], Any] = lambda tree: tree
+    key: Callable[[Array], Array] = lambda rng: rng
+
+
+WHOLE = Replica()
+"""The step sees the whole batch: jit on one device, or a mesh."""
+
+
+def init_state(
+    rng: Array, student: Student, optimizer: optax.GradientTransformation, batch: Batch
+) -> TrainState:
+    """A fresh state.
+
+    Args:
+      rng: a typed key, `jax.random.key(seed)`. Half of it draws the parameters, the
+        other half stays in the state for dropout and augmentation.
+      batch: any batch, for shapes.
+    """
+    init_rng, rng = jax.random.split(rng)
+    params, model_state = jax.jit(student.init)(init_rng, batch)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        model_state=model_state,
+        opt_state=optimizer.init(params),
+        rng=rng,
+    )
+
+
+def make_train_step(
+    student: Student,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    *,
+    prepare: Callable[[Batch, Array], Batch] | None = None,
+    micro_batches: int = 1,
+) -> Callable:
+    """One optimizer step: `(state, teacher, batch) -> (state, metrics)`.
+
+    The loss is `sum_k weight_k sum(values_k mask_k) / sum(mask_k)`, the counts being
+    summed over devices and micro-batches before any gradient is taken, so that padding
+    weighs nothing wherever it falls. A term without a real entry adds 0; a step without
+    any leaves all but `step` as it was.
+
+    Args:
+      student: see `models.student`.
+      objective: see `objectives.combine`.
+      optimizer: an optax transformation.
+      prepare: `(batch, rng) -> batch`, what teacher and student both see (augmentation).
+      micro_batches: parts in which the gradient is accumulated. For per-example terms
+        the sum is the large batch's gradient. It is not for BatchNorm (statistics are
+        each part's own), dropout draws, and terms that pair examples.
+
+    Returns:
+      The step. `teacher` is a pytree of `teachers`, or None. Metrics are
+      `{term: (sum, count)}` and the weighted `loss` with count 1.
+    """
+
+    def train_step(
+        state: TrainState, teacher: Teacher | None, batch: Batch, *, replica=WHOLE
+    ) -> tuple[TrainState, Metrics]:
+        rng = replica.key(jax.random.fold_in(state.rng, state.step))
+        if prepare is not None:
+            batch = prepare(batch, jax.random.fold_in(rng, AUGMENT))
+        dropout = jax.random.fold_in(rng, DROPOUT)
+        parts = _split(batch, micro_batches)
+
+        def terms_of(params, model_state, part, i):
+            lesson = None if teacher is None else teacher(part)
+            key = dropout if micro_batches == 1 else jax.random.fold_in(dropout, i)
+            outputs, model_state = student.apply(params, model_state, part, key)
+            return objective(outputs, lesson, part, state.step), model_state
+
+        def count(i, part):
+            # Only masks are used: XLA drops the forward pass.
+            terms, _ = terms_of(state.params, state.model_state, part, i)
+            return {name: mask.sum() for name, (_, _, mask) in terms.items()}
+
+        counts = replica.sum(_accumulate(count, parts, micro_batches))
+
+        def loss_of(params, model_state, part, i):
+            terms, model_state = terms_of(params, model_state, part, i)
+            sums = {k: masked_sum(values, mask) for k, (_, values, mask) in terms.items()}
+            loss = sum(w * safe_mean(sums[k], counts[k]) for k, (w, _, _) in terms.items())
+            return loss, (sums, model_state)
+
+        def part_gradient(model_state, i, part):
+            gradient = jax.value_and_grad(loss_of, has_aux=True)
+            (loss, (sums, model_state)), grads = gradient(
+                state.params, model_state, part, i
+            )
+            return model_state, (loss, sums, grads)
+
+        model_state, (loss, sums, grads) = _accumulate_with(
+            part_gradient, state.model_state, parts, micro_batches
+        )
+        loss, sums, grads = replica.sum((loss, sums, grads))
+        # A device that normalises with its own examples has its own statistics.
+        devices = replica.sum(jnp.ones(()))
+        model_state = jax.tree.map(lambda x: replica.sum(x) / devices, model_state)
+        moved = _update(state, optimizer, grads, model_state, counts)
+        metrics = {name: (sums[name], counts[name]) for name in sums}
+        return moved, {**metrics, "loss": (loss, jnp.ones(()))}
+
+    return train_step
+
+
+def make_eval_step(metrics: Callable[[Outputs, Outputs | None, Batch], Metrics]):
+    """Sums of metrics on one batch: `((student, teacher), batch) -> metrics`.
+
+    Args:
+      metrics: `(student, teacher, batch) -> {name: (sum, count)}`, see `evaluate`.
+
+    Returns:
+      The step; student and teacher are pytrees of `teachers`, the teacher may be None.
+    """
+
+    def eval_step(models, batch: Batch, *, replica=WHOLE) -> Metrics:
+        student, teacher = models
+        lesson = None if teacher is None else teacher(batch)
+        return replica.sum(metrics(student(batch), lesson, batch))
+
+    return eval_step
+
+
+def scan_train(train_step: Callable) -> Callable:
+    """Many steps in one dispatch, over data that lives on the device.
+
+    Returns:
+      `(state, (teacher, examples), rows) -> (state, metrics)`: `examples` is a batch of
+      the whole data set, `rows` has `index` and `mask` of shape `[K, B]`, and every
+      metric gains a leading axis `[K]`.
+    """
+
+    def run(state, resident, rows, *, replica=WHOLE):
+        teacher, examples = resident
+
+        def body(state, row):
+            return train_step(state, teacher, take(examples, row), replica=replica)
+
+        return jax.lax.scan(body, state, rows)
+
+    return run
+
+
+def scan_eval(eval_step: Callable) -> Callable:
+    """`(models, examples, rows) -> metrics` over resident data, as `scan_train`."""
+
+    def run(models, examples, rows, *, replica=WHOLE):
+        def body(carry, row):
+            return carry, eval_step(models, take(examples, row), replica=replica)
+
+        return jax.lax.scan(body, None, rows)[1]
+
+    return run
+
+
+def take(examples: Batch, row: Batch) -> Batch:
+    """The batch of the examples at `row["index"]`, with `row["mask"]`."""
+    batch = jax.tree.map(lambda x: x[row["index"]], dict(examples))
+    return {**batch, **row}
+
+
+def masked_sum(values: Array, mask: Array) -> Array:
+    """`sum(values * mask)`; values under a zero mask may be anything, NaN included."""
+    return (jnp.where(mask > 0, values, 0) * mask).sum()
+
+
+def safe_mean(total: Array, count: Array) -> Array:
+    """`total / count`, and 0 where there is nothing to count."""
+    return jnp.where(count > 0, total / jnp.maximum(count, 1e-30), 0)
+
+
+def _split(batch: Batch, parts: int) -> Batch:
+    """`[B, ...]` to `[parts, B / parts, ...]`; part i takes the rows i, i + parts, ...
+
+    so that a batch sharded over devices stays sharded in every part.
+    """
+    size = batch["mask"].shape[0]
+    if size % parts:
+        raise ValueError(f"a batch of {size} does not divide into {parts} micro-batches")
+    return jax.tree.map(
+        lambda x: jnp.swapaxes(x.reshape(size // parts, parts, *x.shape[1:]), 0, 1),
+        dict(batch),
+    )
+
+
+def _accumulate(function: Callable, parts: Batch, count: int) -> Any:
+    carry = lambda _, i, part: (None, function(i, part))  # noqa: E731
+    return _accumulate_with(carry, None, parts, count)[1]
+
+
+def _accumulate_with(function: Callable, carry: Any, parts: Batch, count: int):
+    """`function(carry, i, part) -> (carry, tree)`: the last carry, the sum of trees."""
+    if count == 1:
+        return function(carry, 0, jax.tree.map(lambda x: x[0], parts))
+
+    def body(loop, xs):
+        carry, total = loop
+        carry, tree = function(carry, *xs)
+        return (carry, jax.tree.map(jnp.add, total, tree)), None
+
+    first = jax.tree.map(lambda x: x[0], parts)
+    shapes = jax.eval_shape(function, carry, jnp.int32(0), first)[1]
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    xs = (jnp.arange(count), parts)
+    return jax.lax.scan(body, (carry, zeros), xs)[0]
+
+
+def _update(state, optimizer, grads, model_state, counts) -> TrainState:
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    old = (state.params, state.model_state, state.opt_state)
+    some = sum(counts.values()) > 0
+    params, model_state, opt_state = jax.tree.map(
+        lambda new, was: jnp.where(some, new, was), (params, model_state, opt_state), old
+    )
+    return state.replace(
+        step=state.step + 1,
+        params=params,
+        model_state=model_state,
+        opt_state=opt_state,
+    )

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Teachers: pytrees that map a batch to `Outputs`, always in evaluation mode.
+
+Their variables are an argument of the step, never part of the gradient, the optimizer
+or the donated state. A finished student in evaluation mode is the same thing. Anything
+callable that is registered as a pytree will do: an NNX or Equinox model too.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax import struct
+
+from jaxdistill.types import Array, Batch, Outputs, TrainState
+
+
+@struct.dataclass
+class Live:
+    """A linen module with its variables. The module is static: it is hashed by its
+    fields, where a bound method would retrace the step at every construction."""
+
+    variables: Any
+    module: nn.Module = struct.field(pytree_node=False)
+
+    def __call__(self, batch: Batch) -> Outputs:
+        return self.module.apply(
+            self.variables, batch["inputs"], mask=batch["mask"], train=False
+        )
+
+
+@struct.dataclass
+class Ensemble:
+    """Several teachers at once; logits and hidden states keep a leading member axis."""
+
+    members: tuple[Any, ...]
+
+    def __call__(self, batch: Batch) -> Outputs:
+        logits = [member(batch).logits for member in self.members]
+        return Outputs(jnp.stack(logits))
+
+
+def live(module: nn.Module, variables: Any) -> Live:
+    """A teacher that runs its forward pass in the student's step.
+
+    Args:
+      module: called as `module(inputs, mask=None, train=False) -> Outputs`.
+      variables: `{"params": ..., "batch_stats": ...}`.
+    """
+    return Live(variables, module)
+
+
+def trained(module: nn.Module, state: TrainState) -> Live:
+    """A trained state as a model in evaluation mode: to evaluate, or to teach."""
+    return Live({"params": state.params, **state.model_state}, module)
+
+
+def ensemble(members: Sequence[Any]) -> Ensemble:
+    """Several teachers of the same classes, equally weighted.
+
+    Raises:
+      ValueError: no members.
+    """
+    if not members:
+        raise ValueError("an ensemble needs at least one teacher, got none")
+    return Ensemble(tuple(members))
+
+
+def mean_log_probs(logits: Array, ndim: int) -> Array:
+    """Log-probabilities; over an ensemble's leading axis, of the mean probability.
+
+    Args:
+      logits: `[..., C]`, or `[M, ..., C]` with one axis more than `ndim`.
+      ndim: how many axes a single model's logits have.
+    """
+    log_probs = jax.nn.log_softmax(
+        logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    )
+    if logits.ndim == ndim:
+        return log_probs
+    return jax.nn.logsumexp(log_probs, axis=0) - np.log(logits.shape[0])
+
+
+def digest(tree: Any) -> str:
+    """SHA-256 over a pytree's paths, types, shapes and bytes: a teacher's fingerprint."""
+    whole = hashlib.sha256()
+    for name, leaf in sorted(digests(tree).items()):
+        whole.update(f"{name}={leaf}\n".encode())
+    return whole.hexdigest()
+
+
+def digests(tree: Any) -> dict[str, str]:
+    """SHA-256 of each leaf, by its path."""
+    result = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        array = np.ascontiguousarray(leaf)
+        header = f"{array.dtype.str}{array.shape}".encode()
+        result[jax.tree_util.keystr(path)] = hashlib.sha256(
+            header + array.tobytes()
+        ).hexdigest()
+    return result

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What flows through the house: batches, model outputs and the training state."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+from flax import struct
+
+Batch = Mapping[str, Any]
+"""A mapping of arrays whose first axis is the example.
+
+`inputs`    an array, or a mapping of arrays for a model with several inputs
+`labels`    `[B]` or `[B, L]` integers in `[0, C)`, also in padded rows
+`mask`      `[B]` float, 1 for a real example, 0 for padding (a repeated valid row)
+`index`     `[B]` integers, optional: the example's position in the data set
+`labelled`  `[B]` float, optional: 0 where the label must not be used
+"""
+
+Array = jax.Array
+Metrics = dict[str, tuple[Any, Any]]
+"""`{name: (sum, count)}`: adds up over batches and devices before any division."""
+
+
+@struct.dataclass
+class Outputs:
+    """What every model returns.
+
+    Attributes:
+      logits: `[..., C]`, unnormalised. An ensemble puts its members first,
+        `[M, ..., C]`.
+      hiddens: hidden states by layer, a tuple of `[B, ..., D]`.
+    """
+
+    logits: Any
+    hiddens: Any = ()
+
+
+@struct.dataclass
+class TrainState:
+    """Everything that changes while a student trains. Arrays only.
+
+    Attributes:
+      step: `[]` int32, optimizer steps taken.
+      params: the student's parameters.
+      model_state: its other collections (BatchNorm's running statistics), or `{}`.
+      opt_state: the optax state.
+      rng: a typed key that never moves; steps fold their number into it.
+    """
+
+    step: Any
+    params: Any
+    model_state: Any
+    opt_state: Any
+    rng: Any
+
+
+class Student(NamedTuple):
+    """A model as the training step sees it: two pure functions.
+
+    Attributes:
+      init: `(rng, batch) -> (params, model_state)`.
+      apply: `(params, model_state, batch, rng) -> (Outputs, model_state)`, in training
+        mode.
+    """
+
+    init: Callable[[Array, Batch], tuple[Any, Any]]
+    apply: Callable[[Any, Any, Batch, Array], tuple[Outputs, Any]]
+
+
+Teacher = Callable[[Batch], Outputs]
+"""A pytree that maps a batch to outputs in evaluation mode (see `teachers`)."""
+
+Term = Callable[[Outputs, Outputs | None, Batch, Any], tuple[Array, Array]]
+"""`(student, teacher, batch, step) -> (values, mask)`, two arrays of one shape."""
+
+Objective = Callable[
+    [Outputs, Outputs | None, Batch, Any], dict[str, tuple[Any, Array, Array]]
+]
+"""`(student, teacher, batch, step) -> {name: (weight, values, mask)}`."""

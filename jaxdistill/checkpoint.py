@@ -107,7 +107,7 @@ class Checkpoints:
             raise self._unwritten(step, error) from error
 
     def wait(self) -> None:
-        """Blocks until the last save is on disk; raises CheckpointError if it is not."""
+        """Blocks until the last save is on disk, or raises CheckpointError."""
         try:
             self._manager.wait_until_finished()
         except Exception as error:
@@ -196,8 +196,8 @@ class Checkpoints:
         for name in sorted({*expected, *found}):
             if expected.get(name) != found.get(name):
                 raise CheckpointError(
-                    f"checkpoint {self.path / str(step)} is of another model: {name} is "
-                    f"{found.get(name)} there, {expected.get(name)} here"
+                    f"checkpoint {self.path / str(step)} is of another model: {name} "
+                    f"is {found.get(name)} there, {expected.get(name)} here"
                 )
 
     def _set_aside(self, step: int) -> None:
@@ -208,10 +208,14 @@ class Checkpoints:
         self._manager.reload()
 
     def _unwritten(self, step: int | None, error: Exception) -> CheckpointError:
-        which = "the last checkpoint" if step is None else f"the checkpoint of step {step}"
+        which = (
+            "the last checkpoint" if step is None else f"the checkpoint of step {step}"
+        )
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         kept = [str(s) for s in self.steps() if s != step]
-        last = f"steps kept: {', '.join(kept)}" if kept else "none was written before it"
+        last = (
+            f"steps kept: {', '.join(kept)}" if kept else "none was written before it"
+        )
         return CheckpointError(
             f"could not write {which} to {self.path} (disk full or no permission?): "
             f"{reason}; {last}"

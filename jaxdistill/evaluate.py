@@ -113,4 +113,3 @@ class Evaluator:
         """The summary of placed models (see `teachers.trained`) on the whole set."""
         sums = self._step((student, teacher), self._examples, self._rows)
         return summarize(self._run.fetch(sums))
-

@@ -30,10 +30,10 @@ def fit(
     run: Parallel,
     examples: Any,
     batches: Batches,
-    epochs: int,
+    steps: int,
     teacher: Any = None,
     evaluate: Callable[[TrainState], Mapping[str, Any]] | None = None,
-    evaluate_every: int = 1,
+    evaluate_every: int | None = None,
     checkpoints: Checkpoints | None = None,
     checkpoint_every: int | None = None,
     log: Run | None = None,
@@ -41,7 +41,7 @@ def fit(
     steps_per_dispatch: int = STEPS_PER_DISPATCH,
     progress: bool = True,
 ) -> TrainState:
-    """Trains to the end of the last epoch, resuming where a checkpoint stands.
+    """Trains up to step `steps`, resuming where a checkpoint stands.
 
     The position is the step count: batches, keys and the boundaries between dispatches
     are functions of it, so a resumed run repeats the very programs an uninterrupted one
@@ -53,12 +53,13 @@ def fit(
       run: see `parallel`.
       examples: the data set, placed (`run.place`).
       batches: which examples go into which batch.
-      epochs: epochs in all, those before a resume included.
+      steps: optimizer steps in all, those before a resume included.
       teacher: a placed teacher, or None.
-      evaluate: `placed state -> {name: number}`, after every `evaluate_every` epochs and
-        the last.
+      evaluate: `placed state -> {name: number}`.
+      evaluate_every: steps between evaluations, an epoch if None; also after the last.
       checkpoints: where to save, or None.
-      checkpoint_every: steps between saves, an epoch if None; the last is always saved.
+      checkpoint_every: least steps between saves, `evaluate_every` if None; the last
+        state is always saved.
       log: where records go, `{"fit", "step", "epoch", ...}`.
       name: this training's name in logs and messages.
       steps_per_dispatch: most steps in one dispatch.
@@ -72,62 +73,59 @@ def fit(
       SystemExit: after SIGTERM, with the state saved.
     """
     run.check_batch(batches.batch_size)
-    per_epoch = batches.steps_per_epoch
-    total = epochs * per_epoch
+    every = min(evaluate_every or batches.steps_per_epoch, steps)
     restored = None if checkpoints is None else checkpoints.restore(state)
     state, _ = restored or (state, {})
-    done = int(state.step)
+    saved = done = int(state.step)
     if log is not None:
         log.rewind(name, done)
-    if done >= total:
+    if done >= steps:
         return state
-    state = run.place(state)
-    every, saved, scores = checkpoint_every or per_epoch, done, {}
+    state, scores = run.place(state), {}
     bar = tqdm(
-        desc=name, total=total, initial=done, unit="step", delay=2, disable=not progress
+        desc=name, total=steps, initial=done, unit="step", delay=2, disable=not progress
     )
     with bar, _Preemption() as preempted:
-        for start, stop in dispatches(done, total, per_epoch, steps_per_dispatch):
-            epoch = start // per_epoch
-            window = slice(start - epoch * per_epoch, stop - epoch * per_epoch)
-            rows = {key: value[window] for key, value in batches.rows(epoch).items()}
-            state, sums = step(state, (teacher, examples), run.split(rows, 1))
+        for start, stop in dispatches(done, steps, every, steps_per_dispatch):
+            rows = run.split(batches.rows(start, stop), 1)
+            state, sums = step(state, (teacher, examples), rows)
             record = _record(run.fetch(sums), start, name)
             bar.update(stop - start)
             bar.set_postfix(loss=f"{record['loss']:.4f}", refresh=False)
-            ends = stop % per_epoch == 0
-            if ends and evaluate and ((epoch + 1) % evaluate_every == 0 or stop == total):
+            if evaluate and (stop % every == 0 or stop == steps):
                 scores = dict(evaluate(state))
                 record |= scores
             if log is not None:
-                log.log({"fit": name, "step": stop, "epoch": stop / per_epoch, **record})
-            due = stop == total or stop - saved >= every or preempted.is_set()
-            if checkpoints is not None and due:
-                position = {"epoch": stop // per_epoch, "batch": stop % per_epoch}
-                checkpoints.save(run.fetch(state), position, _numbers(scores))
+                epoch = round(stop / batches.steps_per_epoch, 6)
+                log.log({"fit": name, "step": stop, "epoch": epoch, **record})
+            due = stop == steps or stop - saved >= (checkpoint_every or every)
+            if checkpoints is not None and (due or preempted.is_set()):
+                checkpoints.save(
+                    run.fetch(state), batches.position(stop), _numbers(scores)
+                )
                 saved = stop
-            if preempted.is_set() and stop < total:
+            if preempted.is_set() and stop < steps:
                 _leave(name, stop, checkpoints)
     if checkpoints is not None:
         checkpoints.wait()
     return run.fetch(state)
 
 
-def dispatches(done: int, total: int, per_epoch: int, most: int):
+def dispatches(done: int, total: int, every: int, most: int):
     """`(start, stop)` of the dispatches after step `done`.
 
-    An epoch is cut into equal parts (of two sizes at most), so that boundaries do not
-    depend on where a run was interrupted and nothing compiles after the first epoch.
+    Each stretch of `every` steps is cut into equal parts, of two sizes at most: the
+    boundaries do not depend on where a run was interrupted, and nothing compiles late.
 
     >>> list(dispatches(0, 10, 5, 3))
     [(0, 2), (2, 5), (5, 7), (7, 10)]
     """
-    parts = -(-per_epoch // most)
-    cuts = [per_epoch * i // parts for i in range(parts + 1)]
-    for base in range(0, total, per_epoch):
+    parts = -(-every // most)
+    cuts = [every * i // parts for i in range(parts + 1)]
+    for base in range(0, total, every):
         for low, high in zip(cuts, cuts[1:], strict=False):
-            if base + low >= done:
-                yield base + low, base + high
+            if done <= base + low < total:
+                yield base + low, min(base + high, total)
 
 
 def _record(metrics: Mapping[str, Any], start: int, name: str) -> dict[str, float]:
@@ -136,8 +134,8 @@ def _record(metrics: Mapping[str, Any], start: int, name: str) -> dict[str, floa
     if not np.isfinite(losses).all():
         at = start + int(np.argmin(np.isfinite(losses))) + 1
         raise NonFiniteLoss(
-            f"{name}: the loss is {losses[at - start - 1]} at step {at}; stopped, the last "
-            "good checkpoint is kept (try a lower learning rate or gradient clipping)"
+            f"{name}: the loss is {losses[at - start - 1]} at step {at}; stopped, the "
+            "last good checkpoint is kept (try a lower learning rate or gradient clipping)"
         )
     record = {}
     for key, (sums, counts) in metrics.items():

@@ -68,8 +68,8 @@ def combine(terms: Mapping[str, tuple[Any, Term]]) -> Objective:
     Raises:
       ValueError: no terms, a negative or non-finite weight, or all weights 0.
 
-    >>> combine({"hard": (0.7, hard_labels()), "soft": (0.3, soft_targets())})
-    combine({'hard': (0.7, hard_labels()), 'soft': (0.3, soft_targets(temperature=1.0))})
+    >>> combine({"soft": (0.3, soft_targets(temperature=2.0))})
+    combine({'soft': (0.3, soft_targets(temperature=2.0))})
     """
     numbers = {
         name: weight
@@ -121,7 +121,9 @@ def soft_targets(*, temperature: Any = 1.0) -> Term:
 
     def function(student: Outputs, teacher: Outputs | None, batch, *, temperature):
         if teacher is None:
-            raise ValueError("soft_targets needs a teacher, and the step was given None")
+            raise ValueError(
+                "soft_targets needs a teacher, and the step was given None"
+            )
         mine, theirs = student.logits, teacher.logits
         if theirs.ndim == mine.ndim + 1:
             mine = jnp.broadcast_to(mine[None], (theirs.shape[0], *mine.shape))
@@ -140,7 +142,9 @@ def token_mask(batch: Batch, shape: tuple[int, ...]) -> Array:
     real examples.
     """
     mask = _spread(batch["mask"], shape)
-    return mask * batch["token_mask"] if len(shape) > 1 and "token_mask" in batch else mask
+    return (
+        mask * batch["token_mask"] if len(shape) > 1 and "token_mask" in batch else mask
+    )
 
 
 def at_step(value: Any, step: Any) -> Any:

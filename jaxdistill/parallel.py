@@ -130,7 +130,12 @@ def pmap(devices: Sequence[Any] | None = None) -> Parallel:
 
     def split(tree, axis=0):
         def part(x):
-            shape = (*x.shape[:axis], count, x.shape[axis] // count, *x.shape[axis + 1 :])
+            shape = (
+                *x.shape[:axis],
+                count,
+                x.shape[axis] // count,
+                *x.shape[axis + 1 :],
+            )
             return np.moveaxis(np.asarray(x).reshape(shape), axis, 0)
 
         return jax.device_put(jax.tree.map(part, tree), leading)

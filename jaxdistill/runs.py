@@ -43,12 +43,16 @@ class Run:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if (self.path / "config.json").exists():
-                self._compare(json.loads((self.path / "config.json").read_text()), config)
+                self._compare(
+                    json.loads((self.path / "config.json").read_text()), config
+                )
             else:
                 self.write("config.json", config)
             self.write("env.json", environment())
         except OSError as error:
-            raise RunError(f"cannot write to run directory {directory}: {error}") from error
+            raise RunError(
+                f"cannot write to run directory {directory}: {error}"
+            ) from error
         self._records = read_records(self.path / "metrics.jsonl")
 
     def write(self, name: str, value: Any) -> None:
@@ -118,8 +122,17 @@ def read_records(path: epath.Path) -> list[dict[str, Any]]:
 
 def environment() -> dict[str, Any]:
     """What the numbers depend on: versions, devices, precision, commit, command."""
-    packages = ("jaxdistill", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    packages = (
+        "jaxdistill",
+        "jax",
+        "jaxlib",
+        "flax",
+        "optax",
+        "orbax-checkpoint",
+        "numpy",
+    )
     device = jax.devices()[0]
+    precision = jax.config.read("jax_default_matmul_precision")
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
@@ -132,7 +145,7 @@ def environment() -> dict[str, Any]:
             "processes": jax.process_count(),
         },
         "cpu_count": os.cpu_count(),
-        "matmul_precision": jax.config.jax_default_matmul_precision or "default",
+        "matmul_precision": precision or "default",
         "commit": _commit(),
     }
 

@@ -79,7 +79,7 @@ def make_train_step(
       student: see `models.student`.
       objective: see `objectives.combine`.
       optimizer: an optax transformation.
-      prepare: `(batch, rng) -> batch`, what teacher and student both see (augmentation).
+      prepare: `(batch, rng) -> batch`, augmentation that teacher and student share.
       micro_batches: parts in which the gradient is accumulated. For per-example terms
         the sum is the large batch's gradient. It is not for BatchNorm (statistics are
         each part's own), dropout draws, and terms that pair examples.
@@ -113,8 +113,12 @@ def make_train_step(
 
         def loss_of(params, model_state, part, i):
             terms, model_state = terms_of(params, model_state, part, i)
-            sums = {k: masked_sum(values, mask) for k, (_, values, mask) in terms.items()}
-            loss = sum(w * safe_mean(sums[k], counts[k]) for k, (w, _, _) in terms.items())
+            sums = {
+                k: masked_sum(values, mask) for k, (_, values, mask) in terms.items()
+            }
+            loss = sum(
+                w * safe_mean(sums[k], counts[k]) for k, (w, _, _) in terms.items()
+            )
             return loss, (sums, model_state)
 
         def part_gradient(model_state, i, part):
@@ -211,7 +215,9 @@ def _split(batch: Batch, parts: int) -> Batch:
     """
     size = batch["mask"].shape[0]
     if size % parts:
-        raise ValueError(f"a batch of {size} does not divide into {parts} micro-batches")
+        raise ValueError(
+            f"a batch of {size} does not divide into {parts} micro-batches"
+        )
     return jax.tree.map(
         lambda x: jnp.swapaxes(x.reshape(size // parts, parts, *x.shape[1:]), 0, 1),
         dict(batch),
@@ -246,7 +252,9 @@ def _update(state, optimizer, grads, model_state, counts) -> TrainState:
     old = (state.params, state.model_state, state.opt_state)
     some = sum(counts.values()) > 0
     params, model_state, opt_state = jax.tree.map(
-        lambda new, was: jnp.where(some, new, was), (params, model_state, opt_state), old
+        lambda new, was: jnp.where(some, new, was),
+        (params, model_state, opt_state),
+        old,
     )
     return state.replace(
         step=state.step + 1,

@@ -25,7 +25,7 @@ class Live:
     fields, where a bound method would retrace the step at every construction."""
 
     variables: Any
-    module: nn.Module = struct.field(pytree_node=False)
+    module: Any = struct.field(pytree_node=False)
 
     def __call__(self, batch: Batch) -> Outputs:
         return self.module.apply(
@@ -86,7 +86,7 @@ def mean_log_probs(logits: Array, ndim: int) -> Array:
 
 
 def digest(tree: Any) -> str:
-    """SHA-256 over a pytree's paths, types, shapes and bytes: a teacher's fingerprint."""
+    """SHA-256 over paths, types, shapes and bytes of a pytree: its fingerprint."""
     whole = hashlib.sha256()
     for name, leaf in sorted(digests(tree).items()):
         whole.update(f"{name}={leaf}\n".encode())

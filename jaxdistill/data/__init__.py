@@ -2,7 +2,7 @@
 """Data as NumPy arrays: sources, transforms, batches. Nothing here imports jax."""
 
 from jaxdistill.data.batches import Batches, pad
-from jaxdistill.data.sources import Dataset, DataError, holdout, load
+from jaxdistill.data.sources import DataError, Dataset, holdout, load
 from jaxdistill.data.transforms import normalize
 
 __all__ = ["Batches", "DataError", "Dataset", "holdout", "load", "normalize", "pad"]

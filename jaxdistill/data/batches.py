@@ -3,6 +3,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,8 @@ class Batches:
             raise DataError("the data set is empty")
         if not 0 < self.batch_size <= self.size:
             raise DataError(
-                f"a batch of {self.batch_size} cannot be drawn from {self.size} examples"
+                f"a batch of {self.batch_size} cannot be drawn from {self.size} "
+                "examples"
             )
 
     @property
@@ -40,17 +42,38 @@ class Batches:
         """Batches in an epoch, the padded one included."""
         return -(-self.size // self.batch_size)
 
-    def rows(self, epoch: int) -> dict[str, np.ndarray]:
-        """`index` int32 and `mask` float32, `[steps_per_epoch, batch_size]`."""
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.size)
-        return pad(order, self.batch_size)
+    def rows(self, start: int, stop: int) -> dict[str, np.ndarray]:
+        """`index` int32 and `mask` float32 `[stop - start, batch_size]` of these steps.
+
+        Steps count through all epochs, from 0.
+        """
+        first, last = start // self.steps_per_epoch, -(-stop // self.steps_per_epoch)
+        epochs = [_epoch(self, epoch) for epoch in range(first, last)]
+        window = slice(
+            start - first * self.steps_per_epoch, stop - first * self.steps_per_epoch
+        )
+        return {
+            key: np.concatenate([epoch[key] for epoch in epochs])[window]
+            for key in ("index", "mask")
+        }
+
+    def position(self, step: int) -> dict[str, int]:
+        """Where the data stands after `step` steps, as JSON for a checkpoint."""
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        return {"seed": self.seed, "epoch": epoch, "batch": batch}
 
     def iterate(self, examples: Mapping[str, Any], epoch: int) -> Iterator[dict]:
         """Host batches of one epoch, for a loop of one's own."""
-        rows = self.rows(epoch)
+        rows = _epoch(self, epoch)
         for index, mask in zip(rows["index"], rows["mask"], strict=True):
             batch = {key: np.asarray(value)[index] for key, value in examples.items()}
             yield {**batch, "index": index, "mask": mask}
+
+
+@lru_cache(maxsize=2)
+def _epoch(batches: Batches, epoch: int) -> dict[str, np.ndarray]:
+    order = np.random.default_rng([batches.seed, epoch]).permutation(batches.size)
+    return pad(order, batches.batch_size)
 
 
 def pad(order: np.ndarray, batch_size: int) -> dict[str, np.ndarray]:
@@ -79,6 +102,6 @@ def check_labels(labels: np.ndarray, num_classes: int) -> None:
     wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if len(wrong):
         raise DataError(
-            f"label {labels.flat[wrong[0]]} at position {wrong[0]} is out of range: the "
-            f"model scores {num_classes} classes, 0 to {num_classes - 1}"
+            f"label {labels.flat[wrong[0]]} at position {wrong[0]} is out of range: "
+            f"the model scores {num_classes} classes, 0 to {num_classes - 1}"
         )

@@ -174,7 +174,9 @@ def _idx_folder(name: str, data_dir: str | Path | None) -> Path | None:
 
 
 def _idx_path(folder: Path, file: str) -> Path | None:
-    return next((p for p in (folder / f"{file}.gz", folder / file) if p.is_file()), None)
+    return next(
+        (p for p in (folder / f"{file}.gz", folder / file) if p.is_file()), None
+    )
 
 
 def _read_idx(name: str, folder: Path) -> dict[str, Examples]:
@@ -197,15 +199,17 @@ def _read_idx(name: str, folder: Path) -> dict[str, Examples]:
 
 def _unpack(path: Path) -> bytes:
     try:
-        return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else (
-            path.read_bytes()
+        return (
+            gzip.decompress(path.read_bytes())
+            if path.suffix == ".gz"
+            else (path.read_bytes())
         )
     except (EOFError, OSError) as error:
         raise DataError(f"{path} is damaged or cut short: {error}") from error
 
 
 def parse_idx(raw: bytes) -> np.ndarray:
-    """The uint8 array in an IDX file: two zero bytes, type 8, rank, big-endian shape."""
+    """The uint8 array in an IDX file: zeros, type 8, rank, big-endian shape, bytes."""
     rank = raw[3]
     shape = np.frombuffer(raw, ">u4", count=rank, offset=4)
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * rank).reshape(shape)
@@ -216,8 +220,8 @@ def _read_tfds(name: str, data_dir: str | Path | None) -> dict[str, Examples]:
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise DataError(
-            f"reading {name} needs tensorflow-datasets (pip install 'jaxdistill[data]'), "
-            "or --data-dir with the original IDX files"
+            f"reading {name} needs tensorflow-datasets (pip install "
+            "'jaxdistill[data]'), or --data-dir with the original IDX files"
         ) from error
     builder = _tfds_builder(name, data_dir)
     if not builder.is_prepared():
@@ -252,7 +256,9 @@ def _tfds_builder(name: str, data_dir: str | Path | None) -> Any:
             def _generate_examples(self, images, labels):
                 from PIL import Image
 
-                pair = [parse_idx(gzip.decompress(p.read_bytes())) for p in (images, labels)]
+                pair = [
+                    parse_idx(gzip.decompress(p.read_bytes())) for p in (images, labels)
+                ]
                 for index, (image, label) in enumerate(zip(*pair, strict=True)):
                     yield index, {"image": Image.fromarray(image), "label": int(label)}
 
@@ -267,8 +273,8 @@ def _check_network(name: str, url: str) -> None:
         socket.getaddrinfo(host, 443)
     except OSError as error:
         raise DataError(
-            f"no network: {host} cannot be reached to download {name}; give --data-dir, "
-            "a folder with its four original IDX files or a copy prepared by TFDS"
+            f"no network: {host} cannot be reached to download {name}; give "
+            "--data-dir, a folder with its four original IDX files or a copy prepared by TFDS"
         ) from error
 
 

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a model costs (parameters, FLOPs, latency, bytes), and fair timing of jobs."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import serialization
+
+
+def parameters(variables: Any) -> int:
+    """The number of trained parameters in `variables["params"]`."""
+    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+
+
+def weights(variables: Any) -> bytes:
+    """Variables as msgpack: what the size on disk is measured on.
+
+    Read back with `flax.serialization.msgpack_restore`.
+    """
+    return serialization.msgpack_serialize(
+        serialization.to_state_dict(jax.tree.map(np.asarray, variables))
+    )
+
+
+def cost(model: Any, batch: Mapping[str, Any], repeats: int = 200) -> dict[str, float]:
+    """What one model costs at inference, on the default device.
+
+    Args:
+      model: a live teacher or trained student (see `teachers`), not placed.
+      batch: `inputs` and `mask`; only its first example is used.
+      repeats: calls the latency is the median of.
+
+    Returns:
+      `parameters`; `flops` of one example's forward pass as XLA counts them;
+      `latency_us`, median microseconds for batch 1, input on the device; `bytes` of
+      the weights on disk.
+    """
+    one = {
+        key: jax.device_put(np.asarray(batch[key])[:1]) for key in ("inputs", "mask")
+    }
+    model = jax.device_put(model)
+    forward = jax.jit(lambda model, batch: model(batch).logits)
+    compiled = forward.lower(model, one).compile()
+    compiled(model, one).block_until_ready()
+    times = [
+        seconds(lambda: compiled(model, one).block_until_ready())
+        for _ in range(repeats)
+    ]
+    return {
+        "parameters": parameters(model.variables),
+        "flops": flops(compiled),
+        "latency_us": 1e6 * statistics.median(times),
+        "bytes": len(weights(model.variables)),
+    }
+
+
+def flops(compiled: Any) -> float:
+    """Floating-point operations of a compiled function, by XLA's count."""
+    analysis = compiled.cost_analysis()
+    analysis = analysis[0] if isinstance(analysis, list) else analysis
+    return float(analysis.get("flops", float("nan")))
+
+
+def memory(compiled: Any) -> dict[str, int]:
+    """Bytes per device of a compiled function: arguments, outputs, temporaries."""
+    stats = compiled.memory_analysis()
+    return {
+        "arguments": stats.argument_size_in_bytes,
+        "outputs": stats.output_size_in_bytes,
+        "aliased": stats.alias_size_in_bytes,
+        "temporaries": stats.temp_size_in_bytes,
+        "program": stats.generated_code_size_in_bytes,
+    }
+
+
+def seconds(function: Callable[[], Any]) -> float:
+    """Wall-clock seconds of one call."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def interleave(
+    jobs: Mapping[str, Callable[[], Any]], rounds: int
+) -> dict[str, list[float]]:
+    """Seconds of each job in each round, after one round that is not counted.
+
+    The jobs take turns, and the order turns round every time, so that a machine whose
+    speed drifts slows all of them alike.
+    """
+    for job in jobs.values():
+        job()
+    times: dict[str, list[float]] = {name: [] for name in jobs}
+    names = list(jobs)
+    for turn in range(rounds):
+        for name in names if turn % 2 == 0 else reversed(names):
+            times[name].append(seconds(jobs[name]))
+    return times
+
+
+def ratios(slow: Sequence[float], fast: Sequence[float]) -> dict[str, float]:
+    """Pair by pair `slow / fast`: median, minimum, maximum."""
+    pairs = [s / f for s, f in zip(slow, fast, strict=True)]
+    return {"median": statistics.median(pairs), "min": min(pairs), "max": max(pairs)}

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PyTorch weights to linen variables and back, with nothing left over.
+
+Layouts: a Linear weight is `[out, in]` there and `[in, out]` here; a Conv2d weight
+OIHW there and HWIO here; BatchNorm's `weight, running_mean, running_var` are `scale,
+mean, var`. Values are never changed, so both directions together are the identity.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import traverse_util
+
+_RENAMED = {
+    "running_mean": ("batch_stats", "mean"),
+    "running_var": ("batch_stats", "var"),
+}
+
+
+def from_torch(
+    state_dict: Mapping[str, Any], like: Any, names: Mapping[str, str] | None = None
+) -> Any:
+    """Linen variables from a PyTorch `state_dict`.
+
+    Args:
+      state_dict: `{"layer.weight": array or tensor}`.
+      like: variables of the linen module, for names and shapes (`jax.eval_shape` does).
+      names: `{torch layer: linen module path}`, as `{"backbone.fc": "Dense_0"}`; by
+        default layers are paired in order.
+
+    Returns:
+      Variables like `like`, as NumPy arrays.
+
+    Raises:
+      ValueError: a layer without a partner, a weight left over, a shape that differs.
+    """
+    names = names or in_order(state_dict, like)
+    expected = traverse_util.flatten_dict(_as_dict(like))
+    found = {}
+    for key, value in _weights(state_dict).items():
+        layer, _, kind = key.rpartition(".")
+        if layer not in names:
+            raise ValueError(
+                f"PyTorch weight {key!r} has no partner among {dict(names)}"
+            )
+        array = _array(value)
+        collection, leaf = _leaf(kind, array.ndim)
+        path = (collection, *names[layer].split("/"), leaf)
+        if path not in expected:
+            raise ValueError(
+                f"PyTorch weight {key!r} has no place {'/'.join(path)} here"
+            )
+        array = _to_linen(array) if leaf == "kernel" else array
+        if array.shape != expected[path].shape:
+            raise ValueError(
+                f"PyTorch weight {key!r} gives {'/'.join(path)} the shape "
+                f"{array.shape}, the module needs {expected[path].shape}"
+            )
+        found[path] = array
+    missing = ["/".join(path) for path in expected if path not in found]
+    if missing:
+        raise ValueError(f"no PyTorch weight for {', '.join(missing)}")
+    return traverse_util.unflatten_dict(found)
+
+
+def to_torch(
+    variables: Any, like: Mapping[str, Any], names: Mapping[str, str] | None = None
+) -> dict[str, np.ndarray]:
+    """The reverse: a state dict of arrays for `torch_module.load_state_dict`.
+
+    Args:
+      variables: linen variables.
+      like: the PyTorch module's `state_dict()`, for names and shapes.
+      names: as in `from_torch`.
+
+    Returns:
+      `{"layer.weight": array}`; give each to `torch.from_numpy`.
+
+    Raises:
+      ValueError: as in `from_torch`.
+    """
+    names = names or in_order(like, variables)
+    flat = traverse_util.flatten_dict(_as_dict(variables))
+    result, used = {}, set()
+    for key, value in like.items():
+        layer, _, kind = key.rpartition(".")
+        if kind == "num_batches_tracked":
+            result[key] = np.zeros((), np.int64)
+            continue
+        ndim = len(value.shape)
+        collection, leaf = _leaf(kind, ndim)
+        path = (collection, *names.get(layer, "?").split("/"), leaf)
+        if path not in flat:
+            raise ValueError(
+                f"no weight here for PyTorch's {key!r}: no {'/'.join(path)}"
+            )
+        array = np.asarray(flat[path])
+        array = _to_torch(array) if leaf == "kernel" else array
+        if array.shape != tuple(value.shape):
+            raise ValueError(
+                f"{'/'.join(path)} gives PyTorch's {key!r} the shape {array.shape}, it "
+                f"needs {tuple(value.shape)}"
+            )
+        result[key] = array
+        used.add(path)
+    left = ["/".join(path) for path in flat if path not in used]
+    if left:
+        raise ValueError(f"nothing in PyTorch takes {', '.join(left)}")
+    return result
+
+
+def in_order(state_dict: Mapping[str, Any], like: Any) -> dict[str, str]:
+    """Pairs PyTorch layers with linen modules of the same kind, each in order.
+
+    Raises:
+      ValueError: the numbers of layers of a kind differ.
+    """
+    theirs: dict[str, list[str]] = {}
+    for key, value in _weights(state_dict).items():
+        layer, _, kind = key.rpartition(".")
+        if kind == "weight":
+            theirs.setdefault(
+                _kind(_leaf(kind, len(value.shape))[1], value), []
+            ).append(layer)
+    ours: dict[str, list[str]] = {}
+    flat = traverse_util.flatten_dict(_as_dict(like)["params"])
+    for path in sorted(flat, key=_natural):
+        if path[-1] in ("kernel", "scale"):
+            ours.setdefault(_kind(path[-1], flat[path]), []).append("/".join(path[:-1]))
+    names: dict[str, str] = {}
+    for kind in {*theirs, *ours}:
+        a, b = theirs.get(kind, []), ours.get(kind, [])
+        if len(a) != len(b):
+            raise ValueError(
+                f"{len(a)} PyTorch layers of kind {kind} ({', '.join(a)}) against "
+                f"{len(b)} here ({', '.join(b)}); pair them by name"
+            )
+        names.update(zip(a, b, strict=True))
+    return names
+
+
+def load_state_dict(path: str | Path) -> dict[str, np.ndarray]:
+    """A state dict from a `.safetensors` or PyTorch file, never running its code.
+
+    Raises:
+      ValueError: the file is not a flat mapping of names to tensors.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        from safetensors.numpy import load_file
+
+        return load_file(path)
+    import torch
+
+    loaded = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(loaded, Mapping) or not all(
+        isinstance(value, torch.Tensor) for value in loaded.values()
+    ):
+        raise ValueError(f"{path} does not hold a state_dict: names to tensors")
+    return {key: _array(value) for key, value in loaded.items()}
+
+
+def _weights(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    # PyTorch counts BatchNorm's batches only for a mode without momentum.
+    return {
+        k: v for k, v in state_dict.items() if not k.endswith("num_batches_tracked")
+    }
+
+
+def _array(value: Any) -> np.ndarray:
+    return (
+        value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
+    )
+
+
+def _as_dict(variables: Any) -> dict:
+    return {k: dict(v) for k, v in variables.items() if v}
+
+
+def _leaf(kind: str, ndim: int) -> tuple[str, str]:
+    if kind in _RENAMED:
+        return _RENAMED[kind]
+    if kind == "weight":
+        return "params", "kernel" if ndim > 1 else "scale"
+    return "params", kind
+
+
+def _kind(leaf: str, value: Any) -> str:
+    return "norm" if leaf == "scale" else f"{len(value.shape)}-dimensional weight"
+
+
+def _to_linen(weight: np.ndarray) -> np.ndarray:
+    return weight.T if weight.ndim == 2 else weight.transpose(2, 3, 1, 0)
+
+
+def _to_torch(kernel: np.ndarray) -> np.ndarray:
+    return kernel.T if kernel.ndim == 2 else kernel.transpose(3, 2, 0, 1)
+
+
+def _natural(path: tuple[str, ...]) -> list:
+    return [
+        int(part) if part.isdigit() else part
+        for part in re.split(r"(\d+)", "/".join(path))
+    ]

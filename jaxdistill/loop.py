@@ -135,7 +135,7 @@ def _record(metrics: Mapping[str, Any], start: int, name: str) -> dict[str, floa
         at = start + int(np.argmin(np.isfinite(losses))) + 1
         raise NonFiniteLoss(
             f"{name}: the loss is {losses[at - start - 1]} at step {at}; stopped, the "
-            "last good checkpoint is kept (try a lower learning rate or gradient clipping)"
+            "last good checkpoint is kept (a lower learning rate or clipping may help)"
         )
     record = {}
     for key, (sums, counts) in metrics.items():

@@ -132,7 +132,7 @@ def environment() -> dict[str, Any]:
         "numpy",
     )
     device = jax.devices()[0]
-    precision = jax.config.read("jax_default_matmul_precision")
+    precision = getattr(jax.config, "jax_default_matmul_precision", None)
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": sys.argv,

@@ -274,7 +274,7 @@ def _check_network(name: str, url: str) -> None:
     except OSError as error:
         raise DataError(
             f"no network: {host} cannot be reached to download {name}; give "
-            "--data-dir, a folder with its four original IDX files or a copy prepared by TFDS"
+            "--data-dir, a folder with its four original IDX files or TFDS's own copy"
         ) from error
 
 

@@ -96,7 +96,7 @@ def table(summary: Mapping[str, Any]) -> str:
     head = ["", *(title for _, title, *_ in COLUMNS + COSTS)]
     lines = [_row(head), _row(["---"] + ["--:"] * (len(head) - 1))]
     for name, row in summary["rows"].items():
-        cells = [name]
+        cells = [_words(name)]
         for key, _, scale, digits in COLUMNS:
             cells.append(_plus_minus(row[key], scale, digits) if key in row else "-")
         for key, _, unit, digits in COSTS:
@@ -168,7 +168,7 @@ def _curves(records: Sequence[Mapping[str, Any]]) -> bytes:
             axis.fill_between(at, low, high, alpha=0.2, color=line.get_color())
         axis.set(title=title, xlabel="step")
     left.set_yscale("log")
-    right.legend(frameon=False)
+    (right if right.has_data() else left).legend(frameon=False)
     return _png(figure)
 
 
@@ -184,7 +184,7 @@ def _comparison(summary: Mapping[str, Any]) -> bytes:
         around = np.linspace(-0.12, 0.12, len(seeds)) if len(seeds) > 1 else [0]
         axis.plot(x + np.asarray(around), seeds, "o", alpha=0.5)
         axis.hlines(np.mean(seeds), x - 0.25, x + 0.25, color="black")
-    axis.set_xticks(range(len(names)), [name.replace(" ", "\n") for name in names])
+    axis.set_xticks(range(len(names)), [_words(name).replace(" ", "\n") for name in names])
     axis.set(ylabel="test accuracy, %", title="a dot per seed, a bar for the mean")
     return _png(figure)
 
@@ -193,7 +193,7 @@ def _by_row(records, key) -> dict[str, dict[int, list[float]]]:
     rows: dict[str, dict[int, list[float]]] = {}
     for record in records:
         if key in record:
-            name = record["fit"].rsplit("-", 1)[0].replace("_", " ")
+            name = _words(record["fit"].rsplit("-", 1)[0])
             rows.setdefault(name, {}).setdefault(record["step"], []).append(record[key])
     return rows
 
@@ -214,6 +214,10 @@ def _png(figure) -> bytes:
     return buffer.getvalue()
 
 
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
 def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
@@ -228,7 +232,7 @@ def _plus_minus(value: Mapping[str, float], scale: float, digits: int) -> str:
 
 
 def _sentence(name: str, other: str, gap: Mapping[str, float]) -> str:
-    head = f"{name} minus {other}: {100 * gap['mean']:+.2f} points"
+    head = f"{_words(name)} minus {_words(other)}: {100 * gap['mean']:+.2f} points"
     if math.isnan(gap["low"]):
         return f"{head} (one seed: no interval)"
     low, high = 100 * gap["low"], 100 * gap["high"]

@@ -55,7 +55,7 @@ class Checkpoints:
         """
         self.path = epath.Path(os.fspath(directory))
         if "://" not in str(self.path):
-            self.path = self.path.absolute()
+            self.path = epath.Path(os.path.abspath(self.path))
         self._identity = json.loads(json.dumps(identity or {}))
         policies: list[Any] = [policy.LatestN(keep)]
         if best is not None:

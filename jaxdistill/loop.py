@@ -104,7 +104,7 @@ def fit(
                     run.fetch(state), batches.position(stop), _numbers(scores)
                 )
                 saved = stop
-            if preempted.is_set() and stop < steps:
+            if preempted.is_set():
                 _leave(name, stop, checkpoints)
     if checkpoints is not None:
         checkpoints.wait()

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Eight virtual CPU devices, strict shapes, and the data sets that are not shipped."""
+
+import os
+
+# Before jax is imported. NPROC: with few cores, jax 0.10 gives the collectives of eight
+# virtual devices too few threads to meet, and aborts the process.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("NPROC", "16")
+os.environ["XLA_FLAGS"] = " ".join(
+    [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
+)
+
+from pathlib import Path
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder with `mnist/` and `fashion_mnist/`, each of original IDX files."""
+    folder = os.environ.get("JAXDISTILL_DATA")
+    if not folder:
+        pytest.skip("JAXDISTILL_DATA names no folder with mnist/ and fashion_mnist/")
+    missing = [
+        name
+        for name in ("mnist", "fashion_mnist")
+        if not (Path(folder) / name).is_dir()
+    ]
+    if missing:
+        pytest.skip(f"JAXDISTILL_DATA={folder} has no {' and no '.join(missing)}")
+    return Path(folder)

@@ -25,25 +25,24 @@ Selection on the validation split, report on test, last epoch, all seeds.
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import jax
 import numpy as np
 import optax
 import tyro
 
-from jaxdistill import benchmark, data, models, parallel, report, teachers
-from jaxdistill.checkpoint import CheckpointError, Checkpoints
+from jaxdistill import data, models, parallel, report, teachers
+from jaxdistill.checkpoint import CheckpointError
 from jaxdistill.evaluate import Evaluator
-from jaxdistill.loop import NonFiniteLoss, fit
+from jaxdistill.loop import NonFiniteLoss
 from jaxdistill.objectives import combine, hard_labels, soft_targets
-from jaxdistill.parallel import Kind, Parallel
+from jaxdistill.parallel import Kind
 from jaxdistill.runs import Run, RunError
-from jaxdistill.steps import init_state, make_train_step, scan_train
-from jaxdistill.types import Objective
+from jaxdistill.study import Row, Study
 
 PIXELS = {
     "digits": (0.305, 0.376),
@@ -130,26 +129,13 @@ PRESETS = {
 }
 
 
-class Row(NamedTuple):
-    """One line of the table: a network, what it learns, and from whom."""
-
-    module: models.MLP
-    objective: Objective
-    teacher: str | None
-
-
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs the experiment, prints its table, returns its summary."""
     config = parse(argv)
+    errors = (data.DataError, RunError, CheckpointError, NonFiniteLoss, ValueError)
     try:
         return execute(config)
-    except (
-        data.DataError,
-        RunError,
-        CheckpointError,
-        NonFiniteLoss,
-        ValueError,
-    ) as error:
+    except errors as error:
         sys.exit(f"error: {error}")
 
 
@@ -164,62 +150,78 @@ def parse(argv: Sequence[str] | None = None) -> Config:
 
 def execute(config: Config) -> dict[str, Any]:
     """Trains every row for every seed, resuming what a run directory already holds."""
-    task = Task(config)
-    lines = rows(config)
-    compiled = {name: task.compile(row) for name, row in lines.items()}
-    results: dict[str, list] = {name: [] for name in lines}
-    costs, digests = {}, {}
-    for seed in range(config.seeds):
-        trained: dict[str, Any] = {}
-        if "untrained_teacher" in lines:
-            trained["untrained"] = task.untrained(seed)
-        for name, row in lines.items():
-            teacher = None if row.teacher is None else trained[row.teacher]
-            model = task.train(name, row, compiled[name], seed, teacher)
-            trained[name] = task.run.place(model)
-            results[name].append(task.test(trained[name], trained["teacher"]))
-            digests[f"{name}-{seed}"] = teachers.digest(model.variables)
-            if seed == 0:
-                costs[name] = benchmark.cost(model, task.example)
-                path = f"models/{name}.msgpack"
-                task.log.write_bytes(path, benchmark.weights(model.variables))
-    against = [name for name in lines if name not in ("teacher", "distilled")]
-    summary = {**report.summarize(results, costs, against), "digests": digests}
-    task.log.write("summary.json", summary)
-    print(report.write(task.log.path))
-    print(f"run directory: {task.log.path}")
+    source = data.load(config.data, config.data_dir)
+    train, validation = source.train, None
+    run = parallel.choose(config.parallel)
+    if config.validation:
+        train, held = data.holdout(train, config.validation)
+        validation = Evaluator(run, inputs(held, source))
+    train_set = inputs(train, source)
+    steps = (
+        config.epochs
+        * data.Batches(len(train["labels"]), config.batch_size).steps_per_epoch
+    )
+    lines = rows(config, steps)
+    free = ("run_dir", "data_dir", "parallel", "progress")
+    settings = {k: v for k, v in asdict(config).items() if k not in free}
+    study = Study(
+        run,
+        Run(config.run_dir.format(preset=config.preset), settings),
+        examples=labelled(train_set, config.labels),
+        steps=steps,
+        batch_size=config.batch_size,
+        test=Evaluator(run, inputs(source.test, source)),
+        validation=validation,
+        evaluations=config.evaluations,
+        progress=config.progress,
+    )
+
+    def untrained(seed):
+        """The teacher as it is drawn, never trained: the popular script's mistake."""
+        row = lines["teacher"]
+        state = study.fresh(row, seed + 10_000)
+        return {"untrained": run.place(teachers.trained(row.module, state))}
+
+    summary = study.compare(lines, config.seeds, given=untrained)
+    print(report.write(study.log.path))
+    print(f"run directory: {study.log.path}")
     return summary
 
 
-def rows(config: Config) -> dict[str, Row]:
+def rows(config: Config, steps: int) -> dict[str, Row]:
     """The table's lines, in the order they train: a teacher before its students."""
     teacher = models.MLP((*config.teacher, 10), dropout=config.teacher_dropout)
     student = models.MLP((*config.student, 10))
     hard = combine({"hard": (1.0, hard_labels())})
+    smooth = combine({"hard": (1.0, hard_labels(label_smoothing=config.smoothing))})
     both = combine(
         {
             "hard": (config.hard_weight, hard_labels()),
             "soft": (config.soft_weight, soft_targets(temperature=config.temperature)),
         }
     )
-    smooth = combine({"hard": (1.0, hard_labels(label_smoothing=config.smoothing))})
+    optimizer, parts = make_optimizer(config, steps), config.micro_batches
+
+    def row(module, objective, teacher=None):
+        return Row(module, objective, optimizer, teacher, micro_batches=parts)
+
     lines = {
-        "teacher": Row(teacher, hard, None),
-        "scratch": Row(student, hard, None),
-        "distilled": Row(student, both, "teacher"),
+        "teacher": row(teacher, hard),
+        "scratch": row(student, hard),
+        "distilled": row(student, both, "teacher"),
     }
     if "label_smoothing" in config.controls:
-        lines["label_smoothing"] = Row(student, smooth, None)
+        lines["label_smoothing"] = row(student, smooth)
     if "untrained_teacher" in config.controls:
-        lines["untrained_teacher"] = Row(student, both, "untrained")
+        lines["untrained_teacher"] = row(student, both, "untrained")
     return lines
 
 
-def make_optimizer(config: Config, total: int) -> optax.GradientTransformation:
+def make_optimizer(config: Config, steps: int) -> optax.GradientTransformation:
     """Adam as the configuration says; decay and clipping where they are asked for."""
     rate: Any = config.learning_rate
     if config.schedule == "cosine":
-        rate = optax.cosine_decay_schedule(rate, total)
+        rate = optax.cosine_decay_schedule(rate, steps)
     if config.weight_decay:
         adam = optax.adamw(rate, weight_decay=config.weight_decay)
     else:
@@ -229,115 +231,33 @@ def make_optimizer(config: Config, total: int) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), adam)
 
 
-class Task:
-    """The data, the devices and the run directory that all trainings share."""
-
-    def __init__(self, config: Config):
-        self.config = config
-        free = ("run_dir", "data_dir", "parallel", "progress")
-        settings = {k: v for k, v in asdict(config).items() if k not in free}
-        source = data.load(config.data, config.data_dir)
-        train = source.train
-        if config.validation:
-            train, validation = data.holdout(train, config.validation)
-        self.run: Parallel = parallel.choose(config.parallel)
-        self.train_set = self._examples(train, source.peak)
-        self.total = config.epochs * self._batches(self.train_set, 0).steps_per_epoch
-        self.optimizer = make_optimizer(config, self.total)
-        self.example = {**_first(self.train_set), "mask": np.ones(1, np.float32)}
-        self.log = Run(config.run_dir.format(preset=config.preset), settings)
-        self.test = Evaluator(self.run, self._examples(source.test, source.peak))
-        self.validate = (
-            Evaluator(self.run, self._examples(validation, source.peak))
-            if config.validation
-            else None
-        )
-        self._placed: dict[Any, Any] = {}
-
-    def compile(self, row: Row) -> Callable:
-        """The row's training, compiled once for all seeds."""
-        step = make_train_step(
-            models.student(row.module),
-            row.objective,
-            self.optimizer,
-            micro_batches=self.config.micro_batches,
-        )
-        return self.run.compile(scan_train(step), batch_axis=1)
-
-    def untrained(self, seed: int) -> teachers.Live:
-        """The teacher as it is drawn, never trained: the popular script's mistake."""
-        module = rows(self.config)["teacher"].module
-        return self.run.place(
-            teachers.trained(module, self._fresh(module, seed + 10_000))
-        )
-
-    def train(self, name: str, row: Row, step: Callable, seed: int, teacher: Any):
-        """One training of one row, resumed from its checkpoints; a live model."""
-        placed, batches = self._data(seed, labelled_only=row.teacher is None)
-        fingerprint = None
-        if teacher is not None:
-            fingerprint = teachers.digest(self.run.fetch(teacher.variables))
-        checkpoints = Checkpoints(
-            self.log.path / "checkpoints" / f"{name}-{seed}",
-            identity={"row": name, "seed": seed, "teacher": fingerprint},
-            best="accuracy" if self.validate else None,
-        )
-
-        validate = self.validate
-        state = fit(
-            self._fresh(row.module, seed),
-            step,
-            run=self.run,
-            examples=placed,
-            batches=batches,
-            steps=self.total,
-            teacher=teacher,
-            evaluate=validate
-            and (lambda s: validate(teachers.trained(row.module, s), teacher)),
-            evaluate_every=-(-self.total // self.config.evaluations),
-            checkpoints=checkpoints,
-            log=self.log,
-            name=f"{name}-{seed}",
-            progress=self.config.progress,
-        )
-        checkpoints.close()
-        return teachers.trained(row.module, state)
-
-    def _fresh(self, module, seed: int):
-        rng = jax.random.key(seed)
-        return init_state(rng, models.student(module), self.optimizer, self.example)
-
-    def _data(self, seed: int, labelled_only: bool):
-        """Placed examples and their batches; soft targets use the unlabelled too."""
-        count = self.config.labels
-        size = len(self.train_set["labels"])
-        key, examples = (-1, False), self.train_set
-        if count is not None and count < size:
-            key = (seed, labelled_only)
-            chosen = np.sort(np.random.default_rng([seed, 1]).permutation(size)[:count])
-            known = np.zeros(size, np.float32)
-            known[chosen] = 1
-            examples = {**self.train_set, "labelled": known}
-            if labelled_only:
-                examples = {k: v[chosen] for k, v in examples.items()}
-        if key not in self._placed:
-            self._placed[key] = self.run.place(examples)
-        return self._placed[key], self._batches(examples, seed)
-
-    def _batches(self, examples, seed: int) -> data.Batches:
-        return data.Batches(len(examples["labels"]), self.config.batch_size, seed)
-
-    def _examples(self, split, peak: int) -> dict[str, np.ndarray]:
-        mean, deviation = PIXELS[self.config.data]
-        images = split["images"].reshape(len(split["images"]), -1)
-        return {
-            "inputs": data.normalize(images, mean, deviation, peak),
-            "labels": split["labels"],
-        }
+def inputs(split: dict[str, np.ndarray], source: data.Dataset) -> dict[str, np.ndarray]:
+    """A split's images as normalised inputs, with their labels."""
+    mean, deviation = PIXELS[source.name]
+    return {
+        "inputs": data.normalize(split["images"], mean, deviation, source.peak),
+        "labels": split["labels"],
+    }
 
 
-def _first(examples) -> dict[str, np.ndarray]:
-    return {key: value[:1] for key, value in examples.items()}
+def labelled(train: dict[str, np.ndarray], count: int | None):
+    """`(row, seed) -> examples` with `count` labels, others for every seed.
+
+    Who has no teacher gets the labelled examples alone; a student of one gets all,
+    because soft targets need no label.
+    """
+    size = len(train["labels"])
+    if count is None or count >= size:
+        return lambda row, seed: train
+
+    @lru_cache(maxsize=2)
+    def choose(seed: int, taught: bool):
+        chosen = np.sort(np.random.default_rng([seed, 1]).permutation(size)[:count])
+        known = np.isin(np.arange(size), chosen).astype(np.float32)
+        examples = {**train, "labelled": known}
+        return examples if taught else {k: v[chosen] for k, v in examples.items()}
+
+    return lambda row, seed: choose(seed, row.teacher is not None)
 
 
 if __name__ == "__main__":

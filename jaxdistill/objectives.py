@@ -18,7 +18,7 @@ from jaxdistill import losses
 from jaxdistill.types import Array, Batch, Objective, Outputs, Term
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Settled:
     """A term with its settings, so that an objective prints as it was written."""
 
@@ -35,7 +35,7 @@ class _Settled:
         return f"{self.name}({inside})"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Combined:
     terms: Mapping[str, tuple[Any, Term]]
 

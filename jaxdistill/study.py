@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A table of trainings: rows by seeds, compiled once a row, in one resumable run.
+
+study = Study(run, log, examples=..., steps=..., batch_size=..., test=...)
+summary = study.compare({"teacher": Row(...), "scratch": Row(...),
+                         "distilled": Row(..., teacher="teacher")}, seeds=5)
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from flax import linen as nn
+
+from jaxdistill import benchmark, report, teachers
+from jaxdistill.checkpoint import Checkpoints
+from jaxdistill.data.batches import Batches
+from jaxdistill.evaluate import Evaluator
+from jaxdistill.loop import fit
+from jaxdistill.models import student
+from jaxdistill.parallel import Parallel
+from jaxdistill.runs import Run
+from jaxdistill.steps import init_state, make_train_step, scan_train
+from jaxdistill.types import Batch, Objective, TrainState
+
+
+class Row(NamedTuple):
+    """One line of a table: a network, what it learns, and from whom.
+
+    Attributes:
+      module: the linen module that is trained.
+      objective: see `objectives.combine`.
+      optimizer: an optax transformation.
+      teacher: the row whose trained model teaches this one, or None.
+      prepare: augmentation, see `steps.make_train_step`.
+      micro_batches: see `steps.make_train_step`.
+    """
+
+    module: nn.Module
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    teacher: str | None = None
+    prepare: Callable[[Batch, jax.Array], Batch] | None = None
+    micro_batches: int = 1
+
+
+class Study:
+    """Trains rows on one task, each for the same number of steps of the same size."""
+
+    def __init__(
+        self,
+        run: Parallel,
+        log: Run,
+        *,
+        examples: Callable[[Row, int], Mapping[str, np.ndarray]],
+        steps: int,
+        batch_size: int,
+        test: Evaluator,
+        validation: Evaluator | None = None,
+        evaluations: int = 10,
+        progress: bool = True,
+    ):
+        """Everything the trainings share.
+
+        Args:
+          run: see `parallel`.
+          log: the run directory.
+          examples: `(row, seed) -> arrays` to train on. The same object returned twice
+            is placed on the devices once.
+          steps: optimizer steps of each training.
+          batch_size: examples in a batch, over all devices.
+          test: evaluates once, the last state.
+          validation: evaluates `evaluations` times along the way, or never.
+          evaluations: records, checkpoints and validations of a training.
+          progress: whether to show bars.
+        """
+        run.check_batch(batch_size)
+        self.run, self.log, self.steps = run, log, steps
+        self.examples, self.batch_size = examples, batch_size
+        self.test, self.validation = test, validation
+        self.every, self.progress = -(-steps // evaluations), progress
+        self._compiled: dict[Row, Callable] = {}
+        self._placed: tuple[Any, Any] = (None, None)
+
+    def compare(
+        self,
+        rows: Mapping[str, Row],
+        seeds: int,
+        *,
+        given: Callable[[int], Mapping[str, Any]] = lambda seed: {},
+        of: str = "distilled",
+    ) -> dict[str, Any]:
+        """Trains all rows for all seeds and writes the run's summary.
+
+        Args:
+          rows: in the order they train, "teacher" among them, before its students.
+          seeds: each draws its own weights and batches.
+          given: `seed -> {name: placed teacher}`, teachers that are not rows.
+          of: the row that others, the teacher apart, are paired with.
+
+        Returns:
+          The summary (`report.summarize`), with each training's digest.
+        """
+        results: dict[str, list] = {name: [] for name in rows}
+        costs, digests = {}, {}
+        for seed in range(seeds):
+            trained = dict(given(seed))
+            for name, row in rows.items():
+                teacher = None if row.teacher is None else trained[row.teacher]
+                model = self.train(name, row, seed, teacher)
+                trained[name] = self.run.place(model)
+                results[name].append(self.test(trained[name], trained["teacher"]))
+                digests[f"{name}-{seed}"] = teachers.digest(model.variables)
+                if seed == 0:
+                    costs[name] = benchmark.cost(model, self._example(row, seed))
+                    weights = benchmark.weights(model.variables)
+                    self.log.write_bytes(f"models/{name}.msgpack", weights)
+        against = [name for name in rows if name not in ("teacher", of)]
+        summary = report.summarize(results, costs, against, of)
+        self.log.write("summary.json", {**summary, "digests": digests})
+        return {**summary, "digests": digests}
+
+    def train(
+        self, name: str, row: Row, seed: int, teacher: Any = None
+    ) -> teachers.Live:
+        """One training, resumed from its checkpoints; a live model, not placed.
+
+        Args:
+          name: in logs and the checkpoint folder, with the seed.
+          row: what to train; `row.teacher` is not looked at.
+          seed: of the weights and the batches.
+          teacher: a placed teacher, or None.
+        """
+        examples = self.examples(row, seed)
+        taught_by = (
+            None if teacher is None else teachers.digest(self.run.fetch(teacher))
+        )
+        checkpoints = Checkpoints(
+            self.log.path / "checkpoints" / f"{name}-{seed}",
+            identity={"name": name, "seed": seed, "teacher": taught_by},
+            best="accuracy" if self.validation else None,
+        )
+        validation = self.validation
+        state = fit(
+            self.fresh(row, seed),
+            self._compile(row),
+            run=self.run,
+            examples=self._place(examples),
+            batches=Batches(len(examples["labels"]), self.batch_size, seed),
+            steps=self.steps,
+            teacher=teacher,
+            evaluate=validation
+            and (
+                lambda state: validation(teachers.trained(row.module, state), teacher)
+            ),
+            evaluate_every=self.every,
+            checkpoints=checkpoints,
+            log=self.log,
+            name=f"{name}-{seed}",
+            progress=self.progress,
+        )
+        checkpoints.close()
+        return teachers.trained(row.module, state)
+
+    def fresh(self, row: Row, seed: int) -> TrainState:
+        """The row's state before its first step."""
+        example = self._example(row, seed)
+        return init_state(
+            jax.random.key(seed), student(row.module), row.optimizer, example
+        )
+
+    def _example(self, row: Row, seed: int) -> dict[str, np.ndarray]:
+        first = {key: value[:1] for key, value in self.examples(row, seed).items()}
+        return {**first, "mask": np.ones(1, np.float32)}
+
+    def _compile(self, row: Row) -> Callable:
+        if row not in self._compiled:
+            step = make_train_step(
+                student(row.module),
+                row.objective,
+                row.optimizer,
+                prepare=row.prepare,
+                micro_batches=row.micro_batches,
+            )
+            self._compiled[row] = self.run.compile(scan_train(step), batch_axis=1)
+        return self._compiled[row]
+
+    def _place(self, examples: Mapping[str, np.ndarray]) -> Any:
+        if self._placed[0] is not examples:
+            self._placed = (examples, self.run.place(dict(examples)))
+        return self._placed[1]

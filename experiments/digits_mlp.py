@@ -36,20 +36,11 @@ import optax
 import tyro
 
 from jaxdistill import data, models, parallel, report, teachers
-from jaxdistill.checkpoint import CheckpointError
 from jaxdistill.evaluate import Evaluator
-from jaxdistill.loop import NonFiniteLoss
 from jaxdistill.objectives import combine, hard_labels, soft_targets
 from jaxdistill.parallel import Kind
-from jaxdistill.runs import Run, RunError
-from jaxdistill.study import Row, Study
-
-PIXELS = {
-    "digits": (0.305, 0.376),
-    "mnist": (0.1307, 0.3081),
-    "fashion_mnist": (0.286, 0.353),
-}
-"""Mean and deviation of the training pixels, scaled to [0, 1]."""
+from jaxdistill.runs import Run
+from jaxdistill.study import FAILURES, Row, Study
 
 
 @dataclass(frozen=True)
@@ -132,10 +123,9 @@ PRESETS = {
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs the experiment, prints its table, returns its summary."""
     config = parse(argv)
-    errors = (data.DataError, RunError, CheckpointError, NonFiniteLoss, ValueError)
     try:
         return execute(config)
-    except errors as error:
+    except FAILURES as error:
         sys.exit(f"error: {error}")
 
 
@@ -155,8 +145,8 @@ def execute(config: Config) -> dict[str, Any]:
     run = parallel.choose(config.parallel)
     if config.validation:
         train, held = data.holdout(train, config.validation)
-        validation = Evaluator(run, inputs(held, source))
-    train_set = inputs(train, source)
+        validation = Evaluator(run, source.inputs(held))
+    train_set = source.inputs(train)
     steps = (
         config.epochs
         * data.Batches(len(train["labels"]), config.batch_size).steps_per_epoch
@@ -170,7 +160,7 @@ def execute(config: Config) -> dict[str, Any]:
         examples=labelled(train_set, config.labels),
         steps=steps,
         batch_size=config.batch_size,
-        test=Evaluator(run, inputs(source.test, source)),
+        test=Evaluator(run, source.inputs(source.test)),
         validation=validation,
         evaluations=config.evaluations,
         progress=config.progress,
@@ -229,15 +219,6 @@ def make_optimizer(config: Config, steps: int) -> optax.GradientTransformation:
     if config.clip_norm is None:
         return adam
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), adam)
-
-
-def inputs(split: dict[str, np.ndarray], source: data.Dataset) -> dict[str, np.ndarray]:
-    """A split's images as normalised inputs, with their labels."""
-    mean, deviation = PIXELS[source.name]
-    return {
-        "inputs": data.normalize(split["images"], mean, deviation, source.peak),
-        "labels": split["labels"],
-    }
 
 
 def labelled(train: dict[str, np.ndarray], count: int | None):

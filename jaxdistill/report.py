@@ -184,7 +184,9 @@ def _comparison(summary: Mapping[str, Any]) -> bytes:
         around = np.linspace(-0.12, 0.12, len(seeds)) if len(seeds) > 1 else [0]
         axis.plot(x + np.asarray(around), seeds, "o", alpha=0.5)
         axis.hlines(np.mean(seeds), x - 0.25, x + 0.25, color="black")
-    axis.set_xticks(range(len(names)), [_words(name).replace(" ", "\n") for name in names])
+    axis.set_xticks(
+        range(len(names)), [_words(name).replace(" ", "\n") for name in names]
+    )
     axis.set(ylabel="test accuracy, %", title="a dot per seed, a bar for the mean")
     return _png(figure)
 

@@ -15,15 +15,18 @@ import optax
 from flax import linen as nn
 
 from jaxdistill import benchmark, report, teachers
-from jaxdistill.checkpoint import Checkpoints
+from jaxdistill.checkpoint import CheckpointError, Checkpoints
 from jaxdistill.data.batches import Batches
 from jaxdistill.evaluate import Evaluator
-from jaxdistill.loop import fit
+from jaxdistill.loop import NonFiniteLoss, fit
 from jaxdistill.models import student
 from jaxdistill.parallel import Parallel
-from jaxdistill.runs import Run
+from jaxdistill.runs import Run, RunError
 from jaxdistill.steps import init_state, make_train_step, scan_train
 from jaxdistill.types import Batch, Objective, TrainState
+
+FAILURES = (RunError, CheckpointError, NonFiniteLoss, ValueError)
+"""What a script ends with in one sentence: its message says what to do."""
 
 
 class Row(NamedTuple):

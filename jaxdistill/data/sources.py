@@ -11,10 +11,18 @@ from urllib.parse import urlparse
 
 import numpy as np
 
+from jaxdistill.data.transforms import normalize
+
 Examples = dict[str, np.ndarray]
 """`images` uint8 `[N, H, W]` and `labels` int32 `[N]`."""
 
 DIGITS_TEST = 797
+
+_PIXELS = {
+    "digits": (0.3049, 0.376),
+    "mnist": (0.1307, 0.3081),
+    "fashion_mnist": (0.286, 0.353),
+}
 
 _FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -66,6 +74,8 @@ class Dataset(NamedTuple):
       test: images and labels, for the final report alone.
       num_classes: labels lie in `[0, num_classes)`.
       peak: the images' largest possible value.
+      mean: of the training pixels divided by `peak`.
+      deviation: likewise.
     """
 
     name: str
@@ -73,6 +83,15 @@ class Dataset(NamedTuple):
     test: Examples
     num_classes: int
     peak: int
+    mean: float
+    deviation: float
+
+    def inputs(self, split: Examples) -> Examples:
+        """A split as a model takes it: normalised float32 `inputs`, and `labels`."""
+        return {
+            "inputs": normalize(split["images"], self.mean, self.deviation, self.peak),
+            "labels": split["labels"],
+        }
 
 
 def load(name: str, data_dir: str | Path | None = None) -> Dataset:
@@ -94,7 +113,7 @@ def load(name: str, data_dir: str | Path | None = None) -> Dataset:
     folder = _idx_folder(name, data_dir)
     splits = _read_tfds(name, data_dir) if folder is None else _read_idx(name, folder)
     train, test = (_in_order(splits[split]) for split in ("train", "test"))
-    return Dataset(name, train, test, num_classes=10, peak=255)
+    return Dataset(name, train, test, 10, 255, *_PIXELS[name])
 
 
 def holdout(examples: Examples, count: int, seed: int = 0) -> tuple[Examples, Examples]:
@@ -148,7 +167,7 @@ def _digits() -> Dataset:
             "labels": stored["labels"].astype(np.int32),
         }
     train, test = holdout(examples, DIGITS_TEST)
-    return Dataset("digits", train, test, num_classes=10, peak=16)
+    return Dataset("digits", train, test, 10, 16, *_PIXELS["digits"])
 
 
 def _idx_folder(name: str, data_dir: str | Path | None) -> Path | None:

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Is the article's gain knowledge, and when does distillation help the same networks?
+
+Question: with the article's recipe (digits_mlp.py --preset article) a student taught by
+an untrained teacher does as well as one taught by a trained teacher. Is there a setting
+of the same two networks, MNIST 784-512-256-10 to 784-128-64-10, in which the teacher's
+knowledge matters, against controls tuned as hard?
+
+Setting: a better teacher (dropout 0.2 on hidden layers, images shifted by up to 2
+pixels, cosine schedule) and, for every student, the same number of random-search trials
+over learning rate, weight decay and shift; the distilled ones also draw temperature and
+the weight of the soft targets, label smoothing its amount. Trials use one seed and
+10,000 validation images split off the training set; each arm's best by validation
+accuracy then trains on fresh seeds, and the test set is looked at once, last epoch.
+All arms see the same views: where images are shifted, teacher and student see the same.
+
+  python experiments/article_study.py --data-dir ~/mnist
+
+Cost: about 40 minutes on two cores. Source of the idea: Beyer et al. 2022, section 3
+(same views), Hinton et al. 2015, section 3 (a jittered, regularised teacher).
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import optax
+import tyro
+
+from jaxdistill import data, models, parallel, report, teachers
+from jaxdistill.augment import shift
+from jaxdistill.evaluate import Evaluator
+from jaxdistill.objectives import combine, hard_labels, soft_targets
+from jaxdistill.parallel import Kind
+from jaxdistill.runs import Run
+from jaxdistill.study import FAILURES, Row, Study
+
+ARMS = ("scratch", "label_smoothing", "distilled", "untrained_teacher")
+SEARCH_SEED = 1_000
+"""The seed of the search, and the first of the teachers never trained: none of the
+final seeds."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Tune four ways to train the article's student equally hard; compare them."""
+
+    data: str = "mnist"
+    """mnist or fashion_mnist; digits for a quick look"""
+    data_dir: Path | None = None
+    """a folder of original IDX files, or TFDS's data folder"""
+    run_dir: str = "runs/article_study"
+    """where the run is kept and resumed from"""
+    teacher: tuple[int, ...] = (512, 256)
+    """hidden widths of the teacher"""
+    student: tuple[int, ...] = (128, 64)
+    """hidden widths of the student"""
+    validation: int = 10_000
+    """training images held out to choose hyperparameters on"""
+    trials: int = 12
+    """random-search trials of each arm"""
+    seeds: int = 10
+    """fresh seeds of each arm's best"""
+    epochs: int = 30
+    """passes over the training images, for teacher and students"""
+    batch_size: int = 128
+    """examples in a batch, over all devices"""
+    parallel: Kind = "auto"
+    """how a step runs: a mesh where there are several devices, else jit"""
+    progress: bool = True
+    """show progress bars"""
+
+
+class Trial(NamedTuple):
+    """One draw of hyperparameters; every arm draws all and uses those it has."""
+
+    learning_rate: float
+    weight_decay: float
+    shift: int
+    label_smoothing: float
+    temperature: float
+    soft_weight: float
+
+
+TEACHER = Trial(1e-3, 0.0, 2, 0.0, 1.0, 0.0)
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Runs the study, prints its tables, returns its summary."""
+    config = tyro.cli(Config, args=argv, description=__doc__)
+    try:
+        return execute(config)
+    except FAILURES as error:
+        sys.exit(f"error: {error}")
+
+
+def execute(config: Config) -> dict[str, Any]:
+    """Searches with one seed, then compares the arms' best with fresh ones."""
+    source = data.load(config.data, config.data_dir)
+    train, held = data.holdout(source.train, config.validation)
+    train_set, run = source.inputs(train), parallel.choose(config.parallel)
+    free = ("run_dir", "data_dir", "parallel", "progress")
+    settings = {k: v for k, v in asdict(config).items() if k not in free}
+    batches = data.Batches(len(train["labels"]), config.batch_size)
+    study = Study(
+        run,
+        Run(config.run_dir, settings),
+        examples=lambda row, seed: train_set,
+        steps=config.epochs * batches.steps_per_epoch,
+        batch_size=config.batch_size,
+        test=Evaluator(run, source.inputs(source.test)),
+        validation=Evaluator(run, source.inputs(held)),
+        evaluations=3,
+        progress=config.progress,
+    )
+    fill = float((0 - source.mean) / source.deviation)
+    make = RowMaker(config, study.steps, fill)
+    best, table = search(config, study, make)
+    study.log.write("search.json", table)
+    rows = {"teacher": make.row("teacher", TEACHER)}
+    rows |= {arm: make.row(arm, best[arm]) for arm in ARMS}
+    summary = study.compare(
+        rows, config.seeds, given=lambda s: untrained(study, make, s)
+    )
+    chosen = describe(best, table)
+    study.log.write_bytes("chosen.md", chosen.encode())
+    print(report.write(study.log.path))
+    print(chosen)
+    print(f"run directory: {study.log.path}")
+    return summary
+
+
+def search(config: Config, study: Study, make: "RowMaker"):
+    """Each arm's best trial by validation accuracy, and all trials' scores."""
+    teacher = study.train("search_teacher", make.row("teacher", TEACHER), SEARCH_SEED)
+    given = {
+        "teacher": study.run.place(teacher),
+        **untrained(study, make, SEARCH_SEED),
+    }
+    best: dict[str, Trial] = {}
+    table: dict[str, list] = {arm: [] for arm in ARMS}
+    for arm in ARMS:
+        for number, trial in enumerate(draw(config.trials)):
+            row = make.row(arm, trial)
+            taught_by = None if row.teacher is None else given[row.teacher]
+            model = study.train(f"search_{arm}_{number}", row, SEARCH_SEED, taught_by)
+            assert study.validation is not None
+            scores = study.validation(study.run.place(model), taught_by)
+            table[arm].append({**trial._asdict(), "accuracy": scores["accuracy"]})
+        order = [trial["accuracy"] for trial in table[arm]]
+        best[arm] = draw(config.trials)[int(np.argmax(order))]
+    return best, table
+
+
+def draw(count: int) -> list[Trial]:
+    """The trials: the same for every arm, so that none gets luckier draws."""
+    rng = np.random.default_rng(0)
+    return [
+        Trial(
+            learning_rate=float(10 ** rng.uniform(-3.3, -2.3)),
+            weight_decay=float(rng.choice([0.0, 1e-4, 1e-2, 1e-1])),
+            shift=int(rng.choice([0, 1, 2])),
+            label_smoothing=float(rng.choice([0.02, 0.05, 0.1, 0.2])),
+            temperature=float(rng.choice([1.0, 2.0, 4.0, 8.0])),
+            soft_weight=float(rng.choice([0.5, 0.9, 1.0])),
+        )
+        for _ in range(count)
+    ]
+
+
+class RowMaker:
+    """Rows of this study from an arm's name and a trial."""
+
+    def __init__(self, config: Config, steps: int, fill: float):
+        """`fill` is the normalised background, which a shifted image is padded with."""
+        self.steps, self.fill = steps, fill
+        self.teacher = models.MLP((*config.teacher, 10), dropout=0.2)
+        self.student = models.MLP((*config.student, 10))
+
+    def row(self, arm: str, trial: Trial) -> Row:
+        """The arm trained with the trial's hyperparameters."""
+        rate = optax.cosine_decay_schedule(trial.learning_rate, self.steps)
+        smoothing = trial.label_smoothing if arm == "label_smoothing" else 0.0
+        terms = {"hard": (1.0, hard_labels(label_smoothing=smoothing))}
+        taught_by = {"distilled": "teacher", "untrained_teacher": "untrained"}.get(arm)
+        if taught_by:
+            soft = soft_targets(temperature=trial.temperature)
+            terms = {
+                "hard": (1 - trial.soft_weight, hard_labels()),
+                "soft": (trial.soft_weight, soft),
+            }
+        return Row(
+            self.teacher if arm == "teacher" else self.student,
+            combine(terms),
+            optax.adamw(rate, weight_decay=trial.weight_decay),
+            taught_by,
+            shift(trial.shift, self.fill) if trial.shift else None,
+        )
+
+
+def untrained(study: Study, make: RowMaker, seed: int) -> dict[str, Any]:
+    """A teacher as it is drawn, never trained."""
+    row = make.row("teacher", TEACHER)
+    state = study.fresh(row, SEARCH_SEED + seed)
+    return {"untrained": study.run.place(teachers.trained(row.module, state))}
+
+
+def describe(best: dict[str, Trial], table: dict[str, list]) -> str:
+    """What the search chose, as Markdown, with the choice's validation accuracy."""
+    lines = [
+        "| arm | learning rate | weight decay | shift | own | validation % |",
+        "| --- | --: | --: | --: | --- | --: |",
+    ]
+    for arm, trial in best.items():
+        own = {
+            "scratch": "-",
+            "label_smoothing": f"smoothing {trial.label_smoothing}",
+        }.get(arm, f"T {trial.temperature:g}, soft weight {trial.soft_weight}")
+        score = max(entry["accuracy"] for entry in table[arm])
+        lines.append(
+            f"| {arm.replace('_', ' ')} | {trial.learning_rate:.1e} | "
+            f"{trial.weight_decay:g} | {trial.shift} | {own} | {100 * score:.2f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -17,7 +17,9 @@ class Report:
     """Rebuild a run directory's table and figures from its logs; print the table."""
 
     run: tyro.conf.Positional[str]
-    """a run directory"""
+    """a run directory, or committed results"""
+    save: Path | None = None
+    """also copy its small files, table and figures to this folder, to be committed"""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Pages:
     pages: tyro.conf.Positional[tuple[Path, ...]] = (Path("README.md"),)
     """Markdown files with `<!-- table: NAME -->` blocks"""
     results: Path = Path("experiments/results")
-    """where NAME.md lies"""
+    """where NAME.md lies, as digits_mlp/table.md"""
     check: bool = False
     """change nothing; fail if a page is not up to date"""
 
@@ -44,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if isinstance(command, Report):
             print(report.write(command.run))
+            if command.save is not None:
+                report.save(command.run, command.save)
             return
         stale = [
             str(page)

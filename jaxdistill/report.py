@@ -28,6 +28,10 @@ COSTS = (
 )
 
 
+LARGEST = 500_000
+"""Bytes of a file that `save` copies."""
+
+
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Mean and sample standard deviation (0 for a single value)."""
     array = np.asarray(values, np.float64)
@@ -127,11 +131,27 @@ def write(directory: Any) -> str:
     return text
 
 
+def save(directory: Any, destination: Path) -> None:
+    """Copies a run's small files, and rebuilds its table and figures, to be committed.
+
+    Raises:
+      ValueError: a file is larger than `LARGEST`.
+    """
+    destination.mkdir(parents=True, exist_ok=True)
+    for source in sorted(epath.Path(directory).iterdir()):
+        if source.name.endswith((".json", ".jsonl", ".md")):
+            content = source.read_bytes()
+            if len(content) > LARGEST:
+                raise ValueError(f"{source} has {len(content)} bytes, too many to keep")
+            (destination / source.name).write_bytes(content)
+    write(destination)
+
+
 def fill(page: Path, results: Path, write: bool = True) -> bool:
     """Rebuilds a page's generated blocks from results; whether anything changed.
 
     A block stands between `<!-- table: NAME -->` and `<!-- end -->`, and becomes
-    `results/NAME.md`.
+    `results/NAME.md`; the table of an experiment is `EXPERIMENT/table`.
 
     Raises:
       ValueError: a block names a file that is not there.

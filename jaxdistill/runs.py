@@ -16,7 +16,6 @@ import json
 import os
 import platform
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -121,7 +120,7 @@ def read_records(path: epath.Path) -> list[dict[str, Any]]:
 
 
 def environment() -> dict[str, Any]:
-    """What the numbers depend on: versions, devices, precision, commit, command."""
+    """What the numbers depend on: versions, devices, precision, commit."""
     packages = (
         "jaxdistill",
         "jax",
@@ -135,7 +134,6 @@ def environment() -> dict[str, Any]:
     precision = getattr(jax.config, "jax_default_matmul_precision", None)
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": sys.argv,
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in packages},
         "devices": {

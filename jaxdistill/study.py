@@ -16,7 +16,7 @@ from flax import linen as nn
 
 from jaxdistill import benchmark, report, teachers
 from jaxdistill.checkpoint import CheckpointError, Checkpoints
-from jaxdistill.data.batches import Batches
+from jaxdistill.data import Batches, check_labels
 from jaxdistill.evaluate import Evaluator
 from jaxdistill.loop import NonFiniteLoss, fit
 from jaxdistill.models import student
@@ -135,8 +135,13 @@ class Study:
           row: what to train; `row.teacher` is not looked at.
           seed: of the weights and the batches.
           teacher: a placed teacher, or None.
+
+        Raises:
+          DataError: a label is not one of the module's classes.
         """
         examples = self.examples(row, seed)
+        fresh = self.fresh(row, seed)
+        check_labels(examples["labels"], self._classes(row, seed, fresh))
         taught_by = (
             None if teacher is None else teachers.digest(self.run.fetch(teacher))
         )
@@ -147,7 +152,7 @@ class Study:
         )
         validation = self.validation
         state = fit(
-            self.fresh(row, seed),
+            fresh,
             self._compile(row),
             run=self.run,
             examples=self._place(examples),
@@ -177,6 +182,10 @@ class Study:
     def _example(self, row: Row, seed: int) -> dict[str, np.ndarray]:
         first = {key: value[:1] for key, value in self.examples(row, seed).items()}
         return {**first, "mask": np.ones(1, np.float32)}
+
+    def _classes(self, row: Row, seed: int, state: TrainState) -> int:
+        model = teachers.trained(row.module, state)
+        return jax.eval_shape(model, self._example(row, seed)).logits.shape[-1]
 
     def _compile(self, row: Row) -> Callable:
         if row not in self._compiled:

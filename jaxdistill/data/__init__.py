@@ -2,7 +2,16 @@
 """Data as NumPy arrays: sources, transforms, batches. Nothing here imports jax."""
 
 from jaxdistill.data.batches import Batches, pad
-from jaxdistill.data.sources import DataError, Dataset, holdout, load
+from jaxdistill.data.sources import DataError, Dataset, check_labels, holdout, load
 from jaxdistill.data.transforms import normalize
 
-__all__ = ["Batches", "DataError", "Dataset", "holdout", "load", "normalize", "pad"]
+__all__ = [
+    "Batches",
+    "DataError",
+    "Dataset",
+    "check_labels",
+    "holdout",
+    "load",
+    "normalize",
+    "pad",
+]

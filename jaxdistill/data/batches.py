@@ -92,16 +92,3 @@ def pad(order: np.ndarray, batch_size: int) -> dict[str, np.ndarray]:
         "index": index.reshape(steps, batch_size),
         "mask": mask.reshape(steps, batch_size),
     }
-
-
-def check_labels(labels: np.ndarray, num_classes: int) -> None:
-    """Raise DataError unless every label is an integer in `[0, num_classes)`."""
-    labels = np.asarray(labels)
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise DataError(f"labels must be integers, got {labels.dtype}")
-    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
-    if len(wrong):
-        raise DataError(
-            f"label {labels.flat[wrong[0]]} at position {wrong[0]} is out of range: "
-            f"the model scores {num_classes} classes, 0 to {num_classes - 1}"
-        )

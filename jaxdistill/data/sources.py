@@ -3,7 +3,9 @@
 
 import gzip
 import hashlib
+import math
 import socket
+import zlib
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -87,7 +89,12 @@ class Dataset(NamedTuple):
     deviation: float
 
     def inputs(self, split: Examples) -> Examples:
-        """A split as a model takes it: normalised float32 `inputs`, and `labels`."""
+        """A split as a model takes it: normalised float32 `inputs`, and `labels`.
+
+        Raises:
+          DataError: a label is no integer in `[0, num_classes)`.
+        """
+        check_labels(split["labels"], self.num_classes)
         return {
             "inputs": normalize(split["images"], self.mean, self.deviation, self.peak),
             "labels": split["labels"],
@@ -147,16 +154,37 @@ def prepare_tfds(
       name: "mnist" or "fashion_mnist".
       data_dir: where TFDS keeps prepared data sets; None is its own default.
       idx_dir: a folder with the four gzipped IDX files; None downloads them.
-    """
-    import tensorflow_datasets as tfds
 
+    Raises:
+      DataError: an unknown name, a missing file, no network, TFDS not installed.
+    """
+    tfds = _tfds(name)
     builder = _tfds_builder(name, data_dir)
-    manual = None if idx_dir is None else str(idx_dir)
-    if manual is None:
+    if idx_dir is None:
         _check_network(name, builder.URL)
+    else:
+        # TFDS looks for what is missing on the network, and retries for minutes.
+        files = [f"{file}.gz" for file in _SHA256[name]]
+        missing = [file for file in files if not (Path(idx_dir) / file).is_file()]
+        if missing:
+            raise DataError(f"{idx_dir} does not hold {', '.join(missing)}")
+    manual = None if idx_dir is None else str(idx_dir)
     builder.download_and_prepare(
         download_config=tfds.download.DownloadConfig(manual_dir=manual)
     )
+
+
+def check_labels(labels: np.ndarray, num_classes: int) -> None:
+    """Raise DataError unless every label is an integer in `[0, num_classes)`."""
+    labels = np.asarray(labels)
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(f"labels must be integers, got {labels.dtype}")
+    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if len(wrong):
+        raise DataError(
+            f"label {labels.flat[wrong[0]]} at position {wrong[0]} is out of range: "
+            f"with {num_classes} classes, labels are 0 to {num_classes - 1}"
+        )
 
 
 def _digits() -> Dataset:
@@ -218,37 +246,45 @@ def _read_idx(name: str, folder: Path) -> dict[str, Examples]:
 
 def _unpack(path: Path) -> bytes:
     try:
-        return (
-            gzip.decompress(path.read_bytes())
-            if path.suffix == ".gz"
-            else (path.read_bytes())
-        )
-    except (EOFError, OSError) as error:
+        raw = path.read_bytes()
+        return gzip.decompress(raw) if path.suffix == ".gz" else raw
+    except (EOFError, OSError, zlib.error) as error:
         raise DataError(f"{path} is damaged or cut short: {error}") from error
 
 
 def parse_idx(raw: bytes) -> np.ndarray:
-    """The uint8 array in an IDX file: zeros, type 8, rank, big-endian shape, bytes."""
-    rank = raw[3]
-    shape = np.frombuffer(raw, ">u4", count=rank, offset=4)
-    return np.frombuffer(raw, np.uint8, offset=4 + 4 * rank).reshape(shape)
+    """The uint8 array in an IDX file: zeros, type 8, rank, big-endian shape, bytes.
+
+    Raises:
+      DataError: another format or type, or more or fewer bytes than the shape says.
+    """
+    if raw[:3] != b"\0\0\x08" or len(raw) < 4 + 4 * raw[3]:
+        raise DataError(f"not an IDX file of unsigned bytes: it begins {raw[:4]!r}")
+    shape = np.frombuffer(raw, ">u4", count=raw[3], offset=4).tolist()
+    values = np.frombuffer(raw, np.uint8, offset=4 + 4 * len(shape))
+    if values.size != math.prod(shape):
+        raise DataError(
+            f"the IDX file says shape {tuple(shape)} but holds {values.size} values"
+        )
+    return values.reshape(shape)
 
 
 def _read_tfds(name: str, data_dir: str | Path | None) -> dict[str, Examples]:
-    try:
-        import tensorflow_datasets as tfds
-    except ImportError as error:
-        raise DataError(
-            f"reading {name} needs tensorflow-datasets (pip install "
-            "'jaxdistill[data]'), or --data-dir with the original IDX files"
-        ) from error
+    tfds = _tfds(name)
     builder = _tfds_builder(name, data_dir)
     if not builder.is_prepared():
         prepare_tfds(name, data_dir, None)
     splits = {}
     for split in _FILES:
         source = tfds.data_source(name, split=split, data_dir=data_dir, download=False)
-        rows = source.__getitems__(list(range(len(source))))
+        try:
+            rows = source.__getitems__(list(range(len(source))))
+        except RuntimeError as error:
+            reason = str(error).split("\n")[0]
+            raise DataError(
+                f"TFDS's copy of {name} in {builder.data_dir} is damaged: {reason}; "
+                "delete that folder to have it made again"
+            ) from error
         splits[split] = {
             "images": np.stack([row["image"][..., 0] for row in rows]),
             "labels": np.array([row["label"] for row in rows], np.int32),
@@ -256,11 +292,23 @@ def _read_tfds(name: str, data_dir: str | Path | None) -> dict[str, Examples]:
     return splits
 
 
+def _tfds(name: str) -> Any:
+    if name not in _SHA256:
+        raise DataError(f"unknown data set {name!r}; known: {', '.join(_SHA256)}")
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise DataError(
+            f"reading {name} needs tensorflow-datasets (pip install "
+            "'jaxdistill[data]'), or --data-dir with the original IDX files"
+        ) from error
+    return tfds
+
+
 def _tfds_builder(name: str, data_dir: str | Path | None) -> Any:
-    import tensorflow_datasets as tfds
     from tensorflow_datasets.core import registered
 
-    stock = tfds.builder_cls(name)
+    stock = _tfds(name).builder_cls(name)
     with registered.skip_registration():
 
         class Builder(stock):  # type: ignore[misc, valid-type]
@@ -282,7 +330,13 @@ def _tfds_builder(name: str, data_dir: str | Path | None) -> Any:
                     yield index, {"image": Image.fromarray(image), "label": int(label)}
 
     Builder.name = name
-    return Builder(data_dir=data_dir, file_format="array_record")
+    try:
+        return Builder(data_dir=data_dir, file_format="array_record")
+    except ValueError as error:
+        raise DataError(
+            f"TFDS's copy of {name} in {data_dir or 'its default folder'} cannot be "
+            f"read without TensorFlow ({error}); give another --data-dir"
+        ) from error
 
 
 def _check_network(name: str, url: str) -> None:

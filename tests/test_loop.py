@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`fit`: cadence, logs, resume, and stopping on a loss that is not finite."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from jaxdistill import models, parallel
+from jaxdistill.checkpoint import Checkpoints
+from jaxdistill.data import Batches
+from jaxdistill.loop import NonFiniteLoss, dispatches, fit
+from jaxdistill.objectives import combine, hard_labels
+from jaxdistill.runs import Run
+from jaxdistill.steps import init_state, make_train_step, scan_train
+from jaxdistill.teachers import digest
+
+SIZE, BATCH = 22, 4  # six batches an epoch, the last padded
+
+
+class Job:
+    """A small training, its directory, and `fit` with the settings under test."""
+
+    def __init__(self, path, rate=0.1):
+        draw = np.random.default_rng(0)
+        self.examples = {
+            "inputs": draw.normal(size=(SIZE, 3)).astype(np.float32),
+            "labels": draw.integers(0, 4, SIZE).astype(np.int32),
+        }
+        self.run = parallel.jit()
+        student = models.student(models.MLP((5, 4), dropout=0.5))
+        optimizer = optax.adam(rate)
+        objective = combine({"hard": (1.0, hard_labels())})
+        step = make_train_step(student, objective, optimizer)
+        self.step = self.run.compile(scan_train(step), batch_axis=1)
+        self.batches = Batches(SIZE, BATCH)
+        example = next(self.batches.iterate(self.examples, 0))
+        self.state = init_state(jax.random.key(0), student, optimizer, example)
+        self.checkpoints = Checkpoints(path / "checkpoints")
+        self.log = Run(path, {"seed": 0})
+
+    def fit(self, steps=24, **settings):
+        return fit(
+            self.state,
+            self.step,
+            run=self.run,
+            examples=self.run.place(self.examples),
+            batches=self.batches,
+            steps=steps,
+            checkpoints=self.checkpoints,
+            log=self.log,
+            progress=False,
+            **settings,
+        )
+
+
+def parameters(state):
+    return digest(state.params)
+
+
+@pytest.mark.parametrize("most", [1000, 4])
+def test_dispatches_cover_every_step_once_wherever_they_resume(most):
+    whole = list(dispatches(0, 23, 6, most))
+    assert [start for start, _ in whole[1:]] == [stop for _, stop in whole[:-1]]
+    assert whole[0][0] == 0
+    assert whole[-1][1] == 23
+    for done in (stop for _, stop in whole):
+        assert list(dispatches(done, 23, 6, most)) == [d for d in whole if d[0] >= done]
+
+
+def test_logs_evaluates_and_saves_at_its_cadence(tmp_path):
+    job, seen = Job(tmp_path), []
+
+    def evaluate(state):
+        seen.append(int(state.step))
+        return {"accuracy": 0.5, "class_error": [0.1]}
+
+    state = job.fit(evaluate=evaluate, evaluate_every=12, steps_per_dispatch=6)
+    assert int(state.step) == 24
+    assert seen == [12, 24]
+    assert [r["step"] for r in job.log.records] == [6, 12, 18, 24]
+    assert [r["epoch"] for r in job.log.records] == [1, 2, 3, 4]
+    assert ["accuracy" in r for r in job.log.records] == [False, True, False, True]
+    assert job.checkpoints.steps() == [12, 24]
+
+
+def test_the_logged_loss_is_the_mean_over_real_examples(tmp_path):
+    """At rate 0 with no dropout draws to compare, one epoch sees each example once."""
+    job = Job(tmp_path, rate=0.0)
+    job.fit(steps=6)
+    record = job.log.records[-1]
+    state, sums = job.step(
+        job.run.place(job.state),
+        (None, job.run.place(job.examples)),
+        job.run.split(job.batches.rows(0, 6), 1),
+    )
+    total, count = (np.asarray(x, np.float64).sum() for x in sums["hard"])
+    assert count == SIZE
+    assert record["hard"] == pytest.approx(total / count, rel=1e-12)
+    assert parameters(state) == parameters(job.state)
+
+
+def test_an_interrupted_fit_resumes_bit_for_bit_and_rewrites_its_log(tmp_path):
+    whole = Job(tmp_path / "a")
+    expected = whole.fit()
+
+    job = Job(tmp_path / "b")
+
+    def fail_at_18(state):
+        if int(state.step) == 18:
+            raise KeyboardInterrupt
+        return {}
+
+    with pytest.raises(KeyboardInterrupt):
+        job.fit(evaluate=fail_at_18)
+    job.checkpoints.close()
+    resumed = Job(tmp_path / "b")
+    assert resumed.checkpoints.steps()[-1] == 12
+    assert parameters(resumed.fit()) == parameters(expected)
+    assert resumed.log.records == whole.log.records
+    assert Job(tmp_path / "b").log.records == whole.log.records
+
+
+def test_a_finished_fit_is_restored_and_not_repeated(tmp_path):
+    expected = parameters(Job(tmp_path).fit())
+    job = Job(tmp_path)
+    job.step = None
+    assert parameters(job.fit()) == expected
+
+
+def test_nan_names_its_step_and_keeps_the_last_good_checkpoint(tmp_path):
+    job = Job(tmp_path)
+    job.fit(steps=6)
+    poisoned = job.examples["inputs"].copy()
+    row = job.batches.rows(6, 12)
+    poisoned[row["index"][2, 0]] = np.nan
+    job.examples["inputs"] = poisoned
+    with pytest.raises(NonFiniteLoss, match=r"fit: the loss is nan at step 9; stopped"):
+        job.fit()
+    assert job.checkpoints.steps() == [6]
+    assert [r["step"] for r in job.log.records] == [6]
+
+
+def test_a_batch_that_does_not_divide_over_the_devices_is_refused(tmp_path):
+    job = Job(tmp_path)
+    job.run = parallel.mesh(jax.devices()[:8])
+    with pytest.raises(ValueError, match="a batch of 4 does not divide over 8 devices"):
+        job.fit()

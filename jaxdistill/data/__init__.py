@@ -2,7 +2,8 @@
 """Data as NumPy arrays: sources, transforms, batches. Nothing here imports jax."""
 
 from jaxdistill.data.batches import Batches, pad
-from jaxdistill.data.sources import DataError, Dataset, check_labels, holdout, load
+from jaxdistill.data.idx import DataError
+from jaxdistill.data.sources import Dataset, check_labels, holdout, load
 from jaxdistill.data.transforms import normalize
 
 __all__ = [

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxdistill.data.sources import DataError
+from jaxdistill.data.idx import DataError
 
 
 @dataclass(frozen=True)

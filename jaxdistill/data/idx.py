@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The original IDX files of MNIST and its kin, verified by checksum."""
+
+import gzip
+import hashlib
+import math
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+Examples = dict[str, np.ndarray]
+"""`images` uint8 `[N, H, W]` and `labels` int32 `[N]`."""
+
+FILES = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+# SHA-256 of the uncompressed files, so that a re-compressed copy is still the original.
+SHA256 = {
+    "mnist": {
+        "train-images-idx3-ubyte": (
+            "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"
+        ),
+        "train-labels-idx1-ubyte": (
+            "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"
+        ),
+        "t10k-images-idx3-ubyte": (
+            "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"
+        ),
+        "t10k-labels-idx1-ubyte": (
+            "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"
+        ),
+    },
+    "fashion_mnist": {
+        "train-images-idx3-ubyte": (
+            "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"
+        ),
+        "train-labels-idx1-ubyte": (
+            "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9"
+        ),
+        "t10k-images-idx3-ubyte": (
+            "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"
+        ),
+        "t10k-labels-idx1-ubyte": (
+            "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"
+        ),
+    },
+}
+
+
+class DataError(ValueError):
+    """Data that is missing, damaged or not what was asked for; one sentence says so."""
+
+
+def find(name: str, data_dir: str | Path | None) -> Path | None:
+    """The folder of IDX files, None where there are none.
+
+    Raises:
+      DataError: a folder that does not exist, or that holds half a set.
+    """
+    if data_dir is None:
+        return None
+    root = Path(data_dir)
+    if "://" in str(data_dir):
+        return None
+    if not root.is_dir():
+        raise DataError(f"data folder {root} does not exist or is not a folder")
+    for folder in (root, root / name):
+        found = [file for file in SHA256[name] if _path(folder, file)]
+        missing = sorted(set(SHA256[name]) - set(found))
+        if found and missing:
+            raise DataError(
+                f"{folder} holds only part of {name}: missing {', '.join(missing)} "
+                "(with or without .gz)"
+            )
+        if found:
+            return folder
+    return None
+
+
+def _path(folder: Path, file: str) -> Path | None:
+    return next(
+        (p for p in (folder / f"{file}.gz", folder / file) if p.is_file()), None
+    )
+
+
+def read(name: str, folder: Path) -> dict[str, Examples]:
+    """Both splits from a folder that `find` gave.
+
+    Raises:
+      DataError: a damaged file, or another one of that name.
+    """
+    splits = {}
+    for split, (images, labels) in FILES.items():
+        arrays = []
+        for file in (images, labels):
+            path = _path(folder, file)
+            assert path is not None
+            raw = _unpack(path)
+            if hashlib.sha256(raw).hexdigest() != SHA256[name][file]:
+                raise DataError(
+                    f"{path} is not the original {name} file: its SHA-256 differs "
+                    f"({len(raw)} bytes uncompressed); fetch it again"
+                )
+            arrays.append(parse(raw))
+        splits[split] = {"images": arrays[0], "labels": arrays[1].astype(np.int32)}
+    return splits
+
+
+def _unpack(path: Path) -> bytes:
+    try:
+        raw = path.read_bytes()
+        return gzip.decompress(raw) if path.suffix == ".gz" else raw
+    except (EOFError, OSError, zlib.error) as error:
+        raise DataError(f"{path} is damaged or cut short: {error}") from error
+
+
+def parse(raw: bytes) -> np.ndarray:
+    """The uint8 array in an IDX file: zeros, type 8, rank, big-endian shape, bytes.
+
+    Raises:
+      DataError: another format or type, or more or fewer bytes than the shape says.
+    """
+    if raw[:3] != b"\0\0\x08" or len(raw) < 4 + 4 * raw[3]:
+        raise DataError(f"not an IDX file of unsigned bytes: it begins {raw[:4]!r}")
+    shape = np.frombuffer(raw, ">u4", count=raw[3], offset=4).tolist()
+    values = np.frombuffer(raw, np.uint8, offset=4 + 4 * len(shape))
+    if values.size != math.prod(shape):
+        raise DataError(
+            f"the IDX file says shape {tuple(shape)} but holds {values.size} values"
+        )
+    return values.reshape(shape)

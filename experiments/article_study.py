@@ -16,7 +16,7 @@ All arms see the same views: where images are shifted, teacher and student see t
 
   python experiments/article_study.py --data-dir ~/mnist
 
-Cost: about 40 minutes on two cores. Source of the idea: Beyer et al. 2022, section 3
+Cost: about 20 minutes on two cores. Source of the idea: Beyer et al. 2022, section 3
 (same views), Hinton et al. 2015, section 3 (a jittered, regularised teacher).
 """
 
@@ -60,11 +60,11 @@ class Config:
     """hidden widths of the student"""
     validation: int = 10_000
     """training images held out to choose hyperparameters on"""
-    trials: int = 12
+    trials: int = 10
     """random-search trials of each arm"""
     seeds: int = 10
     """fresh seeds of each arm's best"""
-    epochs: int = 30
+    epochs: int = 20
     """passes over the training images, for teacher and students"""
     batch_size: int = 128
     """examples in a batch, over all devices"""

@@ -94,7 +94,10 @@ def mesh(devices: Sequence[Any] | None = None) -> Parallel:
         return NamedSharding(grid, PartitionSpec(*(None,) * axis, AXIS))
 
     def place(tree):
-        return jax.device_put(tree, everywhere, may_alias=False)
+        # A copy first: on its way to several devices, device_put keeps the buffer of
+        # the one that has it, may_alias or not, and donation would eat the caller's.
+        copy = lambda x: jnp.copy(x) if isinstance(x, jax.Array) else x  # noqa: E731
+        return jax.device_put(jax.tree.map(copy, tree), everywhere, may_alias=False)
 
     def split(tree, axis=0):
         return jax.device_put(tree, along(axis), may_alias=False)

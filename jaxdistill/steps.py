@@ -132,9 +132,7 @@ def make_train_step(
             part_gradient, state.model_state, parts, micro_batches
         )
         loss, sums, grads = replica.sum((loss, sums, grads))
-        # A device that normalises with its own examples has its own statistics.
-        devices = replica.sum(jnp.ones(()))
-        model_state = jax.tree.map(lambda x: replica.sum(x) / devices, model_state)
+        model_state = _mean_state(model_state, replica)
         moved = _update(state, optimizer, grads, model_state, counts)
         metrics = {name: (sums[name], counts[name]) for name in sums}
         return moved, {**metrics, "loss": (loss, jnp.ones(()))}
@@ -206,6 +204,20 @@ def masked_sum(values: Array, mask: Array) -> Array:
 def safe_mean(total: Array, count: Array) -> Array:
     """`total / count`, and 0 where there is nothing to count."""
     return jnp.where(count > 0, total / jnp.maximum(count, 1e-30), 0)
+
+
+def _mean_state(model_state: Any, replica: Replica) -> Any:
+    # A device that normalises with its own examples has its own statistics; a counter
+    # is the same on all. Types stay: the state is the carry of a scan.
+    devices = replica.sum(jnp.ones(()))
+    return jax.tree.map(
+        lambda x: (
+            (replica.sum(x) / devices).astype(x.dtype)
+            if jnp.issubdtype(x.dtype, jnp.inexact)
+            else x
+        ),
+        model_state,
+    )
 
 
 def _split(batch: Batch, parts: int) -> Batch:

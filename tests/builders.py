@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tiny models, batches and comparisons that several test files share."""
 
+from functools import lru_cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,20 +57,15 @@ def make_batch(seed: int, size: int, *, mask=None, tokens: int | None = None) ->
     return batch
 
 
+@lru_cache
 def live(module: nn.Module, seed: int = 7, *, tokens: int | None = None):
     """A teacher with random variables."""
     inputs = make_batch(0, 2, tokens=tokens)["inputs"]
-    return teachers.live(module, module.init(jax.random.key(seed), inputs))
+    variables = jax.jit(module.init)(jax.random.key(seed), inputs)
+    return teachers.live(module, variables)
 
 
-def start(module: nn.Module, batch, optimizer=None, seed: int = 0):
-    """A fresh state of a module's student."""
-    return steps.init_state(
-        jax.random.key(seed), models.student(module), optimizer or recorder(), batch
-    )
-
-
-def recorder(rate: float = 1.0) -> optax.GradientTransformation:
+def recorder(rate: float) -> optax.GradientTransformation:
     """SGD whose state is the last gradient: nothing is lost in the parameters' size."""
     return optax.GradientTransformation(
         init=lambda params: jax.tree.map(jnp.zeros_like, params),
@@ -76,6 +73,24 @@ def recorder(rate: float = 1.0) -> optax.GradientTransformation:
             jax.tree.map(lambda g: -rate * g, grads),
             grads,
         ),
+    )
+
+
+RECORDER = recorder(0.1)
+
+
+def start(module: nn.Module, batch, optimizer=RECORDER):
+    """A fresh state of a module's student."""
+    student = models.student(module)
+    return steps.init_state(jax.random.key(0), student, optimizer, batch)
+
+
+@lru_cache
+def train_step(module: nn.Module, optimizer=RECORDER, micro_batches: int = 1):
+    """The step on labels and soft targets, the same function for every test."""
+    student = models.student(module)
+    return steps.make_train_step(
+        student, HARD_AND_SOFT, optimizer, micro_batches=micro_batches
     )
 
 

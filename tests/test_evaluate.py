@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluation against NumPy on the whole set, whatever the batches and devices."""
+
+import jax
+import numpy as np
+import pytest
+from builders import CLASSES, live, make_batch
+from test_parallel import SOME, choose
+
+from jaxdistill import models, teachers
+from jaxdistill.evaluate import Evaluator, summarize
+
+MLP = models.MLP((8, CLASSES))
+SIZE = 53
+EXAMPLES = {k: make_batch(5, SIZE)[k] for k in ("inputs", "labels")}
+# No example of the last class: its error must not be 0 / 0.
+EXAMPLES["labels"] = EXAMPLES["labels"] % (CLASSES - 1)
+
+
+def sharper(seed):
+    """A model that is confident now and then: its last layer is three times larger."""
+    teacher = live(MLP, seed)
+    params = teacher.variables["params"]
+    last = jax.tree.map(lambda x: 3 * x, params["Dense_1"])
+    return teachers.live(MLP, {"params": {**params, "Dense_1": last}})
+
+
+STUDENT, TEACHER = sharper(1), sharper(2)
+ENSEMBLE = teachers.ensemble([TEACHER, sharper(3), sharper(4)])
+
+
+def probabilities(model):
+    """The network by hand, in float64; an ensemble's is the mean of its members'."""
+    if isinstance(model, teachers.Ensemble):
+        return np.mean([probabilities(member) for member in model.members], 0)
+    first, second = (
+        jax.tree.map(lambda x: np.asarray(x, np.float64), layer)
+        for layer in (model.variables["params"][f"Dense_{i}"] for i in (0, 1))
+    )
+    hidden = np.maximum(EXAMPLES["inputs"] @ first["kernel"] + first["bias"], 0)
+    odds = np.exp(hidden @ second["kernel"] + second["bias"])
+    return odds / odds.sum(-1, keepdims=True)
+
+
+def calibration_error(confidence, right):
+    """Guo et al. 2017, equation 3, over 15 bins of equal width."""
+    total = 0.0
+    for low in np.arange(15) / 15:
+        inside = (confidence >= low) & (confidence < low + 1 / 15)
+        if inside.any():
+            gap = abs(right[inside].mean() - confidence[inside].mean())
+            total += inside.sum() / len(right) * gap
+    return total
+
+
+def by_hand(student, teacher=None):
+    labels, q = EXAMPLES["labels"], probabilities(student)
+    guess, error = q.argmax(-1), np.zeros(CLASSES)
+    for c in range(CLASSES - 1):
+        error[c] = (guess[labels == c] != c).mean()
+    result = {
+        "accuracy": (guess == labels).mean(),
+        "nll": -np.log(q[np.arange(SIZE), labels]).mean(),
+        "ece": calibration_error(q.max(-1), guess == labels),
+        "class_error": error,
+    }
+    if teacher is not None:
+        p = probabilities(teacher)
+        result["agreement"] = (guess == p.argmax(-1)).mean()
+        result["kl"] = (p * np.log(p / q)).sum(-1).mean()
+    return result
+
+
+def assert_agrees(found, expected):
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=2e-6, err_msg=name)
+
+
+@pytest.mark.parametrize(("kind", "count"), SOME)
+def test_every_metric_is_exact_over_padded_batches_and_devices(kind, count):
+    run = choose(kind, count)
+    evaluate = Evaluator(run, EXAMPLES, batch_size=16)
+    student, teacher, ensemble = map(run.place, (STUDENT, TEACHER, ENSEMBLE))
+    assert_agrees(evaluate(student, teacher), by_hand(STUDENT, TEACHER))
+    if count < 8:
+        assert_agrees(evaluate(student, ensemble), by_hand(STUDENT, ENSEMBLE))
+
+
+def test_an_ensemble_and_a_lone_student_are_evaluated_too():
+    evaluate = Evaluator(choose("jit"), EXAMPLES)
+    assert_agrees(evaluate(ENSEMBLE), by_hand(ENSEMBLE))
+    found = evaluate(STUDENT, STUDENT)
+    assert found["agreement"] == 1
+    assert found["kl"] == pytest.approx(0, abs=1e-7)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 53, 512])
+def test_the_batch_size_does_not_matter(batch_size):
+    evaluate = Evaluator(choose("jit"), EXAMPLES, batch_size=batch_size)
+    assert_agrees(evaluate(STUDENT, TEACHER), by_hand(STUDENT, TEACHER))
+
+
+def test_masked_classes_leave_the_kl_finite():
+    """A class without teacher mass adds nothing, whatever the student gives it."""
+
+    class Constant(models.MLP):
+        def __call__(self, inputs, mask=None, train=False):
+            row = np.array(self.features, np.float32)
+            logits = np.broadcast_to(row, (inputs.shape[0], len(row)))
+            return models.mlp.Outputs(jax.numpy.asarray(logits))
+
+    def constant(*logits):
+        return teachers.live(Constant(logits), {})
+
+    evaluate = Evaluator(choose("jit"), EXAMPLES)
+    none = -np.inf
+    found = evaluate(constant(0.0, 0, 0, 0, 0), constant(0.0, 0, none, none, none))
+    assert found["kl"] == pytest.approx(np.log(5 / 2), rel=1e-6)
+    found = evaluate(constant(0.0, 0, none, none, none), constant(0.0, 0, 0, 0, 0))
+    assert found["kl"] == np.inf
+
+
+def test_summarize_adds_batches_up_exactly():
+    """Beyond float32's integers: 2^24 + 1 is not one of them."""
+    many = np.array([2.0**24, 1.0], np.float32)
+    found = summarize({"accuracy": (np.float32([2.0**24, 0]), many)})
+    assert found["accuracy"] == 2**24 / (2**24 + 1)
+    assert summarize({"accuracy": (np.zeros(2), np.zeros(2))}) == {"accuracy": 0.0}

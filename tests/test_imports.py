@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The house's floors: which module may import which, and what importing costs."""
+
+import ast
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "jaxdistill"
+
+# Imports point down; from floor 2 up, neighbours may import each other.
+FLOORS = {
+    "types": 0,
+    "losses": 1,
+    "models": 1,
+    "data": 1,
+    "objectives": 2,
+    "teachers": 2,
+    "convert": 2,
+    "augment": 2,
+    "steps": 3,
+    "parallel": 3,
+    "checkpoint": 3,
+    "evaluate": 3,
+    "benchmark": 3,
+    "runs": 3,
+    "export": 3,
+    "loop": 4,
+    "report": 4,
+    "study": 4,
+    "cli": 5,
+}
+# Imported inside the function that needs them: importing no module costs them.
+HEAVY = {"torch", "tensorflow", "tensorflow_datasets", "matplotlib", "transformers"}
+CORE = ["losses", "models", "data", "objectives", "teachers", "steps", "parallel"]
+
+
+def unit(module: str) -> str:
+    """`jaxdistill.losses.logits` -> `losses`."""
+    return module.split(".")[1]
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {
+    module_name(path): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path != PACKAGE / "__init__.py"
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, at its top or inside a function."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import hides its floor"
+            if node.module == "jaxdistill":  # from jaxdistill import losses
+                found |= {f"jaxdistill.{alias.name}" for alias in node.names}
+            else:
+                found.add(node.module)
+    return found
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_imports_point_down(module):
+    me = unit(module)
+    assert me in FLOORS, f"{module} has no floor: put it on one in FLOORS"
+    own = {m for m in imports(FILES[module]) if m.startswith("jaxdistill.")}
+    for other in {unit(m) for m in own} - {me}:
+        if FLOORS[me] == 1:
+            assert other == "types", f"{module} imports its sibling {other}"
+        assert FLOORS[other] <= FLOORS[me], f"{module} imports {other}, floors above"
+
+
+@pytest.mark.parametrize("module", [m for m in FILES if unit(m) == "data"])
+def test_data_never_imports_jax(module):
+    roots = {m.split(".")[0] for m in imports(FILES[module])}
+    assert not roots & {"jax", "jaxlib", "flax", "optax", "orbax"}
+
+
+def imported_by(statement: str) -> set[str]:
+    """The top-level packages in a fresh interpreter after a statement."""
+    code = f"{statement}; import sys; print(*{{m.split('.')[0] for m in sys.modules}})"
+    command = [sys.executable, "-c", code]
+    output = subprocess.run(command, capture_output=True, text=True, check=True)
+    return set(output.stdout.split())
+
+
+def test_the_core_imports_nothing_heavy():
+    modules = ", ".join(f"jaxdistill.{name}" for name in CORE)
+    found = imported_by(f"import jaxdistill, {modules}")
+    assert not found & (HEAVY | {"orbax"})
+
+
+def test_no_module_imports_heavy_packages_on_import():
+    found = imported_by(f"import {', '.join(FILES)}")
+    assert not found & HEAVY
+
+
+def test_data_needs_no_jax_at_run_time():
+    assert not imported_by("import jaxdistill.data") & {"jax", "flax"}
+
+
+@pytest.mark.slow
+def test_importing_costs_at_most_a_fifth_more_than_its_dependencies():
+    def seconds(statement):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", statement], check=True)
+        return time.perf_counter() - start
+
+    modules = ", ".join(f"jaxdistill.{name}" for name in CORE)
+    ours, theirs = [], []
+    for _ in range(7):  # interleaved, so that other load falls on both
+        ours.append(seconds(f"import jaxdistill, {modules}"))
+        theirs.append(seconds("import jax, flax.linen, optax"))
+    assert statistics.median(ours) <= 1.2 * statistics.median(theirs)

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Objectives: named, weighted terms over (student, teacher, batch)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from builders import CLASSES, HARD_AND_SOFT, make_batch
+
+from jaxdistill import losses
+from jaxdistill.objectives import combine, hard_labels, soft_targets, token_mask
+from jaxdistill.types import Outputs
+
+BATCH = make_batch(0, 4, mask=[1, 1, 0, 1])
+TOKENS = make_batch(1, 4, mask=[1, 1, 0, 1], tokens=3)
+
+
+def outputs(seed, *shape):
+    return Outputs(jax.random.normal(jax.random.key(seed), (*shape, CLASSES)))
+
+
+STUDENT, TEACHER = outputs(1, 4), outputs(2, 4)
+
+
+@pytest.mark.parametrize(
+    ("terms", "message"),
+    [
+        ({}, "needs a term with a weight above 0"),
+        ({"a": (0, hard_labels())}, "needs a term with a weight above 0"),
+        ({"a": (0.0, hard_labels()), "b": (0, soft_targets())}, "a weight above 0"),
+        ({"a": (-0.1, hard_labels())}, "the weight of 'a' must be 0 or more, got -0.1"),
+        ({"a": (np.nan, hard_labels())}, "the weight of 'a' must be 0 or more"),
+        ({"a": (np.inf, hard_labels())}, "the weight of 'a' must be 0 or more"),
+    ],
+)
+def test_weights_are_validated(terms, message):
+    with pytest.raises(ValueError, match=message):
+        combine(terms)
+
+
+def test_a_combination_is_its_terms_with_their_weights():
+    found = HARD_AND_SOFT(STUDENT, TEACHER, BATCH, 0)
+    assert list(found) == ["hard", "soft"]
+    assert [weight for weight, _, _ in found.values()] == [0.7, 0.3]
+    np.testing.assert_allclose(
+        found["hard"][1], losses.cross_entropy(STUDENT.logits, BATCH["labels"])
+    )
+    np.testing.assert_allclose(
+        found["soft"][1],
+        losses.forward_kl(STUDENT.logits, TEACHER.logits, temperature=2.0),
+    )
+    for _, _, mask in found.values():
+        np.testing.assert_array_equal(mask, BATCH["mask"])
+
+
+@pytest.mark.parametrize("step", [0, 3])
+def test_schedules_are_functions_of_the_step(step):
+    scheduled = combine(
+        {"soft": (lambda i: 0.1 * i, soft_targets(temperature=lambda i: 1.0 + i))}
+    )
+    weight, values, _ = scheduled(STUDENT, TEACHER, BATCH, step)["soft"]
+    assert weight == 0.1 * step
+    np.testing.assert_array_equal(
+        values,
+        losses.forward_kl(STUDENT.logits, TEACHER.logits, temperature=1.0 + step),
+    )
+
+
+def test_weights_and_temperatures_may_be_traced():
+    def total(weight, temperature):
+        traced = combine({"soft": (weight, soft_targets(temperature=temperature))})
+        w, values, _ = traced(STUDENT, TEACHER, BATCH, 0)["soft"]
+        return w * values.sum()
+
+    weights, temperatures = jnp.array([0.0, 0.5]), jnp.array([1.0, 3.0])
+    found = jax.jit(jax.vmap(total))(weights, temperatures)
+    expected = [
+        w * losses.forward_kl(STUDENT.logits, TEACHER.logits, temperature=t).sum()
+        for w, t in zip(weights, temperatures, strict=True)
+    ]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_an_objective_prints_as_it_was_written():
+    smoothed = combine({"hard": (1, hard_labels(label_smoothing=0.1))})
+    assert repr(smoothed) == "combine({'hard': (1, hard_labels(label_smoothing=0.1))})"
+    assert repr(HARD_AND_SOFT) == (
+        "combine({'hard': (0.7, hard_labels()), "
+        "'soft': (0.3, soft_targets(temperature=2.0))})"
+    )
+
+
+def test_hard_labels_use_only_labelled_examples():
+    batch = {**BATCH, "labelled": np.array([1, 0, 1, 1], np.float32)}
+    _, mask = hard_labels()(STUDENT, None, batch, 0)
+    np.testing.assert_array_equal(mask, [1, 0, 0, 1])  # and the third is padding
+    _, mask = soft_targets()(STUDENT, TEACHER, batch, 0)
+    np.testing.assert_array_equal(mask, BATCH["mask"])
+
+
+def test_hard_labels_spread_labelled_over_tokens():
+    batch = {**TOKENS, "labelled": np.array([1, 0, 1, 1], np.float32)}
+    _, mask = hard_labels()(outputs(1, 4, 3), None, batch, 0)
+    np.testing.assert_array_equal(
+        mask, TOKENS["token_mask"] * np.array([[1], [0], [0], [1]])
+    )
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_an_ensemble_teaches_the_mean_of_its_members_tempered_distributions(
+    temperature,
+):
+    members = 3 * outputs(3, 3, 4).logits
+    term = soft_targets(temperature=temperature)
+    values, mask = term(STUDENT, Outputs(members), BATCH, 0)
+    each = [
+        losses.forward_kl(STUDENT.logits, m, temperature=temperature) for m in members
+    ]
+    np.testing.assert_allclose(values, np.mean(each, 0), rtol=1e-5)
+    assert mask.shape == values.shape
+
+    mean = temperature * jnp.log(jax.nn.softmax(members / temperature).mean(0))
+    to_mean, to_members = (
+        jax.grad(lambda z, t=t: term(Outputs(z), Outputs(t), BATCH, 0)[0].sum())(
+            STUDENT.logits
+        )
+        for t in (mean, members)
+    )
+    np.testing.assert_allclose(to_members, to_mean, atol=2e-6)
+
+
+def test_terms_per_example_and_per_token_live_in_one_objective():
+    def brevity(student, teacher, batch, step):
+        return (student.logits**2).mean((1, 2)), batch["mask"]
+
+    mixed = combine({"tokens": (1.0, hard_labels()), "brevity": (0.1, brevity)})
+    found = mixed(outputs(1, 4, 3), None, TOKENS, 0)
+    assert [values.shape for _, values, _ in found.values()] == [(4, 3), (4,)]
+    assert [mask.shape for _, _, mask in found.values()] == [(4, 3), (4,)]
+
+
+def test_token_mask():
+    np.testing.assert_array_equal(token_mask(TOKENS, (4,)), TOKENS["mask"])
+    spread = TOKENS["mask"][:, None] * TOKENS["token_mask"]
+    np.testing.assert_array_equal(token_mask(TOKENS, (4, 3)), spread)
+    without = {"mask": TOKENS["mask"]}
+    np.testing.assert_array_equal(
+        token_mask(without, (4, 3)), np.repeat(TOKENS["mask"][:, None], 3, 1)
+    )
+
+
+def test_values_and_mask_must_have_one_shape():
+    wrong = combine({"odd": (1.0, lambda s, t, b, i: (s.logits, b["mask"]))})
+    with pytest.raises(
+        ValueError,
+        match=r"term 'odd' .* shape \(4, 5\) with a mask of shape \(4,\)",
+    ):
+        wrong(STUDENT, None, BATCH, 0)
+
+
+def test_soft_targets_say_what_they_miss():
+    with pytest.raises(ValueError, match="needs a teacher"):
+        soft_targets()(STUDENT, None, BATCH, 0)
+    with pytest.raises(ValueError, match="temperature must be above 0, got 0"):
+        soft_targets(temperature=0)

@@ -66,11 +66,16 @@ def combine(terms: Mapping[str, tuple[Any, Term]]) -> Objective:
       `(student, teacher, batch, step) -> {name: (weight, values, mask)}`.
 
     Raises:
-      ValueError: no terms, a negative or non-finite weight, or all weights 0.
+      ValueError: no terms, a negative or non-finite weight, all weights 0, or a term
+        named "loss", which is the sum's name in the metrics.
 
     >>> combine({"soft": (0.3, soft_targets(temperature=2.0))})
     combine({'soft': (0.3, soft_targets(temperature=2.0))})
     """
+    if "loss" in terms:
+        raise ValueError(
+            "a term cannot be named 'loss': the metrics use it for the sum"
+        )
     numbers = {
         name: weight
         for name, (weight, _) in terms.items()

@@ -95,41 +95,12 @@ def make_train_step(
         rng = replica.key(jax.random.fold_in(state.rng, state.step))
         if prepare is not None:
             batch = prepare(batch, jax.random.fold_in(rng, AUGMENT))
-        dropout = jax.random.fold_in(rng, DROPOUT)
+        key = jax.random.fold_in(rng, DROPOUT)
         parts = _split(batch, micro_batches)
-
-        def terms_of(params, model_state, part, i):
-            lesson = None if teacher is None else teacher(part)
-            key = dropout if micro_batches == 1 else jax.random.fold_in(dropout, i)
-            outputs, model_state = student.apply(params, model_state, part, key)
-            return objective(outputs, lesson, part, state.step), model_state
-
-        def count(i, part):
-            # Only masks are used: XLA drops the forward pass.
-            terms, _ = terms_of(state.params, state.model_state, part, i)
-            return {name: mask.sum() for name, (_, _, mask) in terms.items()}
-
-        counts = replica.sum(_accumulate(count, parts, micro_batches))
-
-        def loss_of(params, model_state, part, i):
-            terms, model_state = terms_of(params, model_state, part, i)
-            sums = {
-                k: masked_sum(values, mask) for k, (_, values, mask) in terms.items()
-            }
-            loss = sum(
-                w * safe_mean(sums[k], counts[k]) for k, (w, _, _) in terms.items()
-            )
-            return loss, (sums, model_state)
-
-        def part_gradient(model_state, i, part):
-            gradient = jax.value_and_grad(loss_of, has_aux=True)
-            (loss, (sums, model_state)), grads = gradient(
-                state.params, model_state, part, i
-            )
-            return model_state, (loss, sums, grads)
-
-        model_state, (loss, sums, grads) = _accumulate_with(
-            part_gradient, state.model_state, parts, micro_batches
+        forward = _forward(student, objective, teacher, state.step, key, micro_batches)
+        counts = replica.sum(_counts(forward, state, parts, micro_batches))
+        model_state, (loss, sums, grads) = _gradient(
+            forward, state, parts, counts, micro_batches
         )
         loss, sums, grads = replica.sum((loss, sums, grads))
         model_state = _mean_state(model_state, replica)
@@ -220,11 +191,48 @@ def _mean_state(model_state: Any, replica: Replica) -> Any:
     )
 
 
-def _split(batch: Batch, parts: int) -> Batch:
-    """`[B, ...]` to `[parts, B / parts, ...]`; part i takes the rows i, i + parts, ...
+def _forward(student, objective, teacher, step, dropout, micro_batches) -> Callable:
+    """`(params, model_state, i, part) -> (terms, model_state)` on micro-batch i."""
 
-    so that a batch sharded over devices stays sharded in every part.
-    """
+    def forward(params, model_state, i, part):
+        lesson = None if teacher is None else teacher(part)
+        key = dropout if micro_batches == 1 else jax.random.fold_in(dropout, i)
+        outputs, model_state = student.apply(params, model_state, part, key)
+        return objective(outputs, lesson, part, step), model_state
+
+    return forward
+
+
+def _counts(forward, state: TrainState, parts: Batch, micro_batches: int):
+    """Each term's count. Only masks are used: XLA drops the forward pass."""
+
+    def count(carry, i, part):
+        terms, _ = forward(state.params, state.model_state, i, part)
+        return carry, {name: mask.sum() for name, (_, _, mask) in terms.items()}
+
+    return _accumulate(count, None, parts, micro_batches)[1]
+
+
+def _gradient(forward, state: TrainState, parts: Batch, counts, micro_batches: int):
+    """The last model state, and loss, sums and gradients added up over the parts."""
+
+    def loss_of(params, model_state, i, part):
+        terms, model_state = forward(params, model_state, i, part)
+        sums = {k: masked_sum(values, mask) for k, (_, values, mask) in terms.items()}
+        loss = sum(w * safe_mean(sums[k], counts[k]) for k, (w, _, _) in terms.items())
+        return loss, (sums, model_state)
+
+    def gradient(model_state, i, part):
+        of = jax.value_and_grad(loss_of, has_aux=True)
+        (loss, (sums, model_state)), grads = of(state.params, model_state, i, part)
+        return model_state, (loss, sums, grads)
+
+    return _accumulate(gradient, state.model_state, parts, micro_batches)
+
+
+def _split(batch: Batch, parts: int) -> Batch:
+    # Part i takes the rows i, i + parts, ...: a batch that is sharded over devices
+    # stays sharded in every part.
     size = batch["mask"].shape[0]
     if size % parts:
         raise ValueError(
@@ -236,12 +244,7 @@ def _split(batch: Batch, parts: int) -> Batch:
     )
 
 
-def _accumulate(function: Callable, parts: Batch, count: int) -> Any:
-    carry = lambda _, i, part: (None, function(i, part))  # noqa: E731
-    return _accumulate_with(carry, None, parts, count)[1]
-
-
-def _accumulate_with(function: Callable, carry: Any, parts: Batch, count: int):
+def _accumulate(function: Callable, carry: Any, parts: Batch, count: int):
     """`function(carry, i, part) -> (carry, tree)`: the last carry, the sum of trees."""
     if count == 1:
         return function(carry, 0, jax.tree.map(lambda x: x[0], parts))

@@ -163,3 +163,8 @@ def test_soft_targets_say_what_they_miss():
         soft_targets()(STUDENT, None, BATCH, 0)
     with pytest.raises(ValueError, match="temperature must be above 0, got 0"):
         soft_targets(temperature=0)
+
+
+def test_loss_is_no_name_for_a_term():
+    with pytest.raises(ValueError, match="a term cannot be named 'loss'"):
+        combine({"loss": (1.0, hard_labels())})

@@ -120,6 +120,17 @@ PRESETS = {
 }
 
 
+LIMITS = (
+    ("at least 1", lambda x: x >= 1, ("epochs", "batch_size", "micro_batches")),
+    ("at least 1", lambda x: x >= 1, ("seeds", "evaluations", "labels")),
+    ("at least 1", lambda x: x >= 1, ("teacher", "student")),
+    ("0 or more", lambda x: x >= 0, ("validation", "weight_decay")),
+    ("above 0", lambda x: x > 0, ("learning_rate", "clip_norm")),
+    ("0 or more and below 1", lambda x: 0 <= x < 1, ("teacher_dropout", "smoothing")),
+)
+"""What flags must be; data, losses and devices check the others against each other."""
+
+
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs the experiment, prints its table, returns its summary."""
     config = parse(argv)
@@ -138,8 +149,20 @@ def parse(argv: Sequence[str] | None = None) -> Config:
     return tyro.cli(Config, args=argv, default=default, description=__doc__)
 
 
+def check(config: Config) -> None:
+    """Raise ValueError at a setting that can give nothing, before anything is made."""
+    for limit, holds, names in LIMITS:
+        for name in names:
+            value = getattr(config, name)
+            for number in value if isinstance(value, tuple) else (value,):
+                if number is not None and not holds(number):
+                    flag = name.replace("_", "-")
+                    raise ValueError(f"--{flag} must be {limit}, got {number}")
+
+
 def execute(config: Config) -> dict[str, Any]:
     """Trains every row for every seed, resuming what a run directory already holds."""
+    check(config)
     source = data.load(config.data, config.data_dir)
     train, validation = source.train, None
     run = parallel.choose(config.parallel)

@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -85,7 +86,7 @@ def fit(
     bar = tqdm(
         desc=name, total=steps, initial=done, unit="step", delay=2, disable=not progress
     )
-    with bar, _Preemption() as preempted:
+    with bar, _written(checkpoints), _Preemption() as preempted:
         for start, stop in dispatches(done, steps, every, steps_per_dispatch):
             rows = run.split(batches.rows(start, stop), 1)
             state, sums = step(state, (teacher, examples), rows)
@@ -106,8 +107,6 @@ def fit(
                 saved = stop
             if preempted.is_set():
                 _leave(name, stop, checkpoints)
-    if checkpoints is not None:
-        checkpoints.wait()
     return run.fetch(state)
 
 
@@ -146,6 +145,16 @@ def _record(metrics: Mapping[str, Any], start: int, name: str) -> dict[str, floa
 
 def _numbers(scores: Mapping[str, Any]) -> dict[str, float]:
     return {k: v for k, v in scores.items() if isinstance(v, int | float)}
+
+
+@contextmanager
+def _written(checkpoints: Checkpoints | None):
+    """Whatever ends a training, NaN or Ctrl-C, the last save reaches the disk."""
+    try:
+        yield
+    finally:
+        if checkpoints is not None:
+            checkpoints.wait()
 
 
 class _Preemption:

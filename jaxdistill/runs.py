@@ -41,7 +41,10 @@ class Run:
         config = json.loads(json.dumps(config))
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            if (self.path / "config.json").exists():
+            self._records = read_records(self.path / "metrics.jsonl")
+            # Without a record nothing was trained, as when a setting was refused: the
+            # corrected command must not be taken for another run.
+            if self._records and (self.path / "config.json").exists():
                 self._compare(
                     json.loads((self.path / "config.json").read_text()), config
                 )
@@ -52,7 +55,6 @@ class Run:
             raise RunError(
                 f"cannot write to run directory {directory}: {error}"
             ) from error
-        self._records = read_records(self.path / "metrics.jsonl")
 
     def write(self, name: str, value: Any) -> None:
         """Writes a JSON file whole: a reader sees the old one or the new one."""

@@ -154,7 +154,7 @@ def fill(page: Path, results: Path, write: bool = True) -> bool:
     `results/NAME.md`; the table of an experiment is `EXPERIMENT/table`.
 
     Raises:
-      ValueError: a block names a file that is not there.
+      ValueError: a block names a file that is not there, or is never closed.
     """
 
     def block(match: re.Match) -> str:
@@ -164,6 +164,9 @@ def fill(page: Path, results: Path, write: bool = True) -> bool:
         return f"<!-- table: {match[1]} -->\n{source.read_text().strip()}\n<!-- end -->"
 
     old = page.read_text()
+    marks = re.findall(r"<!-- (table|end)\b", old)
+    if marks != ["table", "end"] * (len(marks) // 2):
+        raise ValueError(f"{page}: each <!-- table: NAME --> needs its <!-- end -->")
     new = re.sub(r"<!-- table: (\S+) -->\n.*?<!-- end -->", block, old, flags=re.S)
     if write and new != old:
         page.write_text(new)

@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Statistics, tables, figures and pages from files alone, and the run directory."""
+
+import json
+import math
+import struct
+
+import numpy as np
+import pytest
+from etils import epath
+from scipy import stats
+
+from jaxdistill import report
+from jaxdistill.runs import Run, RunError, read_records
+
+ACCURACY = {
+    "teacher": [0.95, 0.97, 0.96],
+    "scratch": [0.80, 0.82, 0.78],
+    "distilled": [0.85, 0.86, 0.84],
+}
+
+
+def summary(accuracy=None, agreement: bool = True) -> dict:
+    rows = accuracy or ACCURACY
+    results = {
+        name: [
+            {
+                "accuracy": value,
+                "nll": 1 - value,
+                "ece": 0.01,
+                "class_error": [1 - value, 0.0],
+                **({"agreement": value / 2} if agreement else {}),
+            }
+            for value in values
+        ]
+        for name, values in rows.items()
+    }
+    cost = {"parameters": 1234, "flops": 5678.0, "latency_us": 9.6, "bytes": 4321}
+    costs = dict.fromkeys(results, cost)
+    return report.summarize(results, costs, against=["scratch"])
+
+
+def records(accuracy=0.5) -> list[dict]:
+    return [
+        {"fit": f"{row}-{seed}", "step": step, "loss": 1 / step + seed, "epoch": step}
+        | {"accuracy": accuracy + 0.1 * seed}
+        for row in ACCURACY
+        for seed in (0, 1)
+        for step in (1, 2)
+    ]
+
+
+@pytest.fixture
+def directory(tmp_path):
+    """A finished run of which only the logs are left."""
+    (tmp_path / "summary.json").write_text(json.dumps(summary()))
+    lines = [json.dumps(record) + "\n" for record in records()]
+    (tmp_path / "metrics.jsonl").write_text("".join(lines))
+    return tmp_path
+
+
+@pytest.mark.parametrize("size", [2, 3, 20])
+def test_spread_and_paired_are_scipys(size):
+    a, b = np.random.default_rng(size).normal(size=(2, size))
+    interval = stats.ttest_rel(a, b).confidence_interval(0.95)
+    pair = report.paired(a, b)
+    np.testing.assert_allclose([pair["low"], pair["high"]], interval, rtol=1e-9)
+    assert (pair["mean"], pair["n"]) == (pytest.approx((a - b).mean()), size)
+    one = report.spread(a)
+    assert one["std"] == pytest.approx(stats.tstd(a))
+    assert (one["mean"], one["n"]) == (pytest.approx(a.mean()), size)
+
+
+def test_one_seed_has_no_interval():
+    assert report.spread([0.5]) == {"mean": 0.5, "std": 0, "n": 1}
+    pair = report.paired([0.5], [0.25])
+    assert pair["mean"] == 0.25
+    assert math.isnan(pair["low"])
+    assert math.isnan(pair["high"])
+
+
+class TestTable:
+    def test_text(self):
+        assert report.table(summary()).splitlines() == [
+            "|  | accuracy % | agreement % | NLL, nats | ECE % | parameters | FLOPs "
+            "| latency, us | kB |",
+            "| --- | --: | --: | --: | --: | --: | --: | --: | --: |",
+            "| teacher | 96.00 ± 1.00 | 48.00 ± 0.50 | 0.0400 ± 0.0100 | 1.00 ± 0.00 "
+            "| 1,234 | 5,678 | 10 | 4.3 |",
+            "| scratch | 80.00 ± 2.00 | 40.00 ± 1.00 | 0.2000 ± 0.0200 | 1.00 ± 0.00 "
+            "| 1,234 | 5,678 | 10 | 4.3 |",
+            "| distilled | 85.00 ± 1.00 | 42.50 ± 0.50 | 0.1500 ± 0.0100 "
+            "| 1.00 ± 0.00 | 1,234 | 5,678 | 10 | 4.3 |",
+            "",
+            # gaps 5, 4, 6: mean 5, deviation 1, t(2, .975) / sqrt 3 = 2.48
+            "- distilled minus scratch: +5.00 points, 95% interval +2.52 to +7.48 "
+            "(3 paired seeds)",
+        ]
+
+    def test_one_seed_shows_neither_spread_nor_interval(self):
+        text = report.table(summary({name: [v[0]] for name, v in ACCURACY.items()}))
+        assert "±" not in text
+        assert text.endswith("+5.00 points (one seed: no interval)\n")
+
+    def test_what_was_not_measured_is_a_dash(self):
+        text = report.table(summary(agreement=False))
+        assert "| teacher | 96.00 ± 1.00 | - | 0.0400" in text
+
+    def test_class_errors_are_means_over_seeds(self):
+        rows = summary()["rows"]
+        np.testing.assert_allclose(rows["teacher"]["class_error"], [0.04, 0])
+
+
+class TestFigures:
+    @pytest.mark.parametrize("name", ["curves.png", "comparison.png"])
+    def test_are_pngs_of_some_size(self, directory, name):
+        png = report.figures(directory)[name]
+        assert png[:8] == b"\x89PNG\r\n\x1a\n"
+        width, height = struct.unpack(">II", png[16:24])
+        assert width > 300
+        assert height > 300
+        assert png.endswith(b"IEND\xaeB`\x82")
+
+    def test_show_the_data(self, directory):
+        """Equal data draw equal figures; other data, another figure."""
+        first = report.figures(directory)
+        assert report.figures(directory) == first
+        other = summary({**ACCURACY, "scratch": [0.7, 0.7, 0.7]})
+        (directory / "summary.json").write_text(json.dumps(other))
+        second = report.figures(directory)
+        assert second["comparison.png"] != first["comparison.png"]
+        assert second["curves.png"] == first["curves.png"]
+        lines = [json.dumps(record) + "\n" for record in records(accuracy=0.6)]
+        (directory / "metrics.jsonl").write_text("".join(lines))
+        assert report.figures(directory)["curves.png"] != first["curves.png"]
+
+    def test_without_validation_the_losses_carry_the_legend(self, directory):
+        kept = [{k: r[k] for k in r if k != "accuracy"} for r in records()]
+        lines = [json.dumps(record) + "\n" for record in kept]
+        first = report.figures(directory)["curves.png"]
+        (directory / "metrics.jsonl").write_text("".join(lines))
+        assert report.figures(directory)["curves.png"] != first
+
+
+class TestWrite:
+    def test_rebuilds_from_logs_alone(self, directory):
+        text = report.write(directory)
+        made = {name: (directory / name).read_bytes() for name in MADE}
+        assert made["table.md"].decode() == text == report.table(summary())
+        for name in MADE:
+            (directory / name).unlink()
+        report.write(str(directory))
+        assert {name: (directory / name).read_bytes() for name in MADE} == made
+
+    def test_save_keeps_what_report_needs(self, directory, tmp_path_factory):
+        (directory / "models").mkdir()
+        target = tmp_path_factory.mktemp("results") / "new" / "run"
+        report.save(directory, target)
+        assert {p.name for p in target.iterdir()} == {
+            *MADE,
+            "summary.json",
+            "metrics.jsonl",
+        }
+        assert report.write(target) == report.write(directory)
+
+    def test_save_refuses_large_files(self, directory, tmp_path_factory):
+        (directory / "metrics.jsonl").write_text(" " * (report.LARGEST + 1))
+        with pytest.raises(
+            ValueError, match="metrics.jsonl has 500001 bytes, too many"
+        ):
+            report.save(directory, tmp_path_factory.mktemp("results"))
+
+
+MADE = ("table.md", "curves.png", "comparison.png")
+
+
+class TestPages:
+    PAGE = "# A\n<!-- table: one -->\nold\n<!-- end -->\ntext\n"
+    PAGE += "<!-- table: deep/two -->\n<!-- end -->\nlast\n"
+    FILLED = "# A\n<!-- table: one -->\n| 1 |\n<!-- end -->\ntext\n"
+    FILLED += "<!-- table: deep/two -->\n| 2 |\\d\n<!-- end -->\nlast\n"
+
+    @pytest.fixture
+    def page(self, tmp_path):
+        (tmp_path / "results" / "deep").mkdir(parents=True)
+        (tmp_path / "results" / "one.md").write_text("| 1 |\n\n")
+        (tmp_path / "results" / "deep" / "two.md").write_text("| 2 |\\d\n")
+        (tmp_path / "page.md").write_text(self.PAGE)
+        return tmp_path / "page.md"
+
+    def test_fill(self, page):
+        results = page.parent / "results"
+        assert report.fill(page, results, write=False)
+        assert page.read_text() == self.PAGE
+        assert report.fill(page, results)
+        assert page.read_text() == self.FILLED
+        assert not report.fill(page, results)
+
+    def test_a_file_that_is_not_there(self, page):
+        (page.parent / "results" / "one.md").unlink()
+        with pytest.raises(ValueError, match=r"page.md asks for .*one.md, which does"):
+            report.fill(page, page.parent / "results")
+        assert page.read_text() == self.PAGE
+
+    @pytest.mark.parametrize(
+        "text", [PAGE.replace("<!-- end -->\ntext", "text"), "<!-- table: one -->\n"]
+    )
+    def test_a_block_that_is_not_closed(self, page, text):
+        """The text up to another block's end must not be taken for a table."""
+        page.write_text(text)
+        with pytest.raises(ValueError, match="page.md: each .* needs its <!-- end -->"):
+            report.fill(page, page.parent / "results")
+        assert page.read_text() == text
+
+
+class TestRun:
+    def test_a_line_cut_short_is_dropped(self, tmp_path):
+        run = Run(tmp_path, {"seed": 0})
+        for step in (1, 2):
+            run.log({"fit": "a", "step": step})
+        path = tmp_path / "metrics.jsonl"
+        path.write_text(path.read_text()[:-5])
+        again = Run(tmp_path, {"seed": 0})
+        assert again.records == [{"fit": "a", "step": 1}]
+        again.rewind("a", 1)
+        again.log({"fit": "a", "step": 2})
+        assert read_records(epath.Path(path)) == again.records
+        assert [r["step"] for r in again.records] == [1, 2]
+
+    def test_rewind_touches_one_training(self, tmp_path):
+        run = Run(tmp_path, {})
+        for fit in ("a", "b"):
+            for step in (1, 2, 3):
+                run.log({"fit": fit, "step": step})
+        run.rewind("a", 1)
+        kept = [(r["fit"], r["step"]) for r in Run(tmp_path, {}).records]
+        assert kept == [("a", 1), ("b", 1), ("b", 2), ("b", 3)]
+
+    def test_another_configuration(self, tmp_path):
+        old = {"seed": 0, "widths": (8, 9), "gone": 1}
+        Run(tmp_path, old).log({"fit": "a", "step": 1})
+        Run(tmp_path, {**old, "widths": [8, 9]})  # JSON has no tuples
+        with pytest.raises(RunError) as said:
+            Run(tmp_path, {"seed": 1, "widths": (8, 9), "new": None, "more": "x"})
+        assert str(said.value) == (
+            f"run directory {tmp_path} holds another run: gone was 1, is now None; "
+            "more was None, is now 'x'; seed was 0, is now 1; give another --run-dir, "
+            "or the first command again to resume it"
+        )
+
+    def test_nothing_trained_is_no_other_run(self, tmp_path):
+        Run(tmp_path, {"seed": 0})
+        Run(tmp_path, {"seed": 1})
+        assert json.loads((tmp_path / "config.json").read_text()) == {"seed": 1}
+
+    def test_files_are_replaced_whole(self, tmp_path):
+        run = Run(tmp_path, {})
+        run.write("summary.json", {"a": 1})
+        with pytest.raises(TypeError):
+            run.write("summary.json", {"a": object()})
+        assert json.loads((tmp_path / "summary.json").read_text()) == {"a": 1}
+        run.write_bytes("models/a.bin", b"\0\1")
+        assert (tmp_path / "models" / "a.bin").read_bytes() == b"\0\1"

@@ -7,8 +7,13 @@ import os
 # virtual devices too few threads to meet, and aborts the process.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("NPROC", "16")
+# Tests compile much and run little: LLVM need not optimise.
 os.environ["XLA_FLAGS"] = " ".join(
-    [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
+    [
+        "--xla_force_host_platform_device_count=8",
+        "--xla_backend_optimization_level=0",
+        os.environ.get("XLA_FLAGS", ""),  # the last word
+    ]
 )
 
 from pathlib import Path

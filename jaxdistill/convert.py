@@ -2,10 +2,12 @@
 """PyTorch weights to linen variables and back, with nothing left over.
 
 Layouts: a Linear weight is `[out, in]` there and `[in, out]` here; a Conv2d weight
-OIHW there and HWIO here; BatchNorm's `weight, running_mean, running_var` are `scale,
-mean, var`. Values are never changed, so both directions together are the identity.
+OIHW there and HWIO here, 1d and 3d alike; BatchNorm's `weight, running_mean,
+running_var` are `scale, mean, var`. Values are never changed, so both directions
+together are the identity.
 """
 
+import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,7 +61,8 @@ def from_torch(
                 f"PyTorch weight {key!r} gives {'/'.join(path)} the shape "
                 f"{array.shape}, the module needs {expected[path].shape}"
             )
-        found[path] = array
+        # A copy: the module may train on, and a device may share the host's memory.
+        found[path] = np.array(array, order="C")
     missing = ["/".join(path) for path in expected if path not in found]
     if missing:
         raise ValueError(f"no PyTorch weight for {', '.join(missing)}")
@@ -104,7 +107,7 @@ def to_torch(
                 f"{'/'.join(path)} gives PyTorch's {key!r} the shape {array.shape}, it "
                 f"needs {tuple(value.shape)}"
             )
-        result[key] = array
+        result[key] = np.array(array, order="C")
         used.add(path)
     left = ["/".join(path) for path in flat if path not in used]
     if left:
@@ -146,16 +149,27 @@ def load_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     """A state dict from a `.safetensors` or PyTorch file, never running its code.
 
     Raises:
-      ValueError: the file is not a flat mapping of names to tensors.
+      ValueError: the file is not a flat mapping of names to tensors, or the package
+        that reads it is missing.
     """
     path = Path(path)
-    if path.suffix == ".safetensors":
-        from safetensors.numpy import load_file
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.numpy import load_file
 
-        return load_file(path)
-    import torch
-
-    loaded = torch.load(path, map_location="cpu", weights_only=True)
+            return load_file(path)
+        import torch
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"reading {path} needs {error.name}: pip install 'jaxdistill[torch]'"
+        ) from error
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} is no file of tensors alone, and reading any other could run code "
+            "in it; save model.state_dict()"
+        ) from error
     if not isinstance(loaded, Mapping) or not all(
         isinstance(value, torch.Tensor) for value in loaded.values()
     ):
@@ -193,11 +207,12 @@ def _kind(leaf: str, value: Any) -> str:
 
 
 def _to_linen(weight: np.ndarray) -> np.ndarray:
-    return weight.T if weight.ndim == 2 else weight.transpose(2, 3, 1, 0)
+    return weight.transpose(*range(2, weight.ndim), 1, 0)
 
 
 def _to_torch(kernel: np.ndarray) -> np.ndarray:
-    return kernel.T if kernel.ndim == 2 else kernel.transpose(3, 2, 0, 1)
+    last = kernel.ndim - 1
+    return kernel.transpose(last, last - 1, *range(last - 1))
 
 
 def _natural(path: tuple[str, ...]) -> list:

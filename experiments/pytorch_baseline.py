@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The PyTorch side of compare_pytorch: the script most articles print, and its best.
+
+Nothing here knows of JAX. Three loops over the same networks and the same loss: as the
+articles print it, tuned by hand, and the tuned one compiled.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+
+Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def mlp(widths: Sequence[int]) -> nn.Sequential:
+    """Linear layers with ReLU between them; widths from the pixels to the classes."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    for inputs, outputs in pairwise(widths):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def load(module: nn.Module, state_dict: dict[str, np.ndarray]) -> nn.Module:
+    """The module with these weights, in their precision."""
+    tensors = {key: torch.tensor(value) for key, value in state_dict.items()}
+    module.to(next(iter(tensors.values())).dtype).load_state_dict(tensors)
+    return module
+
+
+def make_loss(temperature: float, hard_weight: float, soft_weight: float) -> Loss:
+    """The articles' loss, `(student logits, teacher logits, labels) -> scalar`."""
+    return partial(
+        distillation_loss,
+        temperature=temperature,
+        hard_weight=hard_weight,
+        soft_weight=soft_weight,
+    )
+
+
+def distillation_loss(
+    student, teacher, labels, *, temperature, hard_weight, soft_weight
+):
+    """`hard CE + soft T^2 KL`, the KL's reduction being batchmean."""
+    soft = functional.kl_div(
+        functional.log_softmax(student / temperature, dim=-1),
+        functional.softmax(teacher / temperature, dim=-1),
+        reduction="batchmean",
+    )
+    hard = functional.cross_entropy(student, labels)
+    return hard_weight * hard + soft_weight * temperature**2 * soft
+
+
+class Images:
+    """A data set as torchvision gives it: bytes, scaled and normalised at every look.
+
+    Torchvision's own also goes through a Pillow image; this one is the cheaper.
+    """
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, mean, deviation, peak):
+        self.images, self.labels = torch.tensor(images), labels.tolist()
+        self.mean, self.deviation, self.peak = mean, deviation, peak
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        pixels = self.images[index].unsqueeze(0).float().div(self.peak)
+        return pixels.sub(self.mean).div(self.deviation), self.labels[index]
+
+
+def article_epoch(
+    student: nn.Module,
+    teacher: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss: Loss,
+    loader: DataLoader,
+) -> float:
+    """An epoch as the articles print it; the mean of the batches' losses."""
+    student.train()
+    teacher.eval()
+    running = 0.0
+    for images, labels in loader:
+        optimizer.zero_grad()
+        with torch.no_grad():
+            targets = teacher(images)
+        value = loss(student(images), targets, labels)
+        value.backward()
+        optimizer.step()
+        running += value.item()
+    return running / len(loader)
+
+
+def article(student, teacher, loss, images: Images, batch_size, learning_rate):
+    """A function that trains the student for one epoch, as the articles do."""
+    loader: DataLoader = DataLoader(
+        images,  # type: ignore[arg-type]  # has what a loader asks for
+        batch_size=batch_size,
+        shuffle=True,
+        num_workers=0,
+    )
+    optimizer = torch.optim.Adam(student.parameters(), lr=learning_rate)
+    return partial(article_epoch, student, teacher, optimizer, loss, loader)
+
+
+def tuned(student, teacher, loss, images, labels, batch_size, learning_rate, **options):
+    """A function that trains for one epoch with all that makes eager PyTorch fast.
+
+    The normalised images lie in memory, a batch is one gather, Adam is fused, and no
+    loss is read before the epoch ends. Options: see `make_step`.
+    """
+    images, labels = torch.tensor(images), torch.tensor(labels).long()
+    optimizer = torch.optim.Adam(student.parameters(), lr=learning_rate, fused=True)
+    step = make_step(student, teacher, loss, optimizer, **options)
+
+    def epoch() -> float:
+        order = torch.randperm(len(labels)).split(batch_size)
+        total = torch.zeros(())
+        for index in order:
+            total += step(images.index_select(0, index), labels.index_select(0, index))
+        return total.item() / len(order)
+
+    return epoch
+
+
+def make_step(student, teacher, loss, optimizer, *, compiled: bool = False) -> Callable:
+    """One optimizer step, `(images, labels) -> loss`.
+
+    Args:
+      student: trained, in training mode.
+      teacher: not trained, in evaluation mode.
+      loss: see `make_loss`.
+      optimizer: of the student's parameters.
+      compiled: put both forward passes, the loss and its gradient through
+        torch.compile; a fused optimizer is one kernel already.
+    """
+    student.train()
+    teacher.eval()
+
+    def forward(images, labels):
+        with torch.no_grad():
+            targets = teacher(images)
+        return loss(student(images), targets, labels)
+
+    if compiled:
+        forward = torch.compile(forward, dynamic=False)
+
+    def step(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        value = forward(images, labels)
+        value.backward()
+        optimizer.step()
+        return value.detach()
+
+    return step
+
+
+def compiler_problem() -> str | None:
+    """Why torch.compile does not work here, or None if it does."""
+    try:
+        torch.compile(lambda x: x + 1, dynamic=False)(torch.zeros(2))
+    except Exception as error:  # whatever the compiler's search came upon
+        return f"torch.compile does not work here: {type(error).__name__}"
+    return None
+
+
+def follow(student, teacher, loss, batches: Iterable, rates: Iterable) -> np.ndarray:
+    """The loss of each Adam step over given batches of NumPy arrays, at given rates."""
+    optimizer = torch.optim.Adam(student.parameters())
+    step = make_step(student, teacher, loss, optimizer)
+    losses = []
+    for (images, labels), rate in zip(batches, rates, strict=True):
+        optimizer.param_groups[0]["lr"] = float(rate)
+        losses.append(step(torch.tensor(images), torch.tensor(labels).long()))
+    return torch.stack(losses).numpy()
+
+
+def accuracy(model: nn.Module, images: np.ndarray, labels: np.ndarray) -> float:
+    """The share of images whose largest logit is at their label."""
+    model.eval()
+    with torch.no_grad():
+        guess = model(torch.tensor(images)).argmax(-1)
+    return float((guess == torch.tensor(labels)).double().mean())

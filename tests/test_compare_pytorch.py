@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch", reason="comparing with PyTorch needs torch")
+
+from experiments import compare_pytorch, pytorch_parity
+from experiments.article_job import Config, Task
+
+PAGE = Path(__file__).parent.parent / "docs" / "pytorch.md"
+
+
+@pytest.fixture(scope="module")
+def task():
+    """The article's networks and settings, on the shipped digits.
+
+    One thread: on a busy machine PyTorch's wait for each other.
+    """
+    return Task(Config(data="digits", epochs=1, seeds=1, threads=1, progress=False))
+
+
+@pytest.fixture(scope="module")
+def parity(task):
+    return pytorch_parity.parity(task)
+
+
+@pytest.mark.parametrize(("precision", "bar"), [("float64", 1e-9), ("float32", 1e-4)])
+def test_200_steps_agree(parity, precision, bar):
+    for run in parity[precision]:
+        assert run["steps"] == 200
+        first, last = run["first_and_last_loss"]
+        assert last < first / 2  # it trained: two constants would agree too
+        assert run["loss"] < bar
+        assert run["params"] < bar
+
+
+def test_another_weight_is_seen(task):
+    """The bar above is one a wrong loss does not pass."""
+    wrong = Task(replace(task.config, parity_steps=2, soft_weight=0.31))
+    wrong.loss, wrong.taught = task.loss, task.taught
+    assert pytorch_parity.side_by_side(wrong, 0, "float64")["loss"] > 1e-4
+
+
+def test_all_parts_and_their_table(tmp_path, capsys):
+    run, saved = tmp_path / "run", tmp_path / "saved"
+    run.mkdir()
+    (run / "summary.json").write_text('{"an earlier part": 1}')
+    compare_pytorch.execute(
+        Config(smoke=True, run_dir=str(run), save=saved, threads=1, progress=False)
+    )
+    summary = json.loads((saved / "summary.json").read_text())
+    assert set(summary) == {"an earlier part", "parity", "speed", "accuracy"}
+    names = ["PyTorch, the article's loop", "PyTorch, tuned", "jaxdistill"]
+    assert list(summary["speed"]["seconds"]) == names
+    assert {len(times) for times in summary["speed"]["seconds"].values()} == {2}
+    assert set(summary["speed"]["ratios"]) == set(names[:2])
+    assert len(summary["accuracy"]["seeds"]["PyTorch"]) == 2
+    text = (saved / "table.md").read_text()
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("|")]
+    assert [row[0].strip("| ") for row in rows] == ["", "---", *names]
+    assert {len(row) for row in rows} == {3}
+    assert re.search(r"^- float64: .*of a loss \d\.\de-\d+ ", text, re.M)
+    assert re.search(r"^- test accuracy after 2 epochs, %: jaxdistill ", text, re.M)
+    assert text in capsys.readouterr().out
+    assert json.loads((run / "env.json").read_text())["versions"]["torch"]
+    assert (saved / "speed.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_compiler_that_fails_is_said_in_the_table(monkeypatch):
+    from experiments import pytorch_baseline
+
+    def broken(*_, **__):
+        raise RuntimeError("no C++ compiler found")
+
+    monkeypatch.setattr(pytorch_baseline.torch, "compile", broken)
+    part = {
+        "seconds": {"jaxdistill": [1.0, 2.0]},
+        "ratios": {},
+        "skipped": {"PyTorch, compiled": pytorch_baseline.compiler_problem()},
+        "images": 10,
+        "batch_size": 2,
+        "machine": {"threads": 2, "cpu": "a", "jax": "b", "torch": "c"},
+    }
+    text = compare_pytorch.table({"speed": part})
+    assert "| PyTorch, compiled | - | torch.compile does not work here: Runtime" in text
+
+
+def test_missing_torch_is_one_sentence(monkeypatch):
+    import experiments
+
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "experiments.pytorch_baseline", raising=False)
+    monkeypatch.delattr(experiments, "pytorch_baseline", raising=False)
+    message = r"needs it: pip install 'jaxdistill\[torch\]'"
+    with pytest.raises(ValueError, match=message):
+        compare_pytorch.execute(Config(smoke=True))
+
+
+def test_the_page_runs(tmp_path, monkeypatch):
+    """Every Python block of docs/pytorch.md, in order, in one namespace."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.M | re.S)
+    assert len(blocks) >= 4
+    namespace: dict = {"__name__": "page"}
+    for number, block in enumerate(blocks):
+        exec(compile(block, f"{PAGE.name}, block {number + 1}", "exec"), namespace)

@@ -50,8 +50,9 @@ def classification(student: Outputs, teacher: Outputs | None, batch: Batch) -> M
     metrics = {
         "accuracy": mean(right),
         "nll": mean(nll),
-        "ece": ((confidence - right) @ in_bin, in_bin.sum(0)),
-        "class_error": ((1 - right) @ in_class, in_class.sum(0)),
+        # Products and sums, not a matmul: that would be rounded to bfloat16 on a TPU.
+        "ece": (((confidence - right)[:, None] * in_bin).sum(0), in_bin.sum(0)),
+        "class_error": (((1 - right)[:, None] * in_class).sum(0), in_class.sum(0)),
     }
     if teacher is not None:
         log_p = mean_log_probs(teacher.logits, ndim)

@@ -35,7 +35,7 @@ class Live:
 
 @struct.dataclass
 class Ensemble:
-    """Several teachers at once; logits and hidden states keep a leading member axis."""
+    """Several teachers at once: logits with a leading member axis, nothing else."""
 
     members: tuple[Any, ...]
 
@@ -99,7 +99,7 @@ def digests(tree: Any) -> dict[str, str]:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
-        array = np.ascontiguousarray(leaf)
+        array = np.asarray(leaf)
         header = f"{array.dtype.str}{array.shape}".encode()
         result[jax.tree_util.keystr(path)] = hashlib.sha256(
             header + array.tobytes()

@@ -15,8 +15,12 @@ def test_every_image_is_one_of_its_shifted_copies_and_all_shifts_occur(shape):
     moved = shift(1, fill=-9.0)(batch, jax.random.key(0))
     seen = set()
     for before, after in zip(padded, np.asarray(moved["inputs"]), strict=True):
-        windows = {(i, j): before[i : i + 5, j : j + 7] for i in range(3) for j in range(3)}
-        matches = [at for at, window in windows.items() if np.array_equal(window, after)]
+        windows = {
+            (i, j): before[i : i + 5, j : j + 7] for i in range(3) for j in range(3)
+        }
+        matches = [
+            at for at, window in windows.items() if np.array_equal(window, after)
+        ]
         assert len(matches) == 1
         seen.add(matches[0])
     assert len(seen) == 9

@@ -143,7 +143,9 @@ def test_a_checkpoint_of_another_run_is_refused(saved):
     assert reopen(saved).steps() == [1, 2]
 
 
-@pytest.mark.parametrize(("old", "new"), [("mesh", "jit"), ("jit", "mesh"), ("pmap", "mesh")])
+@pytest.mark.parametrize(
+    ("old", "new"), [("mesh", "jit"), ("jit", "mesh"), ("pmap", "mesh")]
+)
 def test_restores_onto_another_number_of_devices(old, new, tmp_path):
     first = parallel.choose(old, jax.devices()[: 1 if old == "jit" else 4])
     checkpoints = Checkpoints(tmp_path / "c")

@@ -93,7 +93,7 @@ def after_a_step(name, kind, count=1):
         (name, kind, count)
         for name in ("mlp", "batch norm", "mixed", "dropout")
         for kind in ("mesh", "pmap")
-        for count in ((1, 2, 8) if name == "mlp" else (2, 8))
+        for count in (1, 2, 8)
         if (name, kind) != ("dropout", "pmap")  # draws are each device's own there
     ],
 )

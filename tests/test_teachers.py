@@ -193,3 +193,8 @@ def test_digest_is_the_same_for_equal_trees():
     keys = [{"rng": jax.random.key(seed)} for seed in (0, 0, 1)]
     digests = [teachers.digest(tree) for tree in keys]
     assert digests[0] == digests[1] != digests[2]
+
+
+def test_digests_tell_a_scalar_from_one_element():
+    scalar, one = jnp.zeros(()), jnp.zeros((1,))
+    assert teachers.digest({"a": scalar}) != teachers.digest({"a": one})

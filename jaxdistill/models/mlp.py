@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Multi-layer perceptrons."""
 
-from collections.abc import Sequence
-
 from flax import linen as nn
 
 from jaxdistill.types import Outputs
@@ -12,12 +10,12 @@ class MLP(nn.Module):
     """Dense layers with ReLU between them; `MLP((512, 256, 10))` has two hidden layers.
 
     Attributes:
-      features: widths of all layers but the input, the last being the classes.
+      features: widths of all layers but the input, a tuple whose last is the classes.
       input_dropout: dropout rate on the flattened input.
       dropout: dropout rate on each hidden layer.
     """
 
-    features: Sequence[int]
+    features: tuple[int, ...]
     input_dropout: float = 0.0
     dropout: float = 0.0
 

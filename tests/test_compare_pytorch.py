@@ -5,12 +5,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="comparing with PyTorch needs torch")
 
 from experiments import compare_pytorch, pytorch_parity
-from experiments.article_job import Config, Task
+from experiments.article_job import PIXELS, Config, Task
 
 PAGE = Path(__file__).parent.parent / "docs" / "pytorch.md"
 
@@ -44,6 +45,21 @@ def test_another_weight_is_seen(task):
     wrong = Task(replace(task.config, parity_steps=2, soft_weight=0.31))
     wrong.loss, wrong.taught = task.loss, task.taught
     assert pytorch_parity.side_by_side(wrong, 0, "float64")["loss"] > 1e-4
+
+
+def test_the_articles_images_are_ours(task):
+    from experiments.pytorch_baseline import Images
+
+    mean, deviation = PIXELS["digits"]
+    raw = task.source.train
+    theirs = Images(raw["images"], raw["labels"], mean, deviation, task.source.peak)
+    for i in (0, 7, len(theirs) - 1):
+        pixels, label = theirs[i]
+        assert pixels.shape == (1, *raw["images"].shape[1:])
+        np.testing.assert_allclose(
+            pixels.numpy().ravel(), task.train["inputs"][i], rtol=1e-6, atol=1e-6
+        )
+        assert label == raw["labels"][i]
 
 
 def test_all_parts_and_their_table(tmp_path, capsys):

@@ -17,7 +17,7 @@ section 2).
             order, from one teacher a seed. Expected: no difference.
 
 Needs jaxdistill[torch]. A run directory keeps the parts it has, so that one part can be
-run again at a quiet time. Cost on two cores: about 15 minutes, `--smoke` seconds.
+run again at a quiet time. Cost on two cores: about 15 minutes, a minute with `--smoke`.
 
   python -m experiments.compare_pytorch --data-dir ~/mnist
   python -m experiments.compare_pytorch --data-dir ~/mnist --part speed --rounds 9
@@ -69,7 +69,7 @@ def execute(config: Config) -> dict[str, Any]:
         small: dict[str, Any] = {"data": "digits", "teacher": (32,), "student": (16, 8)}
         config = replace(config, **small, epochs=2, rounds=2, seeds=2, compile=False)
     torch = baseline().torch
-    free = ("part", "data_dir", "run_dir", "save", "progress")
+    free = ("part", "rounds", "data_dir", "run_dir", "save", "progress")
     log = Run(
         config.run_dir, {k: v for k, v in asdict(config).items() if k not in free}
     )

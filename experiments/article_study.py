@@ -6,18 +6,21 @@ an untrained teacher does as well as one taught by a trained teacher. Is there a
 of the same two networks, MNIST 784-512-256-10 to 784-128-64-10, in which the teacher's
 knowledge matters, against controls tuned as hard?
 
-Setting: a better teacher (dropout 0.2 on hidden layers, images shifted by up to 2
-pixels, cosine schedule) and, for every student, the same number of random-search trials
-over learning rate, weight decay and shift; the distilled ones also draw temperature and
-the weight of the soft targets, label smoothing its amount. Trials use one seed and
-10,000 validation images split off the training set; each arm's best by validation
-accuracy then trains on fresh seeds, and the test set is looked at once, last epoch.
-All arms see the same views: where images are shifted, teacher and student see the same.
+Setting: a teacher that knows more than the students' images say (dropout 0.2 on hidden
+layers, images shifted by up to 2 pixels, cosine schedule), and students that see plain
+images, as in Hinton et al. 2015, section 3. Every arm has the same random-search trials
+over learning rate and weight decay; the distilled ones also draw temperature and the
+weight of the soft targets, label smoothing its amount. Trials use one seed and 10,000
+validation images split off the training set; each arm's best by validation accuracy
+then trains on fresh seeds, and the test set is looked at once, last epoch.
+
+The first setting tried let every arm shift its images too (--student-shift 2 --trials
+10 --seeds 10): there the student from scratch comes close to its teacher, and the
+distilled one loses to it. That result is kept beside this one.
 
   python experiments/article_study.py --data-dir ~/mnist
 
-Cost: about 20 minutes on two cores. Source of the idea: Beyer et al. 2022, section 3
-(same views), Hinton et al. 2015, section 3 (a jittered, regularised teacher).
+Cost: about 15 minutes on two cores.
 """
 
 import sys
@@ -60,9 +63,11 @@ class Config:
     """hidden widths of the student"""
     validation: int = 10_000
     """training images held out to choose hyperparameters on"""
-    trials: int = 10
+    student_shift: int = 0
+    """most pixels that a trial may shift the students' images by, 0 to 2"""
+    trials: int = 8
     """random-search trials of each arm"""
-    seeds: int = 10
+    seeds: int = 5
     """fresh seeds of each arm's best"""
     epochs: int = 20
     """passes over the training images, for teacher and students"""
@@ -142,8 +147,9 @@ def search(config: Config, study: Study, make: "RowMaker"):
     }
     best: dict[str, Trial] = {}
     table: dict[str, list] = {arm: [] for arm in ARMS}
+    trials = draw(config.trials, config.student_shift)
     for arm in ARMS:
-        for number, trial in enumerate(draw(config.trials)):
+        for number, trial in enumerate(trials):
             row = make.row(arm, trial)
             taught_by = None if row.teacher is None else given[row.teacher]
             model = study.train(f"search_{arm}_{number}", row, SEARCH_SEED, taught_by)
@@ -151,18 +157,18 @@ def search(config: Config, study: Study, make: "RowMaker"):
             scores = study.validation(study.run.place(model), taught_by)
             table[arm].append({**trial._asdict(), "accuracy": scores["accuracy"]})
         order = [trial["accuracy"] for trial in table[arm]]
-        best[arm] = draw(config.trials)[int(np.argmax(order))]
+        best[arm] = trials[int(np.argmax(order))]
     return best, table
 
 
-def draw(count: int) -> list[Trial]:
+def draw(count: int, most_shift: int = 0) -> list[Trial]:
     """The trials: the same for every arm, so that none gets luckier draws."""
     rng = np.random.default_rng(0)
     return [
         Trial(
             learning_rate=float(10 ** rng.uniform(-3.3, -2.3)),
             weight_decay=float(rng.choice([0.0, 1e-4, 1e-2, 1e-1])),
-            shift=int(rng.choice([0, 1, 2])),
+            shift=min(int(rng.choice([0, 1, 2])), most_shift),
             label_smoothing=float(rng.choice([0.02, 0.05, 0.1, 0.2])),
             temperature=float(rng.choice([1.0, 2.0, 4.0, 8.0])),
             soft_weight=float(rng.choice([0.5, 0.9, 1.0])),

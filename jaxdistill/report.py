@@ -118,7 +118,10 @@ def figures(directory: Any) -> dict[str, bytes]:
     directory = epath.Path(directory)
     summary = json.loads((directory / "summary.json").read_text())
     records = read_records(directory / "metrics.jsonl")
-    return {"curves.png": _curves(records), "comparison.png": _comparison(summary)}
+    return {
+        "curves.png": _curves(records, summary["rows"]),
+        "comparison.png": _comparison(summary),
+    }
 
 
 def write(directory: Any) -> str:
@@ -173,8 +176,11 @@ def fill(page: Path, results: Path, write: bool = True) -> bool:
     return new != old
 
 
-def _curves(records: Sequence[Mapping[str, Any]]) -> bytes:
-    """Training loss and validation accuracy by step: mean and range over seeds."""
+def _curves(records: Sequence[Mapping[str, Any]], rows: Any) -> bytes:
+    """Training loss and validation accuracy by step: mean and range over seeds.
+
+    Trainings that are no rows of the table, a search's, are left out.
+    """
     plt = _pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     panels = (
@@ -182,7 +188,7 @@ def _curves(records: Sequence[Mapping[str, Any]]) -> bytes:
         (right, "accuracy", "validation accuracy"),
     )
     for axis, key, title in panels:
-        for name, points in _by_row(records, key).items():
+        for name, points in _by_row(records, rows, key).items():
             at = sorted(points)
             values = [points[step] for step in at]
             mean = [np.mean(v) for v in values]
@@ -214,12 +220,14 @@ def _comparison(summary: Mapping[str, Any]) -> bytes:
     return _png(figure)
 
 
-def _by_row(records, key) -> dict[str, dict[int, list[float]]]:
+def _by_row(records, names, key) -> dict[str, dict[int, list[float]]]:
     rows: dict[str, dict[int, list[float]]] = {}
     for record in records:
-        if key in record:
-            name = _words(record["fit"].rsplit("-", 1)[0])
-            rows.setdefault(name, {}).setdefault(record["step"], []).append(record[key])
+        name = record["fit"].rsplit("-", 1)[0]
+        if key in record and name in names:
+            rows.setdefault(_words(name), {}).setdefault(record["step"], []).append(
+                record[key]
+            )
     return rows
 
 

@@ -27,11 +27,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import optax
 import tyro
 
@@ -40,7 +38,7 @@ from jaxdistill.evaluate import Evaluator
 from jaxdistill.objectives import combine, hard_labels, soft_targets
 from jaxdistill.parallel import Kind
 from jaxdistill.runs import Run
-from jaxdistill.study import FAILURES, Row, Study
+from jaxdistill.study import FAILURES, Row, Study, few_labels
 
 
 @dataclass(frozen=True)
@@ -180,7 +178,7 @@ def execute(config: Config) -> dict[str, Any]:
     study = Study(
         run,
         Run(config.run_dir.format(preset=config.preset), settings),
-        examples=labelled(train_set, config.labels),
+        examples=few_labels(train_set, config.labels),
         steps=steps,
         batch_size=config.batch_size,
         test=Evaluator(run, source.inputs(source.test)),
@@ -242,26 +240,6 @@ def make_optimizer(config: Config, steps: int) -> optax.GradientTransformation:
     if config.clip_norm is None:
         return adam
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), adam)
-
-
-def labelled(train: dict[str, np.ndarray], count: int | None):
-    """`(row, seed) -> examples` with `count` labels, others for every seed.
-
-    Who has no teacher gets the labelled examples alone; a student of one gets all,
-    because soft targets need no label.
-    """
-    size = len(train["labels"])
-    if count is None or count >= size:
-        return lambda row, seed: train
-
-    @lru_cache(maxsize=2)
-    def choose(seed: int, taught: bool):
-        chosen = np.sort(np.random.default_rng([seed, 1]).permutation(size)[:count])
-        known = np.isin(np.arange(size), chosen).astype(np.float32)
-        examples = {**train, "labelled": known}
-        return examples if taught else {k: v[chosen] for k, v in examples.items()}
-
-    return lambda row, seed: choose(seed, row.teacher is not None)
 
 
 if __name__ == "__main__":

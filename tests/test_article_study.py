@@ -25,7 +25,7 @@ def test_every_arm_gets_the_same_trials_and_its_best_is_chosen(run):
     path, _ = run
     trials = json.loads((path / "search.json").read_text())
     assert tuple(trials) == ARMS
-    drawn = [trial._asdict() for trial in article_study.draw(TRIALS)]
+    drawn = [trial._asdict() for trial in article_study.draw(TRIALS, 2)]
     chosen = (path / "chosen.md").read_text().splitlines()[2:]
     for line, (arm, scores) in zip(chosen, trials.items(), strict=True):
         assert [{k: s[k] for k in drawn[0]} for s in scores] == drawn

@@ -18,9 +18,6 @@ from jaxdistill.runs import environment
 from jaxdistill.steps import init_state, make_train_step, scan_train
 from jaxdistill.types import TrainState
 
-PIXELS = {"digits": (0.305, 0.376), "mnist": (0.1307, 0.3081)}
-"""Mean and deviation of the training pixels, scaled to [0, 1]."""
-
 
 @dataclass(frozen=True)
 class Config:
@@ -191,12 +188,9 @@ class Task:
         return baseline().load(module, weights)
 
     def _examples(self, split) -> dict[str, np.ndarray]:
-        mean, deviation = PIXELS[self.config.data]
-        images = split["images"].reshape(len(split["images"]), -1)
-        return {
-            "inputs": data.normalize(images, mean, deviation, self.source.peak),
-            "labels": split["labels"],
-        }
+        examples = self.source.inputs(split)
+        flat = examples["inputs"].reshape(len(examples["inputs"]), -1)
+        return {**examples, "inputs": flat}
 
 
 def machine(torch_version: str, threads: int) -> dict[str, Any]:

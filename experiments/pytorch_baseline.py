@@ -198,6 +198,16 @@ def follow(student, teacher, loss, batches: Iterable, rates: Iterable) -> np.nda
     return torch.stack(losses).numpy()
 
 
+def set_adam(optimizer, model: nn.Module, count: int, first: dict, second: dict):
+    """Give Adam the moments (by parameter name) that it has after `count` steps."""
+    for name, parameter in model.named_parameters():
+        optimizer.state[parameter] = {
+            "step": torch.tensor(float(count)),
+            "exp_avg": torch.tensor(first[name]),
+            "exp_avg_sq": torch.tensor(second[name]),
+        }
+
+
 def accuracy(model: nn.Module, images: np.ndarray, labels: np.ndarray) -> float:
     """The share of images whose largest logit is at their label."""
     model.eval()

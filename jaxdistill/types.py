@@ -22,6 +22,20 @@ Metrics = dict[str, tuple[Any, Any]]
 """`{name: (sum, count)}`: adds up over batches and devices before any division."""
 
 
+class TopK(NamedTuple):
+    """The K largest of V probabilities, as a store keeps them: free of temperature.
+
+    Attributes:
+      ids: `[..., K]` integers in `[0, V)`, all different.
+      log_probs: `[..., K]`, log-softmax of the logits at temperature 1, over all V.
+      logsumexp: `[...]`, what to add to get the logits back.
+    """
+
+    ids: Any
+    log_probs: Any
+    logsumexp: Any
+
+
 @struct.dataclass
 class Outputs:
     """What every model returns.
@@ -30,10 +44,17 @@ class Outputs:
       logits: `[..., C]`, unnormalised. An ensemble puts its members first,
         `[M, ..., C]`.
       hiddens: hidden states by layer, a tuple of `[B, ..., D]`.
+      attentions: attention probabilities by layer, a tuple of `[B, H, L, S]`.
+      projected: a student's hidden states at the teacher's width, by layer, None where
+        there is no projection (see `models.adapters`).
+      extras: what else a model has, by name: a distillation token's logits.
     """
 
     logits: Any
     hiddens: Any = ()
+    attentions: Any = ()
+    projected: Any = ()
+    extras: Any = struct.field(default_factory=dict)
 
 
 @struct.dataclass

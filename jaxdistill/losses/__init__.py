@@ -1,10 +1,70 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Distillation losses: arrays in, one value per example or token out, in nats.
+"""Distillation losses: arrays in, one value per example or token out.
 
 Argument order is student, teacher, labels, mask, then keyword-only hyperparameters.
 Nothing here reduces over the batch; `jaxdistill.steps` does, in one place.
 """
 
-from jaxdistill.losses.logits import cross_entropy, forward_kl
+from jaxdistill.losses.attention import attention_kl, attention_mse, relation_kl
+from jaxdistill.losses.contrast import contrastive
+from jaxdistill.losses.divergences import (
+    generalized_jsd,
+    reverse_kl,
+    total_variation,
+)
+from jaxdistill.losses.features import (
+    attention_transfer,
+    cosine_distance,
+    hint_mse,
+    neuron_selectivity,
+    patient_mse,
+)
+from jaxdistill.losses.logit_structure import decoupled_kl, dist, standardize
+from jaxdistill.losses.logits import (
+    cross_entropy,
+    forward_kl,
+    logit_mse,
+    soft_cross_entropy,
+)
+from jaxdistill.losses.relations import (
+    correlation_congruence,
+    linear_cka,
+    probabilistic_transfer,
+    relational_angle,
+    relational_distance,
+    similarity_preserving,
+)
+from jaxdistill.losses.sequences import ctc, frame_kl, shift_tokens
+from jaxdistill.losses.sparse import sparse_forward_kl
 
-__all__ = ["cross_entropy", "forward_kl"]
+__all__ = [
+    "attention_kl",
+    "attention_mse",
+    "attention_transfer",
+    "contrastive",
+    "correlation_congruence",
+    "cosine_distance",
+    "cross_entropy",
+    "ctc",
+    "decoupled_kl",
+    "dist",
+    "forward_kl",
+    "frame_kl",
+    "generalized_jsd",
+    "hint_mse",
+    "linear_cka",
+    "logit_mse",
+    "neuron_selectivity",
+    "patient_mse",
+    "probabilistic_transfer",
+    "relation_kl",
+    "relational_angle",
+    "relational_distance",
+    "reverse_kl",
+    "shift_tokens",
+    "similarity_preserving",
+    "soft_cross_entropy",
+    "sparse_forward_kl",
+    "standardize",
+    "total_variation",
+]

@@ -1,14 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses on logits: labels, soft targets and their relatives."""
+"""Losses on logits: labels, soft targets, and the logits themselves.
+
+A class whose logit is -inf on both sides (a masked vocabulary) does not exist: values
+and gradients are those of the classes that are left.
+"""
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Float, Int
 
+from jaxdistill.losses.stable import divergence, divide, fixed, promote
 from jaxdistill.types import Array
 
+Logits = Float[Array, "*b c"]
+Values = Float[Array, "*b"]
 
-def cross_entropy(student: Array, labels: Array, *, label_smoothing=0.0) -> Array:
+
+def cross_entropy(
+    student: Logits, labels: Int[Array, "*b"], *, label_smoothing=0.0
+) -> Values:
     """Cross-entropy with integer labels, optionally smoothed.
 
     `-(1 - e) log q[y] - e mean_c log q[c]` with `q = softmax(student)`, zero when the
@@ -34,12 +45,8 @@ def cross_entropy(student: Array, labels: Array, *, label_smoothing=0.0) -> Arra
     References:
       Szegedy et al. 2016, Rethinking the Inception Architecture, section 7 (smoothing).
     """
-    if labels.shape != student.shape[:-1]:
-        raise ValueError(
-            f"cross_entropy: labels of shape {labels.shape} do not fit logits of shape "
-            f"{student.shape}; expected {student.shape[:-1]}"
-        )
-    student = _promote(student)
+    check_labels("cross_entropy", student, labels)
+    student = promote(student)
     # optax is right here at -inf logits and for any finite offset: logsumexp - z[y].
     hard = optax.losses.softmax_cross_entropy_with_integer_labels(student, labels)
     if is_concrete(label_smoothing):
@@ -57,7 +64,7 @@ def cross_entropy(student: Array, labels: Array, *, label_smoothing=0.0) -> Arra
     return (1 - label_smoothing) * hard + label_smoothing * spread
 
 
-def forward_kl(student: Array, teacher: Array, *, temperature=1.0) -> Array:
+def forward_kl(student: Logits, teacher: Logits, *, temperature=1.0) -> Values:
     """Temperature-scaled Kullback-Leibler divergence from teacher to student.
 
     `T^2 sum_c p[c] (log p[c] - log q[c])` with `p = softmax(teacher / T)` and
@@ -86,22 +93,70 @@ def forward_kl(student: Array, teacher: Array, *, temperature=1.0) -> Array:
       Hinton, Vinyals, Dean 2015, Distilling the Knowledge in a Neural Network,
       section 2 (soft targets, and why the factor T^2).
     """
-    _check_pair("forward_kl", student, teacher)
-    check_temperature(temperature)
-    teacher = jax.lax.stop_gradient(_promote(teacher))
-    log_p = jax.nn.log_softmax(teacher / temperature)
-    log_q = jax.nn.log_softmax(_promote(student) / temperature)
-    # optax.kl_divergence is NaN at -inf student log-probabilities, its log-target form
-    # at -inf teacher logits: both compute 0 * inf. The same classes are cut out of both
-    # sides before the product, so that neither value nor gradient meets an infinity.
+    log_q, log_p = tempered("forward_kl", student, teacher, temperature)
+    return divergence(log_p, log_q) * temperature**2
+
+
+def soft_cross_entropy(student: Logits, teacher: Logits, *, temperature=1.0) -> Values:
+    """Cross-entropy with the teacher's tempered distribution, times `T^2`.
+
+    `-T^2 sum_c p[c] log q[c]`, the forward KL plus `T^2` times the teacher's entropy:
+    the same gradient, but no zero at a perfect match.
+
+    Args:
+      student: `[..., C]` logits of any float type.
+      teacher: `[..., C]` logits; no gradient flows into them.
+      temperature: `T > 0`, applied to both sides; may be traced.
+
+    Returns:
+      `[...]` values in nats times `T^2`, at least float32.
+
+    Raises:
+      ValueError: shapes differ, or the temperature is not above 0.
+
+    >>> import jax.numpy as jnp
+    >>> student, teacher = jnp.array([0.0, 0.0]), jnp.array([jnp.log(3.0), 0.0])
+    >>> print(soft_cross_entropy(student, teacher))  # log 2, whatever the teacher says
+    0.6931472
+
+    References:
+      Hinton, Vinyals, Dean 2015, Distilling the Knowledge in a Neural Network,
+      section 2 and equation 1.
+    """
+    log_q, log_p = tempered("soft_cross_entropy", student, teacher, temperature)
     p = jnp.exp(log_p)
-    seen = p > 0
-    gap = jnp.where(seen, log_p, 0) - jnp.where(seen, log_q, 0)
-    return (p * gap).sum(-1) * temperature**2
+    return -(p * jnp.where(p > 0, log_q, 0)).sum(-1) * temperature**2
 
 
-def _promote(logits: Array) -> Array:
-    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+def logit_mse(student: Logits, teacher: Logits) -> Values:
+    """Mean over the classes of the squared difference of the logits.
+
+    `mean_c (z[c] - v[c])^2`, zero exactly when the logits are equal: unlike a
+    divergence it also sees a constant added to all of them.
+
+    Args:
+      student: `[..., C]` logits `z` of any float type.
+      teacher: `[..., C]` logits `v`; no gradient flows into them.
+
+    Returns:
+      `[...]` values in squared logits, at least float32.
+
+    Raises:
+      ValueError: shapes differ.
+
+    >>> import jax.numpy as jnp
+    >>> print(logit_mse(jnp.array([1.0, 0.0]), jnp.array([0.0, 2.0])))  # (1 + 4) / 2
+    2.5
+
+    References:
+      Ba, Caruana 2014, Do Deep Nets Really Need to be Deep?, equation 1; Tang et al.
+      2019, Distilling Task-Specific Knowledge from BERT, section 3.2.
+    """
+    check_pair("logit_mse", student, teacher)
+    student, teacher = promote(student), fixed(teacher)
+    exists = (student > -jnp.inf) | (teacher > -jnp.inf)
+    gap = jnp.where(exists, student, 0) - jnp.where(exists, teacher, 0)
+    return divide((gap**2).sum(-1), exists.sum(-1))
 
 
 def is_concrete(value) -> bool:
@@ -115,7 +170,17 @@ def check_temperature(temperature) -> None:
         raise ValueError(f"temperature must be above 0, got {temperature}")
 
 
-def _check_pair(name: str, student: Array, teacher: Array) -> None:
+def check_labels(name: str, student: Array, labels: Array) -> None:
+    """Raise ValueError unless there is one label for each row of logits."""
+    if labels.shape != student.shape[:-1]:
+        raise ValueError(
+            f"{name}: labels of shape {labels.shape} do not fit logits of shape "
+            f"{student.shape}; expected {student.shape[:-1]}"
+        )
+
+
+def check_pair(name: str, student: Array, teacher: Array) -> None:
+    """Raise ValueError unless both sides' logits have one shape."""
     if student.shape[-1] != teacher.shape[-1]:
         raise ValueError(
             f"{name}: the student has {student.shape[-1]} classes, the teacher "
@@ -126,3 +191,15 @@ def _check_pair(name: str, student: Array, teacher: Array) -> None:
             f"{name}: student logits of shape {student.shape} and teacher logits of "
             f"shape {teacher.shape} differ"
         )
+
+
+def tempered(
+    name: str, student: Array, teacher: Array, temperature
+) -> tuple[Array, Array]:
+    """Log-probabilities of student and teacher at the temperature, checked."""
+    check_pair(name, student, teacher)
+    check_temperature(temperature)
+    return (
+        jax.nn.log_softmax(promote(student) / temperature),
+        jax.nn.log_softmax(fixed(teacher) / temperature),
+    )

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arithmetic whose values and gradients stay finite where a plain formula's do not.
+
+A gradient through `where` is NaN if the branch not taken is: so the argument is made
+harmless first, and the result replaced after.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxdistill.types import Array
+
+
+def promote(x: Array) -> Array:
+    """At least float32; float64 stays."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def fixed(x: Array) -> Array:
+    """A teacher's array: promoted, and no gradient flows into it."""
+    return jax.lax.stop_gradient(promote(x))
+
+
+def divide(total: Array, count: Array) -> Array:
+    """`total / count`, and 0 where the count is 0."""
+    some = count > 0
+    return jnp.where(some, total / jnp.where(some, count, 1), 0)
+
+
+def root(square: Array) -> Array:
+    """The square root, with gradient 0 instead of infinity at 0."""
+    some = square > 0
+    return jnp.where(some, jnp.sqrt(jnp.where(some, square, 1)), 0)
+
+
+def normalize(x: Array, axis=-1) -> Array:
+    """`x` over its l2 norm along `axis`; a zero vector stays zero."""
+    return divide(x, root((x * x).sum(axis, keepdims=True)))
+
+
+def log_sum(logits: Array, keep: Array) -> Array:
+    """`log sum exp` over the last axis of what `keep` marks; -inf where that is none.
+
+    A marked entry may be -inf: it adds nothing and gets no gradient.
+    """
+    keep = keep & (logits > -jnp.inf)
+    some = keep.any(-1)
+    peak = jnp.where(keep, logits, -jnp.inf).max(-1, keepdims=True)
+    peak = jax.lax.stop_gradient(jnp.where(some[..., None], peak, 0))
+    total = jnp.where(keep, jnp.exp(jnp.where(keep, logits - peak, 0)), 0).sum(-1)
+    return jnp.where(some, jnp.log(jnp.where(some, total, 1)) + peak[..., 0], -jnp.inf)
+
+
+def divergence(log_p: Array, log_q: Array) -> Array:
+    """`sum p (log p - log q)` over the last axis, from log-probabilities.
+
+    A class with `p = 0` adds 0 whatever `q` is; one with `q = 0 < p` makes it +inf.
+    """
+    # optax.kl_divergence is NaN at -inf student log-probabilities, its log-target form
+    # at -inf teacher logits: both compute 0 * inf. The same classes are cut out of both
+    # sides before the product, so that neither value nor gradient meets an infinity.
+    p = jnp.exp(log_p)
+    seen = p > 0
+    gap = jnp.where(seen, log_p, 0) - jnp.where(seen, log_q, 0)
+    return (p * gap).sum(-1)

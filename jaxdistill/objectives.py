@@ -4,9 +4,12 @@
     objective = combine({"hard": (0.7, hard_labels()),
                          "soft": (0.3, soft_targets(temperature=2.0))})
 
-A weight or a hyperparameter is a number, a traced value, or a function of the step.
+A weight or a hyperparameter is a number, a traced value, or a function of the step
+(`schedules`). Any function `(student, teacher, batch, step) -> (values, mask)` is a
+term; terms over hidden states and attention maps are in `matching`.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,10 +22,18 @@ from jaxdistill.types import Array, Batch, Objective, Outputs, Term
 
 
 @dataclass(frozen=True, eq=False)
-class _Settled:
-    """A term with its settings, so that an objective prints as it was written."""
+class Settled:
+    """A term with its settings, so that an objective prints as it was written.
+
+    Attributes:
+      name: of the function that made it.
+      given: what that function got by position, for printing.
+      settings: hyperparameters, numbers or functions of the step.
+      function: `(student, teacher, batch, **settings) -> (values, mask)`.
+    """
 
     name: str
+    given: tuple[Any, ...]
     settings: Mapping[str, Any]
     function: Callable[..., tuple[Array, Array]]
 
@@ -31,8 +42,9 @@ class _Settled:
         return self.function(student, teacher, batch, **settings)
 
     def __repr__(self) -> str:
-        inside = ", ".join(f"{k}={v!r}" for k, v in self.settings.items())
-        return f"{self.name}({inside})"
+        given = [getattr(x, "__name__", repr(x)) for x in self.given]
+        inside = [*given, *(f"{k}={v!r}" for k, v in self.settings.items())]
+        return f"{self.name}({', '.join(inside)})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,22 +106,30 @@ def combine(terms: Mapping[str, tuple[Any, Term]]) -> Objective:
 def hard_labels(*, label_smoothing: Any = 0.0) -> Term:
     """Cross-entropy with the labels, on examples whose label may be used.
 
+    Images mixed by `augment.mixup` count both their labels, by their shares. Several
+    students in one (`models.Peers`) add up, each with its own cross-entropy.
+
     Args:
       label_smoothing: see `losses.cross_entropy`.
     """
 
     def function(student: Outputs, teacher, batch: Batch, *, label_smoothing=0.0):
+        def loss(logits, labels):
+            return losses.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+
         labels = batch["labels"]
         mask = token_mask(batch, labels.shape)
         if "labelled" in batch:
-            mask = mask * _spread(batch["labelled"], labels.shape)
-        values = losses.cross_entropy(
-            student.logits, labels, label_smoothing=label_smoothing
-        )
+            mask = mask * spread(batch["labelled"], labels.shape)
+        values = _each(loss, student.logits, labels)
+        if "partner" in batch:
+            share = spread(batch["share"], labels.shape)
+            mixed = _each(loss, student.logits, batch["partner"])
+            values = share * values + (1 - share) * mixed
         return values, mask
 
     settings = {} if _is_zero(label_smoothing) else {"label_smoothing": label_smoothing}
-    return _Settled("hard_labels", settings, function)
+    return Settled("hard_labels", (), settings, function)
 
 
 def soft_targets(*, temperature: Any = 1.0) -> Term:
@@ -123,21 +143,87 @@ def soft_targets(*, temperature: Any = 1.0) -> Term:
     """
     if not callable(temperature):
         losses.logits.check_temperature(temperature)
+    term = on_logits(losses.forward_kl, temperature=temperature)
+    return Settled("soft_targets", (), term.settings, term.function)
 
-    def function(student: Outputs, teacher: Outputs | None, batch, *, temperature):
-        if teacher is None:
-            raise ValueError(
-                "soft_targets needs a teacher, and the step was given None"
-            )
-        mine, theirs = student.logits, teacher.logits
-        if theirs.ndim == mine.ndim + 1:
-            mine = jnp.broadcast_to(mine[None], (theirs.shape[0], *mine.shape))
-        values = losses.forward_kl(mine, theirs, temperature=temperature)
-        if theirs.ndim > student.logits.ndim:
-            values = values.mean(0)
-        return values, token_mask(batch, values.shape)
 
-    return _Settled("soft_targets", {"temperature": temperature}, function)
+def on_logits(loss: Callable, **settings: Any) -> Settled:
+    """Any loss between the student's and the teacher's logits, as a term.
+
+    An ensemble's members are taken one by one, and the mean of their values.
+
+    Args:
+      loss: `(student, teacher, ...) -> values`; a parameter called `labels` or `mask`
+        gets the batch's.
+      settings: its hyperparameters: numbers, traced values, or `step -> number`.
+
+    Raises:
+      ValueError: a setting the loss does not have.
+
+    >>> on_logits(losses.reverse_kl, temperature=2.0)
+    on_logits(reverse_kl, temperature=2.0)
+    """
+    check_settings(loss, settings)
+
+    def function(student: Outputs, teacher: Outputs | None, batch: Batch, **settings):
+        mine, theirs = student.logits, taught(loss, teacher).logits
+        mask = token_mask(batch, mine.shape[:-1])
+        given = wanted(loss, labels=batch["labels"], mask=mask)
+
+        def compare(theirs):
+            return loss(mine, theirs, **given, **settings)
+
+        if theirs.ndim == mine.ndim:
+            return compare(theirs), mask
+        return jax.vmap(compare)(theirs).mean(0), mask
+
+    return Settled("on_logits", (loss,), settings, function)
+
+
+def teacher_labels(head: str | None = None) -> Settled:
+    """Cross-entropy with the teacher's most likely class: hard distillation.
+
+    Args:
+      head: which of the student's `extras` learns it, such as a ViT's "distillation";
+        None is its logits.
+
+    References:
+      Touvron et al. 2021, Training Data-Efficient Image Transformers (DeiT),
+      equation 3.
+    """
+
+    def function(student: Outputs, teacher: Outputs | None, batch: Batch):
+        logits = student.logits if head is None else student.extras[head]
+        guess = taught(teacher_labels, teacher).logits.argmax(-1)
+        return losses.cross_entropy(logits, guess), token_mask(batch, guess.shape)
+
+    return Settled("teacher_labels", () if head is None else (head,), {}, function)
+
+
+def mutual_targets(*, temperature: Any = 1.0) -> Settled:
+    """Mutual learning: each of several students learns from the others' present output.
+
+    The sum over the students of the mean KL to each other one, none of whom gets a
+    gradient for it: what each would minimise alone.
+
+    Args:
+      temperature: a number above 0, a traced value, or `step -> number`.
+
+    References:
+      Zhang et al. 2018, Deep Mutual Learning, equations 5 to 9.
+    """
+
+    def function(student: Outputs, teacher, batch: Batch, *, temperature):
+        members = student.logits
+        mask = token_mask(batch, members.shape[1:-1])
+        total = jnp.zeros(mask.shape)
+        for i, mine in enumerate(members):
+            for j, other in enumerate(members):
+                if i != j:
+                    total += losses.forward_kl(mine, other, temperature=temperature)
+        return total / (len(members) - 1), mask
+
+    return Settled("mutual_targets", (), {"temperature": temperature}, function)
 
 
 def token_mask(batch: Batch, shape: tuple[int, ...]) -> Array:
@@ -146,10 +232,37 @@ def token_mask(batch: Batch, shape: tuple[int, ...]) -> Array:
     A padded example masks all its tokens; a batch's own `token_mask` masks tokens of
     real examples.
     """
-    mask = _spread(batch["mask"], shape)
+    mask = spread(batch["mask"], shape)
     return (
         mask * batch["token_mask"] if len(shape) > 1 and "token_mask" in batch else mask
     )
+
+
+def taught(term: Callable, teacher: Outputs | None) -> Outputs:
+    """The teacher's outputs, or ValueError that the step was given none."""
+    if teacher is None:
+        raise ValueError(
+            f"{term.__name__} needs a teacher, and the step was given None"
+        )
+    return teacher
+
+
+def wanted(loss: Callable, **offered: Any) -> dict[str, Any]:
+    """What of the offered arguments the loss takes."""
+    names = inspect.signature(loss).parameters
+    return {name: value for name, value in offered.items() if name in names}
+
+
+def check_settings(loss: Callable, settings: Mapping[str, Any]) -> None:
+    """Raise ValueError at a setting that is no hyperparameter of the loss."""
+    parameters = inspect.signature(loss).parameters.values()
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    for name in settings:
+        if name not in known:
+            raise ValueError(
+                f"{loss.__name__} has no setting {name!r}; it has: "
+                f"{', '.join(known) or 'none'}"
+            )
 
 
 def at_step(value: Any, step: Any) -> Any:
@@ -157,8 +270,16 @@ def at_step(value: Any, step: Any) -> Any:
     return value(step) if callable(value) else value
 
 
-def _spread(mask: Array, shape: tuple[int, ...]) -> Array:
+def spread(mask: Array, shape: tuple[int, ...]) -> Array:
+    """A `[B]` mask over values of `shape`, `[B, ...]`."""
     return jnp.broadcast_to(mask.reshape(mask.shape + (1,) * (len(shape) - 1)), shape)
+
+
+def _each(loss: Callable, logits: Array, labels: Array) -> Array:
+    """The loss; summed over the students where logits have a member axis."""
+    if logits.ndim == labels.ndim + 1:
+        return loss(logits, labels)
+    return jax.vmap(loss, (0, None))(logits, labels).sum(0)
 
 
 def _is_zero(value: Any) -> bool:

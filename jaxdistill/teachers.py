@@ -16,6 +16,7 @@ import numpy as np
 from flax import linen as nn
 from flax import struct
 
+from jaxdistill.models.adapters import strip
 from jaxdistill.types import Array, Batch, Outputs, TrainState
 
 
@@ -44,6 +45,16 @@ class Ensemble:
         return Outputs(jnp.stack(logits))
 
 
+@struct.dataclass
+class MeanLogits:
+    """Several teachers as one: the mean of their logits, nothing else."""
+
+    members: tuple[Any, ...]
+
+    def __call__(self, batch: Batch) -> Outputs:
+        return Outputs(sum(m(batch).logits for m in self.members) / len(self.members))
+
+
 def live(module: nn.Module, variables: Any) -> Live:
     """A teacher that runs its forward pass in the student's step.
 
@@ -55,19 +66,36 @@ def live(module: nn.Module, variables: Any) -> Live:
 
 
 def trained(module: nn.Module, state: TrainState) -> Live:
-    """A trained state as a model in evaluation mode: to evaluate, or to teach."""
-    return Live({"params": state.params, **state.model_state}, module)
+    """A trained state as a model in evaluation mode: to evaluate, or to teach.
+
+    A student trained with a projector comes without it.
+    """
+    module, variables = strip(module, {"params": state.params, **state.model_state})
+    return Live(variables, module)
 
 
 def ensemble(members: Sequence[Any]) -> Ensemble:
-    """Several teachers of the same classes, equally weighted.
+    """Several teachers of the same classes, their tempered probabilities averaged.
 
     Raises:
       ValueError: no members.
     """
+    return Ensemble(_some(members))
+
+
+def mean_logits(members: Sequence[Any]) -> MeanLogits:
+    """Several teachers of the same classes, their logits averaged.
+
+    Raises:
+      ValueError: no members.
+    """
+    return MeanLogits(_some(members))
+
+
+def _some(members: Sequence[Any]) -> tuple[Any, ...]:
     if not members:
         raise ValueError("an ensemble needs at least one teacher, got none")
-    return Ensemble(tuple(members))
+    return tuple(members)
 
 
 def mean_log_probs(logits: Array, ndim: int) -> Array:

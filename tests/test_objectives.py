@@ -8,7 +8,16 @@ import pytest
 from builders import CLASSES, HARD_AND_SOFT, make_batch
 
 from jaxdistill import losses
-from jaxdistill.objectives import combine, hard_labels, soft_targets, token_mask
+from jaxdistill.objectives import (
+    combine,
+    hard_labels,
+    on_logits,
+    soft_targets,
+    teacher_labels,
+    token_mask,
+    wanted,
+)
+from jaxdistill.schedules import anneal, warm_up
 from jaxdistill.types import Outputs
 
 BATCH = make_batch(0, 4, mask=[1, 1, 0, 1])
@@ -168,3 +177,63 @@ def test_soft_targets_say_what_they_miss():
 def test_loss_is_no_name_for_a_term():
     with pytest.raises(ValueError, match="a term cannot be named 'loss'"):
         combine({"loss": (1.0, hard_labels())})
+
+
+ENSEMBLE = Outputs(3 * outputs(3, 3, 4).logits)
+TAUGHT = [losses.reverse_kl, losses.logit_mse, losses.decoupled_kl, losses.dist]
+
+
+@pytest.mark.parametrize("loss", TAUGHT)
+def test_any_loss_on_logits_is_a_term(loss):
+    values, mask = on_logits(loss)(STUDENT, TEACHER, BATCH, 0)
+    offered = {"labels": BATCH["labels"], "mask": BATCH["mask"]}
+    expected = loss(STUDENT.logits, TEACHER.logits, **wanted(loss, **offered))
+    np.testing.assert_allclose(values, expected, rtol=1e-6)
+    np.testing.assert_array_equal(mask, BATCH["mask"])
+    values, _ = on_logits(loss)(STUDENT, ENSEMBLE, BATCH, 0)
+    each = [
+        loss(STUDENT.logits, member, **wanted(loss, **offered))
+        for member in ENSEMBLE.logits
+    ]
+    np.testing.assert_allclose(values, np.mean(each, 0), rtol=1e-5)
+
+
+def test_a_setting_the_loss_does_not_have():
+    message = "reverse_kl has no setting 'beta'; it has: temperature"
+    with pytest.raises(ValueError, match=message):
+        on_logits(losses.reverse_kl, beta=0.5)
+
+
+def test_terms_print_as_written():
+    term = on_logits(losses.reverse_kl, temperature=anneal(8.0, 1.0, steps=9))
+    expected = "on_logits(reverse_kl, temperature=anneal(8.0, 1.0, steps=9))"
+    assert repr(term) == expected
+    assert repr(teacher_labels("distillation")) == "teacher_labels('distillation')"
+
+
+def test_teacher_labels_are_its_likeliest_classes():
+    guess = TEACHER.logits.argmax(-1)
+    values, mask = teacher_labels()(STUDENT, TEACHER, BATCH, 0)
+    np.testing.assert_allclose(values, losses.cross_entropy(STUDENT.logits, guess))
+    np.testing.assert_array_equal(mask, BATCH["mask"])
+    two = STUDENT.replace(extras={"distillation": 2 * STUDENT.logits})
+    values, _ = teacher_labels("distillation")(two, TEACHER, BATCH, 0)
+    np.testing.assert_allclose(values, losses.cross_entropy(2 * two.logits, guess))
+
+
+def test_mixed_images_count_both_labels():
+    share = np.array([0.9, 0.5, 1.0, 0.6], np.float32)
+    batch = {**BATCH, "partner": BATCH["labels"][::-1], "share": share}
+    values, _ = hard_labels()(STUDENT, None, batch, 0)
+    first, second = (
+        losses.cross_entropy(STUDENT.logits, batch[k]) for k in ("labels", "partner")
+    )
+    np.testing.assert_allclose(values, share * first + (1 - share) * second, rtol=1e-6)
+
+
+def test_schedules():
+    line = anneal(1.0, 3.0, steps=4)
+    assert [float(line(i)) for i in (0, 1, 4, 9)] == [1.0, 1.5, 3.0, 3.0]
+    assert float(jax.jit(warm_up(8.0, steps=4))(jnp.int32(1))) == 2.0
+    with pytest.raises(ValueError, match="at least 1 step, got 0"):
+        warm_up(1.0, steps=0)

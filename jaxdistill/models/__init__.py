@@ -5,8 +5,27 @@ A module is called as `module(inputs, mask=None, train=False)`: `mask` is the ba
 `[B]` mask, for layers whose statistics must not count padding.
 """
 
+from jaxdistill.models.adapters import Peers, Projector, with_projector
+from jaxdistill.models.conv import ConvNet
 from jaxdistill.models.mlp import MLP
 from jaxdistill.models.norm import BatchNorm
+from jaxdistill.models.resnet import ResNet, resnet_cifar, resnet_imagenet
 from jaxdistill.models.student import student
+from jaxdistill.models.vit import ViT, deit_base, deit_small, deit_tiny
 
-__all__ = ["MLP", "BatchNorm", "student"]
+__all__ = [
+    "MLP",
+    "BatchNorm",
+    "ConvNet",
+    "Peers",
+    "Projector",
+    "ResNet",
+    "ViT",
+    "deit_base",
+    "deit_small",
+    "deit_tiny",
+    "resnet_cifar",
+    "resnet_imagenet",
+    "student",
+    "with_projector",
+]

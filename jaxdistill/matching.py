@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Terms over hidden states and attention maps, layer to layer.
+
+A layer map is data, `((student_layer, teacher_layer), ...)`; negative layers count from
+the end. A term's value is the sum over its pairs.
+
+    combine({"soft": (1.0, soft_targets(temperature=4.0)),
+             "hint": (100.0, on_hiddens(losses.hint_mse, ((1, 1),)))})
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxdistill.objectives import (
+    Settled,
+    check_settings,
+    spread,
+    taught,
+    wanted,
+)
+from jaxdistill.types import Array, Batch, Outputs
+
+LayerMap = Sequence[tuple[int, int]]
+
+
+def uniform(student_layers: int, teacher_layers: int) -> LayerMap:
+    """Every student layer, spread evenly over the teacher's, last to last.
+
+    Raises:
+      ValueError: a student deeper than its teacher, or without layers.
+
+    >>> uniform(2, 6)
+    ((0, 2), (1, 5))
+    """
+    if not 0 < student_layers <= teacher_layers:
+        raise ValueError(
+            f"a uniform layer map needs 1 to {teacher_layers} student layers, got "
+            f"{student_layers}"
+        )
+    step = teacher_layers / student_layers
+    return tuple((i, round(step * (i + 1)) - 1) for i in range(student_layers))
+
+
+def last(count: int = 1) -> LayerMap:
+    """The last `count` layers of either side.
+
+    >>> last(2)
+    ((-2, -2), (-1, -1))
+    """
+    return tuple((i, i) for i in range(-count, 0))
+
+
+def on_hiddens(loss: Callable, layers: LayerMap, **settings: Any) -> Settled:
+    """A loss between hidden states or feature maps, through a layer map.
+
+    A student with a projector (`models.with_projector`) is compared through it in the
+    layers it projects. Values per position of a feature map are averaged over it; those
+    per token stay, and padding does not count.
+
+    Args:
+      loss: `(student, teacher, ...) -> values`; a parameter called `labels` or `mask`
+        gets the batch's.
+      layers: which layers, `((student, teacher), ...)`.
+      settings: hyperparameters: numbers, traced values, or `step -> number`.
+
+    Raises:
+      ValueError: a setting the loss does not have, no layers, or, when it is called,
+        a layer that does not exist.
+    """
+
+    def pair(student: Outputs, teacher: Outputs, i: int, j: int, batch: Batch):
+        mine = _layer("student", student.hiddens, i)
+        if student.projected and student.projected[i] is not None:
+            mine = student.projected[i]
+        given = wanted(loss, labels=batch["labels"], mask=batch["mask"])
+        return mine, _layer("teacher", teacher.hiddens, j), given
+
+    return _through("on_hiddens", loss, layers, settings, pair)
+
+
+def on_attentions(loss: Callable, layers: LayerMap, **settings: Any) -> Settled:
+    """A loss between attention maps, through a layer map; padded keys do not count.
+
+    Args:
+      loss: `(student, teacher, mask, ...) -> values [B, L]`, see `losses.attention`.
+      layers: which layers, `((student, teacher), ...)`.
+      settings: hyperparameters: numbers, traced values, or `step -> number`.
+
+    Raises:
+      ValueError: a setting the loss does not have, no layers, or, when it is called,
+        a layer that does not exist.
+    """
+
+    def pair(student: Outputs, teacher: Outputs, i: int, j: int, batch: Batch):
+        mine = _layer("student", student.attentions, i)
+        keys = padding_mask(batch, (mine.shape[0], mine.shape[-1]))
+        theirs = _layer("teacher", teacher.attentions, j)
+        return mine, theirs, wanted(loss, mask=keys)
+
+    return _through("on_attentions", loss, layers, settings, pair)
+
+
+def padding_mask(batch: Batch, shape: tuple[int, ...]) -> Array:
+    """The mask of values of `shape`, `[B]` or `[B, L]`: real tokens of real examples.
+
+    A text model's inputs say which tokens are padding in their `attention_mask`.
+    """
+    mask = spread(batch["mask"], shape)
+    inputs = batch["inputs"]
+    if len(shape) > 1 and isinstance(inputs, dict) and "attention_mask" in inputs:
+        return mask * inputs["attention_mask"]
+    return mask
+
+
+def _through(name, loss, layers, settings, pair) -> Settled:
+    layers = tuple((int(i), int(j)) for i, j in layers)
+    if not layers:
+        raise ValueError(f"{name} needs at least one (student, teacher) pair of layers")
+    check_settings(loss, settings)
+
+    def function(student: Outputs, teacher: Outputs | None, batch: Batch, **settings):
+        total = jnp.zeros(())
+        for i, j in layers:
+            mine, theirs, given = pair(student, taught(loss, teacher), i, j, batch)
+            values = loss(mine, theirs, **given, **settings)
+            if values.ndim > 2:
+                values = values.mean(tuple(range(1, values.ndim)))
+            total = total + values
+        return total, padding_mask(batch, total.shape)
+
+    return Settled(name, (loss, layers), settings, function)
+
+
+def _layer(side: str, states: Sequence[Array], i: int) -> Array:
+    if not -len(states) <= i < len(states):
+        raise ValueError(
+            f"the layer map asks for layer {i} of the {side}, which returns "
+            f"{len(states)} layers"
+        )
+    return states[i]

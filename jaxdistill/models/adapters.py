@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Modules around a student for training alone: projections, and several students."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxdistill.types import Outputs
+
+
+class Projector(nn.Module):
+    """A learned linear map for some layers, from the student's to another width.
+
+    On a feature map `[B, H, W, D]` it is a 1x1 convolution.
+
+    Attributes:
+      widths: `((layer, width), ...)`.
+    """
+
+    widths: tuple[tuple[int, int], ...]
+
+    @nn.compact
+    def __call__(self, hiddens) -> tuple[Any, ...]:
+        """The projected states by layer, None where there is no projection."""
+        projected: list[Any] = [None] * len(hiddens)
+        for layer, width in self.widths:
+            dense = nn.Dense(width, name=f"layer_{layer % len(hiddens)}")
+            projected[layer] = dense(hiddens[layer])
+        return tuple(projected)
+
+
+class Projected(nn.Module):
+    """A student that also returns projected hidden states while it trains.
+
+    Its parameters are `{"student": ..., "projector": ...}`; in evaluation mode it is
+    the student.
+    """
+
+    student: nn.Module
+    projector: nn.Module
+
+    def __call__(self, inputs, mask=None, train=False) -> Outputs:
+        """The student's outputs, with `projected` in training mode."""
+        outputs = self.student(inputs, mask=mask, train=train)
+        if not train and not self.is_initializing():
+            return outputs
+        return outputs.replace(projected=self.projector(outputs.hiddens))
+
+
+class Peers(nn.Module):
+    """Several students trained as one, to learn from each other.
+
+    Member i's parameters are `params["members_i"]`.
+
+    Attributes:
+      members: modules of the same classes.
+    """
+
+    members: tuple[nn.Module, ...]
+
+    def __call__(self, inputs, mask=None, train=False) -> Outputs:
+        """Logits `[M, B, C]`."""
+        outputs = [member(inputs, mask=mask, train=train) for member in self.members]
+        return Outputs(jnp.stack([output.logits for output in outputs]))
+
+
+def with_projector(student: nn.Module, projector: nn.Module) -> Projected:
+    """The student with learned projections `hiddens -> projected` beside it."""
+    return Projected(student, projector)
+
+
+def strip(module: nn.Module, variables: Any) -> tuple[nn.Module, Any]:
+    """The student alone and its variables: what is evaluated, exported, or teaches."""
+    if not isinstance(module, Projected):
+        return module, variables
+    kept = {
+        name: tree["student"] for name, tree in variables.items() if "student" in tree
+    }
+    return module.student, kept

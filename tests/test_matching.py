@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Terms over hidden states and attention maps, projections, several students."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from builders import CLASSES, make_batch
+
+from jaxdistill import losses, models, teachers
+from jaxdistill.matching import last, on_attentions, on_hiddens, padding_mask, uniform
+from jaxdistill.objectives import combine, hard_labels, mutual_targets
+from jaxdistill.steps import init_state, make_train_step
+from jaxdistill.types import Outputs
+
+BATCH = make_batch(0, 4, mask=[1, 1, 0, 1])
+
+
+def normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def outputs(seed, *shapes, **more):
+    hiddens = tuple(normal(seed + i, *shape) for i, shape in enumerate(shapes))
+    return Outputs(normal(seed, 4, CLASSES), hiddens, **more)
+
+
+STATES = [(4, 6), (4, 6), (4, 6)]
+STUDENT, TEACHER = outputs(0, *STATES[:2]), outputs(10, *STATES)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "layers"),
+    [(1, 3, ((0, 2),)), (3, 12, ((0, 3), (1, 7), (2, 11))), (2, 2, ((0, 0), (1, 1)))],
+)
+def test_uniform_ends_at_the_last_layer(student, teacher, layers):
+    assert uniform(student, teacher) == layers
+
+
+def test_hidden_states_add_up_over_the_layer_map():
+    term = on_hiddens(losses.hint_mse, ((0, 1), (-1, -1)))
+    values, mask = term(STUDENT, TEACHER, BATCH, 0)
+    mine, theirs = STUDENT.hiddens, TEACHER.hiddens
+    expected = losses.hint_mse(mine[0], theirs[1]) + losses.hint_mse(mine[1], theirs[2])
+    np.testing.assert_allclose(values, expected, rtol=1e-6)
+    np.testing.assert_array_equal(mask, BATCH["mask"])
+
+
+def test_relations_get_the_batchs_mask_and_labels():
+    values, _ = on_hiddens(losses.linear_cka, last())(STUDENT, TEACHER, BATCH, 0)
+    pair = STUDENT.hiddens[-1], TEACHER.hiddens[-1]
+    np.testing.assert_allclose(values, losses.linear_cka(*pair, BATCH["mask"]))
+    values, _ = on_hiddens(losses.contrastive, last())(STUDENT, TEACHER, BATCH, 0)
+    expected = losses.contrastive(*pair, BATCH["labels"], BATCH["mask"])
+    np.testing.assert_allclose(values, expected)
+
+
+def test_feature_maps_count_once_an_example():
+    student, teacher = outputs(0, (4, 3, 3, 5)), outputs(1, (4, 3, 3, 5))
+    values, mask = on_hiddens(losses.hint_mse, last())(student, teacher, BATCH, 0)
+    assert values.shape == mask.shape == (4,)
+    expected = ((student.hiddens[0] - teacher.hiddens[0]) ** 2).mean((1, 2, 3))
+    np.testing.assert_allclose(values, expected, rtol=1e-5)
+
+
+def test_padded_tokens_do_not_count():
+    padding = np.array([[1, 1, 0], [1, 1, 1], [1, 1, 1], [1, 0, 0]], np.float32)
+    batch = {**BATCH, "inputs": {"attention_mask": padding}}
+    student, teacher = outputs(0, (4, 3, 5)), outputs(1, (4, 3, 5))
+    values, mask = on_hiddens(losses.hint_mse, last())(student, teacher, batch, 0)
+    assert values.shape == (4, 3)
+    np.testing.assert_array_equal(mask, padding * BATCH["mask"][:, None])
+    maps = [jax.nn.softmax(normal(i, 4, 2, 3, 3)) for i in range(2)]
+    student, teacher = (Outputs(None, attentions=(m,)) for m in maps)
+    term = on_attentions(losses.attention_kl, last())
+    values, mask = term(student, teacher, batch, 0)
+    np.testing.assert_array_equal(mask, padding_mask(batch, (4, 3)))
+    expected = losses.attention_kl(*maps, padding)
+    np.testing.assert_allclose(values[0], expected[0], rtol=1e-6)
+
+
+def test_settings_may_be_schedules_and_print_as_written():
+    term = on_hiddens(losses.correlation_congruence, last(), gamma=lambda i: 0.1 * i)
+    values, _ = term(STUDENT, TEACHER, BATCH, 3)
+    expected = losses.correlation_congruence(
+        STUDENT.hiddens[-1], TEACHER.hiddens[-1], BATCH["mask"], gamma=0.1 * 3
+    )
+    np.testing.assert_allclose(values, expected, rtol=1e-6)
+    assert repr(on_hiddens(losses.hint_mse, uniform(1, 3))) == (
+        "on_hiddens(hint_mse, ((0, 2),))"
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: on_hiddens(losses.hint_mse, ((5, 0),))(STUDENT, TEACHER, BATCH, 0),
+            "layer 5 of the student, which returns 2 layers",
+        ),
+        (
+            lambda: on_hiddens(losses.hint_mse, ((0, -4),))(STUDENT, TEACHER, BATCH, 0),
+            "layer -4 of the teacher, which returns 3 layers",
+        ),
+        (
+            lambda: on_attentions(losses.attention_mse, last())(
+                STUDENT, TEACHER, BATCH, 0
+            ),
+            "layer -1 of the student, which returns 0 layers",
+        ),
+        (
+            lambda: on_hiddens(losses.hint_mse, last())(STUDENT, None, BATCH, 0),
+            "hint_mse needs a teacher",
+        ),
+        (lambda: on_hiddens(losses.hint_mse, ()), "at least one"),
+        (
+            lambda: on_hiddens(losses.hint_mse, last(), gamma=1.0),
+            "hint_mse has no setting 'gamma'; it has: none",
+        ),
+        (lambda: uniform(4, 3), "needs 1 to 3 student layers, got 4"),
+    ],
+)
+def test_bad_maps_get_a_clear_sentence(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_a_projector_trains_beside_its_student_and_is_left_behind():
+    narrow, wide = models.MLP((4, CLASSES)), models.MLP((7, CLASSES))
+    module = models.with_projector(narrow, models.Projector(((0, 7),)))
+    student, optimizer = models.student(module), optax.sgd(0.1)
+    state = init_state(jax.random.key(0), student, optimizer, BATCH)
+    assert set(state.params) == {"student", "projector"}
+    teacher = teachers.live(wide, wide.init(jax.random.key(1), BATCH["inputs"]))
+    objective = combine({"hint": (1.0, on_hiddens(losses.hint_mse, last()))})
+    step = jax.jit(make_train_step(student, objective, optimizer))
+    moved, metrics = step(state, teacher, BATCH)
+    kernel = state.params["projector"]["layer_0"]["kernel"]
+    assert kernel.shape == (4, 7)
+    assert (moved.params["projector"]["layer_0"]["kernel"] != kernel).any()
+    alone = narrow.apply({"params": state.params["student"]}, BATCH["inputs"])
+    dense = state.params["projector"]["layer_0"]
+    projected = alone.hiddens[0] @ dense["kernel"] + dense["bias"][None]
+    expected = losses.hint_mse(projected, teacher(BATCH).hiddens[0])
+    total, count = metrics["hint"]
+    np.testing.assert_allclose(total, expected @ BATCH["mask"], rtol=1e-5)
+    finished = teachers.trained(module, state)
+    assert finished.module == narrow
+    np.testing.assert_array_equal(finished(BATCH).logits, alone.logits)
+
+
+def test_stripping_leaves_other_modules_alone():
+    module, variables = models.MLP((3,)), {"params": {"student": 1}}
+    assert models.adapters.strip(module, variables) == (module, variables)
+
+
+@pytest.mark.parametrize("members", [2, 3])
+def test_peers_learn_from_each_other_as_each_would_alone(members):
+    """The gradient of one of them is that of its own loss, the others fixed."""
+    modules = tuple(models.MLP((3 + i, CLASSES)) for i in range(members))
+    peers = models.Peers(modules)
+    variables = peers.init(jax.random.key(0), BATCH["inputs"])["params"]
+    both = combine({"hard": (1.0, hard_labels()), "mutual": (0.5, mutual_targets())})
+
+    def total(params):
+        terms = both(peers.apply({"params": params}, BATCH["inputs"]), None, BATCH, 0)
+        return sum(w * (values * mask).sum() for w, values, mask in terms.values())
+
+    fixed = peers.apply({"params": variables}, BATCH["inputs"]).logits
+
+    def alone(params, i):
+        logits = modules[i].apply({"params": params}, BATCH["inputs"]).logits
+        others = [fixed[j] for j in range(members) if j != i]
+        soft = sum(losses.forward_kl(logits, other) for other in others)
+        hard = losses.cross_entropy(logits, BATCH["labels"])
+        return ((hard + 0.5 * soft / (members - 1)) * BATCH["mask"]).sum()
+
+    found = jax.grad(total)(variables)
+    for i in range(members):
+        expected = jax.grad(alone)(variables[f"members_{i}"], i)
+        for ours, theirs in zip(
+            jax.tree.leaves(found[f"members_{i}"]),
+            jax.tree.leaves(expected),
+            strict=True,
+        ):
+            np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_mean_logits_are_one_teacher():
+    module = models.MLP((CLASSES,))
+    members = [
+        teachers.live(module, module.init(jax.random.key(i), BATCH["inputs"]))
+        for i in range(3)
+    ]
+    found = teachers.mean_logits(members)(BATCH).logits
+    expected = jnp.stack([member(BATCH).logits for member in members]).mean(0)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="at least one teacher"):
+        teachers.mean_logits([])

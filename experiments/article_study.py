@@ -126,8 +126,7 @@ def execute(config: Config) -> dict[str, Any]:
         evaluations=3,
         progress=config.progress,
     )
-    fill = float((0 - source.mean) / source.deviation)
-    make = RowMaker(config, study.steps, fill)
+    make = RowMaker(config, study.steps, source.background)
     best, table = search(config, study, make)
     study.log.write("search.json", table)
     rows = {"teacher": make.row("teacher", TEACHER)}
@@ -185,7 +184,7 @@ def draw(count: int, most_shift: int = 0) -> list[Trial]:
 class RowMaker:
     """Rows of this study from an arm's name and a trial."""
 
-    def __init__(self, config: Config, steps: int, fill: float):
+    def __init__(self, config: Config, steps: int, fill: Any):
         """`fill` is the normalised background, which a shifted image is padded with."""
         self.steps, self.fill = steps, fill
         self.teacher = models.MLP((*config.teacher, 10), dropout=0.2)

@@ -38,8 +38,9 @@ from tqdm.auto import tqdm
 
 from experiments.article_job import Config, Task, baseline, machine
 from experiments.pytorch_parity import parity
-from jaxdistill import benchmark, report
+from jaxdistill import benchmark
 from jaxdistill.runs import Run, environment
+from jaxdistill.statistics import paired, spread
 from jaxdistill.study import FAILURES
 
 PARTS = ("parity", "speed", "accuracy")
@@ -186,8 +187,8 @@ def accuracy(task: Task) -> dict[str, Any]:
     return {
         "epochs": config.epochs,
         "seeds": {"teacher": teacher_scores, **seeds},
-        "spread": {name: report.spread(values) for name, values in seeds.items()},
-        "paired": report.paired(seeds["jaxdistill"], seeds["PyTorch"]),
+        "spread": {name: spread(values) for name, values in seeds.items()},
+        "paired": paired(seeds["jaxdistill"], seeds["PyTorch"]),
     }
 
 

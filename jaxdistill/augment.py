@@ -3,26 +3,29 @@
 
 They run before the teacher sees the batch, so teacher and student get the same view
 (function matching: Beyer et al. 2022, Knowledge distillation: a good teacher is patient
-and consistent, section 3).
+and consistent, section 3). Each takes `inputs` of shape `[B, H, W]` or `[B, H, W, C]`.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxdistill.types import Array, Batch
 
+Prepare = Callable[[Batch, Array], Batch]
 
-def shift(pixels: int, fill: float) -> Callable[[Batch, Array], Batch]:
+
+def shift(pixels: int, fill: Any) -> Prepare:
     """Moves each image by up to `pixels` up or down and left or right, independently.
+
+    Padding by `pixels` and cropping at random to the old size is the same thing.
 
     Args:
       pixels: the largest move; every whole number up to it is equally likely.
-      fill: the value that comes in at the border, the background's.
-
-    Returns:
-      `(batch, rng) -> batch` for `inputs` of shape `[B, H, W, ...]`.
+      fill: what comes in at the border, one number or one for each channel: the
+        background (`data.Dataset.background`).
 
     Raises:
       ValueError: `pixels` is negative.
@@ -32,18 +35,104 @@ def shift(pixels: int, fill: float) -> Callable[[Batch, Array], Batch]:
 
     def prepare(batch: Batch, rng: Array) -> Batch:
         images = batch["inputs"]
-        size = images.shape[0]
         still = ((0, 0),) * (images.ndim - 3)
         border = ((0, 0), (pixels, pixels), (pixels, pixels), *still)
-        padded = jnp.pad(images, border, constant_values=fill)
-        corners = jax.random.randint(rng, (size, 2), 0, 2 * pixels + 1)
-
-        def window(image, corner):
-            start = (corner[0], corner[1], *(0,) * len(still))
-            return jax.lax.dynamic_slice(image, start, images.shape[1:])
-
-        # A slice an image; indexing every pixel was 17 times slower on a CPU.
-        moved = jax.vmap(window)(padded, corners)
-        return {**batch, "inputs": moved}
+        inside = jnp.pad(jnp.ones(images.shape[1:3], bool), border[1:3])
+        inside = inside.reshape(1, *inside.shape, *(1,) * len(still))
+        color = jnp.broadcast_to(jnp.asarray(fill, images.dtype), images.shape[3:])
+        around = color.reshape(1, 1, 1, *color.shape)
+        padded = jnp.where(inside, jnp.pad(images, border), around)
+        return {**batch, "inputs": _windows(padded, images.shape[1:3], rng)}
 
     return prepare
+
+
+def crop(height: int, width: int) -> Prepare:
+    """Cuts a window of `height` by `width` out of each image, every one equally likely.
+
+    Raises:
+      ValueError: when it is called, images smaller than the window.
+    """
+
+    def prepare(batch: Batch, rng: Array) -> Batch:
+        images = batch["inputs"]
+        if images.shape[1] < height or images.shape[2] < width:
+            raise ValueError(
+                f"images of shape {images.shape[1:]} have no {height} x {width} window"
+            )
+        return {**batch, "inputs": _windows(images, (height, width), rng)}
+
+    return prepare
+
+
+def flip() -> Prepare:
+    """Turns each image left to right, or not, with equal chances."""
+
+    def prepare(batch: Batch, rng: Array) -> Batch:
+        images = batch["inputs"]
+        turn = jax.random.bernoulli(rng, shape=images.shape[:1])
+        turn = turn.reshape(-1, *(1,) * (images.ndim - 1))
+        return {**batch, "inputs": jnp.where(turn, images[:, :, ::-1], images)}
+
+    return prepare
+
+
+def mixup(alpha: float = 1.0) -> Prepare:
+    """Mixes each example with another of its batch.
+
+    `x = share x_i + (1 - share) x_j`, `share` drawn for each example from
+    Beta(alpha, alpha), j the next one after a random turn of the batch. The batch gains
+    `share` and the other's label, `partner`, which `objectives.hard_labels` weighs. A
+    real example is never mixed with padding, but with itself.
+
+    Args:
+      alpha: above 0; 1 draws shares evenly, less keeps them near 0 and 1.
+
+    Raises:
+      ValueError: `alpha` is not above 0.
+
+    References:
+      Zhang et al. 2018, mixup: Beyond Empirical Risk Minimization, section 2.
+    """
+    if not alpha > 0:
+        raise ValueError(f"mixup needs alpha above 0, got {alpha}")
+
+    def prepare(batch: Batch, rng: Array) -> Batch:
+        images, labels, mask = batch["inputs"], batch["labels"], batch["mask"]
+        turn_rng, share_rng = jax.random.split(rng)
+        size = images.shape[0]
+        by = jax.random.randint(turn_rng, (), 1, max(size, 2))
+        others = (jnp.arange(size) + by) % size
+        others = jnp.where(mask[others] > 0, others, jnp.arange(size))
+        share = jax.random.beta(share_rng, alpha, alpha, (size,)).astype(images.dtype)
+        weight = share.reshape(-1, *(1,) * (images.ndim - 1))
+        mixed = weight * images + (1 - weight) * images[others]
+        partner = labels[others]
+        return {**batch, "inputs": mixed, "partner": partner, "share": share}
+
+    return prepare
+
+
+def chain(*prepares: Prepare) -> Prepare:
+    """One after the other, each with a key of its own."""
+
+    def prepare(batch: Batch, rng: Array) -> Batch:
+        for i, one in enumerate(prepares):
+            batch = one(batch, jax.random.fold_in(rng, i))
+        return batch
+
+    return prepare
+
+
+def _windows(images: Array, size: tuple[int, int], rng: Array) -> Array:
+    """A window of each image, its corner drawn evenly."""
+    most = jnp.array([images.shape[1] - size[0], images.shape[2] - size[1]])
+    corners = jax.random.randint(rng, (images.shape[0], 2), 0, most[None] + 1)
+    shape = (*size, *images.shape[3:])
+
+    def window(image, corner):
+        start = (corner[0], corner[1], *(0,) * (len(shape) - 2))
+        return jax.lax.dynamic_slice(image, start, shape)
+
+    # A slice an image; indexing every pixel was 17 times slower on a CPU.
+    return jax.vmap(window)(images, corners)

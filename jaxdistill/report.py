@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Logs to tables, figures and README blocks: every printed number comes from a file."""
 
-import io
 import json
 import math
 import re
@@ -12,7 +11,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from jaxdistill.runs import read_records
+from jaxdistill import figures
+from jaxdistill.statistics import holm, paired, spread
 
 COLUMNS = (
     ("accuracy", "accuracy %", 100, 2),
@@ -25,53 +25,26 @@ COSTS = (
     ("flops", "FLOPs", 1, 0),
     ("latency_us", "latency, us", 1, 0),
     ("bytes", "kB", 1e-3, 1),
+    ("step_ms", "ms/step", 1, 2),
 )
-
+MANY = 4
+"""Comparisons beyond which they become a table, corrected for their number."""
 
 LARGEST = 500_000
 """Bytes of a file that `save` copies."""
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Mean and sample standard deviation (0 for a single value)."""
-    array = np.asarray(values, np.float64)
-    deviation = array.std(ddof=1) if len(array) > 1 else 0.0
-    return {"mean": float(array.mean()), "std": float(deviation), "n": len(array)}
-
-
-def paired(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:
-    """The mean of `a - b` over pairs (seeds) with its 95% interval (Student's t).
-
-    >>> paired([2.0, 3.0, 4.0], [1.0, 1.0, 1.0])["mean"]
-    2.0
-    """
-    from scipy import special
-
-    gap = np.asarray(a, np.float64) - np.asarray(b, np.float64)
-    mean = float(gap.mean())
-    if len(gap) < 2:
-        return {"mean": mean, "low": math.nan, "high": math.nan, "n": len(gap)}
-    half = special.stdtrit(len(gap) - 1, 0.975) * gap.std(ddof=1) / math.sqrt(len(gap))
-    return {
-        "mean": mean,
-        "low": float(mean - half),
-        "high": float(mean + half),
-        "n": len(gap),
-    }
-
-
 def summarize(
     results: Mapping[str, Sequence[Mapping[str, Any]]],
     costs: Mapping[str, Mapping[str, float]],
-    against: Sequence[str],
-    of: str = "distilled",
+    pairs: Mapping[str, Sequence[str]],
 ) -> dict[str, Any]:
     """A run's summary: what `table` and `comparison` print and draw.
 
     Args:
       results: `{row: [metrics of seed 0, of seed 1, ...]}`.
       costs: `{row: benchmark.cost}`.
-      against: rows that row `of` is compared with, seed by seed.
+      pairs: `{row: rows it is compared with, seed by seed}`.
     """
     rows: dict[str, Any] = {}
     for name, seeds in results.items():
@@ -81,47 +54,77 @@ def summarize(
             "class_error": np.mean([s["class_error"] for s in seeds], axis=0).tolist(),
             "cost": dict(costs[name]),
         }
-    pairs = {
-        other: paired(
-            [seed["accuracy"] for seed in results[of]],
-            [seed["accuracy"] for seed in results[other]],
-        )
-        for other in against
+    compared = {
+        name: {
+            other: paired(
+                [seed["accuracy"] for seed in results[name]],
+                [seed["accuracy"] for seed in results[other]],
+            )
+            for other in others
+        }
+        for name, others in pairs.items()
     }
     return {
         "rows": rows,
-        "paired": {of: pairs},
+        "paired": compared,
         "seeds": {k: list(v) for k, v in results.items()},
     }
 
 
 def table(summary: Mapping[str, Any]) -> str:
     """The comparison as Markdown: mean +- sample deviation over seeds, then pairs."""
-    head = ["", *(title for _, title, *_ in COLUMNS + COSTS)]
+    rows = summary["rows"].values()
+    costs = [column for column in COSTS if any(column[0] in r["cost"] for r in rows)]
+    head = ["", *(title for _, title, *_ in (*COLUMNS, *costs))]
     lines = [_row(head), _row(["---"] + ["--:"] * (len(head) - 1))]
     for name, row in summary["rows"].items():
         cells = [_words(name)]
         for key, _, scale, digits in COLUMNS:
             cells.append(_plus_minus(row[key], scale, digits) if key in row else "-")
-        for key, _, unit, digits in COSTS:
-            cells.append(f"{row['cost'][key] * unit:,.{digits}f}")
+        for key, _, unit, digits in costs:
+            cost = row["cost"].get(key)
+            cells.append("-" if cost is None else f"{cost * unit:,.{digits}f}")
         lines.append(_row(cells))
     lines.append("")
-    for name, others in summary["paired"].items():
-        for other, gap in others.items():
-            lines.append(f"- {_sentence(name, other, gap)}")
+    if sum(map(len, summary["paired"].values())) > MANY:
+        lines += _many(summary["paired"])
+    else:
+        for name, others in summary["paired"].items():
+            for other, gap in others.items():
+                lines.append(f"- {_sentence(name, other, gap)}")
     return "\n".join(lines) + "\n"
 
 
-def figures(directory: Any) -> dict[str, bytes]:
-    """`{file name: PNG}` of a run directory: learning curves and the comparison."""
-    directory = epath.Path(directory)
-    summary = json.loads((directory / "summary.json").read_text())
-    records = read_records(directory / "metrics.jsonl")
-    return {
-        "curves.png": _curves(records, summary["rows"]),
-        "comparison.png": _comparison(summary),
-    }
+def _many(pairs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Many comparisons as a table; below it, those that hold after correction."""
+    found = {(a, b): gap for a, others in pairs.items() for b, gap in others.items()}
+    corrected = holm({pair: gap["p"] for pair, gap in found.items()})
+    against = list(dict.fromkeys(b for _, b in found))
+    seeds = next(iter(found.values()))["n"]
+    head = [f"points above ({seeds} paired seeds)", *map(_words, against)]
+    lines = [_row(head), _row(["---"] + ["--:"] * len(against))]
+    for a in pairs:
+        cells = [_words(a)]
+        for b in against:
+            gap = found.get((a, b))
+            mark = "\\*" if corrected.get((a, b), 1.0) < 0.05 else ""
+            cells.append("-" if gap is None else _interval(gap) + mark)
+        lines.append(_row(cells))
+    lines += ["", "\\* p < 0.05 after Holm's correction for all comparisons here.", ""]
+    for b in against:
+        for word, sign in (("above", 1), ("below", -1)):
+            names = [
+                _words(a)
+                for (a, other), gap in found.items()
+                if other == b and sign * gap["mean"] > 0 and corrected[a, b] < 0.05
+            ]
+            lines.append(f"- {word} {_words(b)}: {', '.join(names) or 'none'}")
+    return lines
+
+
+def _interval(gap: Mapping[str, float]) -> str:
+    mean, low, high = (100 * gap[key] for key in ("mean", "low", "high"))
+    return f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
 def write(directory: Any) -> str:
@@ -129,7 +132,7 @@ def write(directory: Any) -> str:
     directory = epath.Path(directory)
     text = table(json.loads((directory / "summary.json").read_text()))
     (directory / "table.md").write_text(text)
-    for name, png in figures(directory).items():
+    for name, png in figures.draw(directory).items():
         (directory / name).write_bytes(png)
     return text
 
@@ -174,77 +177,6 @@ def fill(page: Path, results: Path, write: bool = True) -> bool:
     if write and new != old:
         page.write_text(new)
     return new != old
-
-
-def _curves(records: Sequence[Mapping[str, Any]], rows: Any) -> bytes:
-    """Training loss and validation accuracy by step: mean and range over seeds.
-
-    Trainings that are no rows of the table, a search's, are left out.
-    """
-    plt = _pyplot()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    panels = (
-        (left, "loss", "training loss"),
-        (right, "accuracy", "validation accuracy"),
-    )
-    for axis, key, title in panels:
-        for name, points in _by_row(records, rows, key).items():
-            at = sorted(points)
-            values = [points[step] for step in at]
-            mean = [np.mean(v) for v in values]
-            (line,) = axis.plot(at, mean, label=name)
-            low, high = [min(v) for v in values], [max(v) for v in values]
-            axis.fill_between(at, low, high, alpha=0.2, color=line.get_color())
-        axis.set(title=title, xlabel="step")
-    left.set_yscale("log")
-    (right if right.has_data() else left).legend(frameon=False)
-    return _png(figure)
-
-
-def _comparison(summary: Mapping[str, Any]) -> bytes:
-    """Test accuracy by row, a dot per seed."""
-    plt = _pyplot()
-    names = list(summary["rows"])
-    figure, axis = plt.subplots(
-        figsize=(1.6 + 1.3 * len(names), 3.2), layout="constrained"
-    )
-    for x, name in enumerate(names):
-        seeds = [100 * seed["accuracy"] for seed in summary["seeds"][name]]
-        around = np.linspace(-0.12, 0.12, len(seeds)) if len(seeds) > 1 else [0]
-        axis.plot(x + np.asarray(around), seeds, "o", alpha=0.5)
-        axis.hlines(np.mean(seeds), x - 0.25, x + 0.25, color="black")
-    axis.set_xticks(
-        range(len(names)), [_words(name).replace(" ", "\n") for name in names]
-    )
-    axis.set(ylabel="test accuracy, %", title="a dot per seed, a bar for the mean")
-    return _png(figure)
-
-
-def _by_row(records, names, key) -> dict[str, dict[int, list[float]]]:
-    rows: dict[str, dict[int, list[float]]] = {}
-    for record in records:
-        name = record["fit"].rsplit("-", 1)[0]
-        if key in record and name in names:
-            rows.setdefault(_words(name), {}).setdefault(record["step"], []).append(
-                record[key]
-            )
-    return rows
-
-
-def _pyplot():
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
-
-
-def _png(figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    _pyplot().close(figure)
-    return buffer.getvalue()
 
 
 def _words(name: str) -> str:

@@ -6,7 +6,8 @@ summary = study.compare({"teacher": Row(...), "scratch": Row(...),
                          "distilled": Row(..., teacher="teacher")}, seeds=5)
 """
 
-from collections.abc import Callable, Mapping
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -94,7 +95,8 @@ class Study:
         seeds: int,
         *,
         given: Callable[[int], Mapping[str, Any]] = lambda seed: {},
-        of: str = "distilled",
+        pairs: Mapping[str, Sequence[str]] | None = None,
+        timed_steps: int = 0,
     ) -> dict[str, Any]:
         """Trains all rows for all seeds and writes the run's summary.
 
@@ -102,7 +104,9 @@ class Study:
           rows: in the order they train, "teacher" among them, before its students.
           seeds: each draws its own weights and batches.
           given: `seed -> {name: placed teacher}`, teachers that are not rows.
-          of: the row that others, the teacher apart, are paired with.
+          pairs: `{row: rows it is compared with}`; None compares "distilled" with
+            all but the teacher.
+          timed_steps: measure milliseconds per step on so many, if any.
 
         Returns:
           The summary (`report.summarize`), with each training's digest.
@@ -121,8 +125,13 @@ class Study:
                     costs[name] = benchmark.cost(model, self._example(row, seed))
                     weights = benchmark.weights(model.variables)
                     self.log.write_bytes(f"models/{name}.msgpack", weights)
-        against = [name for name in rows if name not in ("teacher", of)]
-        summary = report.summarize(results, costs, against, of)
+        if timed_steps:
+            for name, ms in self._step_ms(rows, trained, timed_steps).items():
+                costs[name]["step_ms"] = ms
+        if pairs is None:
+            others = [name for name in rows if name not in ("teacher", "distilled")]
+            pairs = {"distilled": others}
+        summary = report.summarize(results, costs, pairs)
         self.log.write("summary.json", {**summary, "digests": digests})
         return {**summary, "digests": digests}
 
@@ -179,6 +188,27 @@ class Study:
         return init_state(
             jax.random.key(seed), student(row.module), row.optimizer, example
         )
+
+    def _step_ms(self, rows, trained, steps: int) -> dict[str, float]:
+        """Milliseconds per training step of each row, in turns on an idle machine."""
+
+        def job(name, row):
+            examples = self.examples(row, 0)
+            batches = Batches(len(examples["labels"]), self.batch_size)
+            index = self.run.split(batches.rows(0, steps), 1)
+            resident = (trained.get(row.teacher), self._place(examples))
+            state = self.run.place(self.fresh(row, 0))
+
+            def steps_on():
+                nonlocal state
+                state, metrics = self._compile(row)(state, resident, index)
+                jax.block_until_ready(metrics)
+
+            return steps_on
+
+        jobs = {name: job(name, row) for name, row in rows.items()}
+        times = benchmark.interleave(jobs, rounds=3)
+        return {name: 1e3 * statistics.median(t) / steps for name, t in times.items()}
 
     def _example(self, row: Row, seed: int) -> dict[str, np.ndarray]:
         first = {key: value[:1] for key, value in self.examples(row, seed).items()}

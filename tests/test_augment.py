@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from jaxdistill.augment import shift
+from jaxdistill.augment import chain, crop, flip, mixup, shift
+from jaxdistill.objectives import combine, soft_targets
+from jaxdistill.steps import init_state, make_train_step
+from jaxdistill.types import Outputs, Student
 
 
 @pytest.mark.parametrize("shape", [(64, 5, 7), (64, 5, 7, 3)])
@@ -33,3 +38,91 @@ def test_no_pixels_is_the_identity_and_fewer_is_an_error():
     np.testing.assert_array_equal(same["inputs"], batch["inputs"])
     with pytest.raises(ValueError, match="by up to -1 pixels"):
         shift(-1, fill=0.0)
+
+
+def test_a_border_of_one_colour():
+    batch = {"inputs": np.ones((32, 4, 4, 2), np.float32)}
+    found = np.asarray(shift(1, fill=[3.0, -1.0])(batch, jax.random.key(0))["inputs"])
+    assert set(map(tuple, found.reshape(-1, 2).tolist())) == {(1, 1), (3, -1)}
+
+
+IMAGES = np.random.default_rng(1).normal(size=(64, 4, 6, 2)).astype(np.float32)
+BATCH = {
+    "inputs": IMAGES,
+    "labels": np.arange(64),
+    "mask": (np.arange(64) < 50).astype(np.float32),
+}
+KEY = jax.random.key(1)
+
+
+def test_a_crop_is_a_window_and_all_windows_occur():
+    found = np.asarray(crop(3, 4)(BATCH, KEY)["inputs"])
+    seen = set()
+    for image, window in zip(IMAGES, found, strict=True):
+        at = [
+            (i, j)
+            for i in range(2)
+            for j in range(3)
+            if np.array_equal(image[i : i + 3, j : j + 4], window)
+        ]
+        assert len(at) == 1
+        seen.update(at)
+    assert len(seen) == 6
+    with pytest.raises(ValueError, match=r"\(4, 6, 2\) have no 5 x 5 window"):
+        crop(5, 5)(BATCH, KEY)
+
+
+def test_a_flip_turns_half_of_the_images_left_to_right():
+    found = np.asarray(flip()(BATCH, KEY)["inputs"])
+    turned = [np.array_equal(a[:, ::-1], b) for a, b in zip(IMAGES, found, strict=True)]
+    kept = [np.array_equal(a, b) for a, b in zip(IMAGES, found, strict=True)]
+    assert [a != b for a, b in zip(turned, kept, strict=True)] == [True] * 64
+    assert 16 < sum(turned) < 48
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_mixup_mixes_real_examples_with_each_other(seed):
+    found = mixup(0.5)(BATCH, jax.random.key(seed))
+    share, partner = np.asarray(found["share"]), np.asarray(found["partner"])
+    weight = share[:, None, None, None]
+    expected = weight * IMAGES + (1 - weight) * IMAGES[partner]  # labels are positions
+    np.testing.assert_allclose(found["inputs"], expected, rtol=1e-5, atol=1e-6)
+    assert (partner[:50] < 50).all()
+    assert ((share >= 0) & (share <= 1)).all()
+    assert (partner != np.arange(64)).sum() > 20
+    assert 0.3 < share.mean() < 0.7
+    with pytest.raises(ValueError, match="alpha above 0, got 0"):
+        mixup(0)
+
+
+def test_a_chain_gives_each_its_own_key():
+    found = chain(flip(), shift(1, 0.0))(BATCH, KEY)["inputs"]
+    turned = flip()(BATCH, jax.random.fold_in(KEY, 0))
+    expected = shift(1, 0.0)(turned, jax.random.fold_in(KEY, 1))["inputs"]
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_teacher_and_student_see_one_view():
+    """Function matching: the batch that the teacher gets is the augmented one."""
+    seen = []
+
+    def teacher(batch):
+        seen.append(("teacher", batch["inputs"]))
+        return Outputs(jnp.zeros((64, 3)))
+
+    def apply(params, model_state, batch, rng):
+        seen.append(("student", batch["inputs"]))
+        return Outputs(params + jnp.zeros((64, 3))), model_state
+
+    student = Student(lambda rng, batch: (jnp.zeros(()), {}), apply)
+    step = make_train_step(
+        student, combine({"s": (1.0, soft_targets())}), optax.sgd(1.0), prepare=flip()
+    )
+    state = init_state(KEY, student, optax.sgd(1.0), BATCH)
+    with jax.disable_jit():
+        step(state, teacher, BATCH)
+    first = {}
+    for who, images in seen:
+        first.setdefault(who, np.asarray(images))
+    np.testing.assert_array_equal(first["teacher"], first["student"])
+    assert (first["teacher"] != IMAGES).any()

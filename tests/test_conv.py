@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from builders import assert_identical
+from flax import linen as nn
 
 from jaxdistill import convert
 from jaxdistill.models import ConvNet
+from jaxdistill.models.conv import convolve, halve
 
 TINY = ConvNet((3, 5), hidden=7, num_classes=4)
 
@@ -93,3 +95,35 @@ def test_values_are_those_of_torch(norm):
         x = layer(x)
         axes = (0, 2, 3, 1) if x.ndim == 4 else (0, 1)
         np.testing.assert_allclose(value, x.detach().permute(axes), atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 3, 4])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("padding", [0, 1, "SAME"])
+def test_patches_are_the_convolution(size, stride, padding):
+    """On this CPU, values and gradients, of odd sizes too."""
+    images = jax.random.normal(jax.random.key(0), (2, 7, 8, 3))
+    conv = partial(nn.Conv, 4, (size, size), strides=stride, padding=padding)
+    ours, xlas = conv(conv_general_dilated=convolve), conv()
+    variables = xlas.init(jax.random.key(1), images)
+
+    def both(module):
+        def total(variables, images):
+            found = module.apply(variables, images)
+            return (found**2).sum(), found
+
+        return jax.value_and_grad(total, (0, 1), has_aux=True)(variables, images)
+
+    for found, expected in zip(
+        jax.tree.leaves(both(ours)), jax.tree.leaves(both(xlas)), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 6, 3), (2, 5, 7, 1)])
+def test_halving_is_max_pooling(shape):
+    images = jax.random.normal(jax.random.key(0), shape)
+    pool = partial(nn.max_pool, window_shape=(2, 2), strides=(2, 2))
+    np.testing.assert_array_equal(halve(images), pool(images))
+    slopes = [jax.grad(lambda x, f=f: (f(x) ** 3).sum())(images) for f in (halve, pool)]
+    np.testing.assert_allclose(*slopes, rtol=1e-6)

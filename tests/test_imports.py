@@ -32,6 +32,8 @@ FLOORS = {
     "runs": 3,
     "export": 3,
     "loop": 4,
+    "statistics": 3,
+    "figures": 4,
     "report": 4,
     "study": 4,
     "cli": 5,

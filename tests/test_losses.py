@@ -215,7 +215,9 @@ def test_any_finite_student(case, data):
         least = case.least(student, *rest, **case.settings)
         assert (values >= least - 2e-4).all()
     assert np.isfinite(slope).all()
-    assert np.isfinite(values).all()
+    # Two student rows exactly opposite each other: PKT's formula is infinite there.
+    infinite = case.loss is losses.probabilistic_transfer
+    assert infinite or np.isfinite(values).all()
 
 
 @each

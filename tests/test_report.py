@@ -10,8 +10,9 @@ import pytest
 from etils import epath
 from scipy import stats
 
-from jaxdistill import report
+from jaxdistill import figures, report
 from jaxdistill.runs import Run, RunError, read_records
+from jaxdistill.statistics import holm, paired, spread
 
 ACCURACY = {
     "teacher": [0.95, 0.97, 0.96],
@@ -37,7 +38,7 @@ def summary(accuracy=None, agreement: bool = True) -> dict:
     }
     cost = {"parameters": 1234, "flops": 5678.0, "latency_us": 9.6, "bytes": 4321}
     costs = dict.fromkeys(results, cost)
-    return report.summarize(results, costs, against=["scratch"])
+    return report.summarize(results, costs, pairs={"distilled": ["scratch"]})
 
 
 def records(accuracy=0.5) -> list[dict]:
@@ -63,17 +64,24 @@ def directory(tmp_path):
 def test_spread_and_paired_are_scipys(size):
     a, b = np.random.default_rng(size).normal(size=(2, size))
     interval = stats.ttest_rel(a, b).confidence_interval(0.95)
-    pair = report.paired(a, b)
+    pair = paired(a, b)
     np.testing.assert_allclose([pair["low"], pair["high"]], interval, rtol=1e-9)
+    assert pair["p"] == pytest.approx(stats.ttest_rel(a, b).pvalue)
     assert (pair["mean"], pair["n"]) == (pytest.approx((a - b).mean()), size)
-    one = report.spread(a)
+    one = spread(a)
     assert one["std"] == pytest.approx(stats.tstd(a))
     assert (one["mean"], one["n"]) == (pytest.approx(a.mean()), size)
 
 
+def test_holm_is_as_in_his_paper():
+    """Seeds of no difference at all count as p = 1."""
+    found = holm({"a": 0.01, "b": math.nan, "c": 0.02, "d": 0.011})
+    assert found == pytest.approx({"a": 0.04, "d": 0.04, "c": 0.04, "b": 1.0})
+
+
 def test_one_seed_has_no_interval():
-    assert report.spread([0.5]) == {"mean": 0.5, "std": 0, "n": 1}
-    pair = report.paired([0.5], [0.25])
+    assert spread([0.5]) == {"mean": 0.5, "std": 0, "n": 1}
+    pair = paired([0.5], [0.25])
     assert pair["mean"] == 0.25
     assert math.isnan(pair["low"])
     assert math.isnan(pair["high"])
@@ -97,6 +105,27 @@ class TestTable:
             "(3 paired seeds)",
         ]
 
+    def test_many_comparisons_are_a_table_corrected_for_their_number(self):
+        rng = np.random.default_rng(0)
+        accuracy = {"scratch": 0.8 + 0.001 * rng.normal(size=5)}
+        accuracy["kd"] = accuracy["scratch"] + 0.02 + 0.001 * rng.normal(size=5)
+        for i in range(3):
+            accuracy[f"m{i}"] = accuracy["kd"] + 0.004 * rng.normal(size=5)
+        gaps = {}
+        for name in list(accuracy)[1:]:
+            others = ["scratch"] if name == "kd" else ["scratch", "kd"]
+            gaps[name] = {o: paired(accuracy[name], accuracy[o]) for o in others}
+        text = report.table({"rows": {}, "paired": gaps})
+        lines = text.splitlines()
+        assert "| points above (5 paired seeds) | scratch | kd |" in lines
+        (kd,) = [line for line in lines if line.startswith("| kd |")]
+        gap = gaps["kd"]["scratch"]
+        cell = f"{100 * gap['mean']:+.2f} ({100 * gap['low']:+.2f} to"
+        assert kd.startswith(f"| kd | {cell}")
+        assert kd.endswith("\\* | - |")
+        assert any(line.startswith("- above scratch: kd") for line in lines)
+        assert "- above kd: none" in lines
+
     def test_one_seed_shows_neither_spread_nor_interval(self):
         text = report.table(summary({name: [v[0]] for name, v in ACCURACY.items()}))
         assert "±" not in text
@@ -114,7 +143,7 @@ class TestTable:
 class TestFigures:
     @pytest.mark.parametrize("name", ["curves.png", "comparison.png"])
     def test_are_pngs_of_some_size(self, directory, name):
-        png = report.figures(directory)[name]
+        png = figures.draw(directory)[name]
         assert png[:8] == b"\x89PNG\r\n\x1a\n"
         width, height = struct.unpack(">II", png[16:24])
         assert width > 300
@@ -123,23 +152,23 @@ class TestFigures:
 
     def test_show_the_data(self, directory):
         """Equal data draw equal figures; other data, another figure."""
-        first = report.figures(directory)
-        assert report.figures(directory) == first
+        first = figures.draw(directory)
+        assert figures.draw(directory) == first
         other = summary({**ACCURACY, "scratch": [0.7, 0.7, 0.7]})
         (directory / "summary.json").write_text(json.dumps(other))
-        second = report.figures(directory)
+        second = figures.draw(directory)
         assert second["comparison.png"] != first["comparison.png"]
         assert second["curves.png"] == first["curves.png"]
         lines = [json.dumps(record) + "\n" for record in records(accuracy=0.6)]
         (directory / "metrics.jsonl").write_text("".join(lines))
-        assert report.figures(directory)["curves.png"] != first["curves.png"]
+        assert figures.draw(directory)["curves.png"] != first["curves.png"]
 
     def test_without_validation_the_losses_carry_the_legend(self, directory):
         kept = [{k: r[k] for k in r if k != "accuracy"} for r in records()]
         lines = [json.dumps(record) + "\n" for record in kept]
-        first = report.figures(directory)["curves.png"]
+        first = figures.draw(directory)["curves.png"]
         (directory / "metrics.jsonl").write_text("".join(lines))
-        assert report.figures(directory)["curves.png"] != first
+        assert figures.draw(directory)["curves.png"] != first
 
 
 class TestWrite:

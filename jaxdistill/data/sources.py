@@ -1,35 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where examples come from: embedded digits, TFDS, or the original IDX files."""
+"""Where examples come from: embedded digits, TFDS, or the original files."""
 
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxdistill.data import idx, tfds
+from jaxdistill.data import cifar, idx, tfds
 from jaxdistill.data.idx import DataError, Examples
 from jaxdistill.data.transforms import normalize
 
 DIGITS_TEST = 797
 
-_PIXELS = {
+_PIXELS: dict[str, tuple[Any, Any]] = {
     "digits": (0.3049, 0.376),
     "mnist": (0.1307, 0.3081),
     "fashion_mnist": (0.286, 0.353),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
+
+Pixel = float | tuple[float, ...]
 
 
 class Dataset(NamedTuple):
     """A data set in memory.
 
     Attributes:
-      name: "digits", "mnist" or "fashion_mnist".
+      name: "digits", "mnist", "fashion_mnist" or "cifar100".
       train: images and labels; a validation split is taken from it with `holdout`.
       test: images and labels, for the final report alone.
       num_classes: labels lie in `[0, num_classes)`.
       peak: the images' largest possible value.
-      mean: of the training pixels divided by `peak`.
+      mean: of the training pixels divided by `peak`; colours have one a channel.
       deviation: likewise.
     """
 
@@ -38,8 +41,14 @@ class Dataset(NamedTuple):
     test: Examples
     num_classes: int
     peak: int
-    mean: float
-    deviation: float
+    mean: Pixel
+    deviation: Pixel
+
+    @property
+    def background(self) -> Any:
+        """A black pixel as a model sees it: what a shifted image is filled with."""
+        black = -np.asarray(self.mean, np.float32) / np.asarray(self.deviation)
+        return black.astype(np.float32)
 
     def inputs(self, split: Examples) -> Examples:
         """A split as a model takes it: normalised float32 `inputs`, and `labels`.
@@ -60,15 +69,19 @@ def load(name: str, data_dir: str | Path | None = None) -> Dataset:
     "digits" is shipped with the package. "mnist" and "fashion_mnist" come from the
     original IDX files where `data_dir` (or `data_dir/name`) holds them, raw or gzipped,
     else from TFDS, which keeps its prepared copy in `data_dir` and downloads it where
-    there is none. Both give the same arrays in the same order.
+    there is none. Both give the same arrays in the same order. "cifar100" comes from
+    its original binary files in `data_dir`.
 
     Raises:
       DataError: an unknown name, a missing folder or file, a damaged file, no network.
     """
     if name == "digits":
         return _digits()
+    if name == cifar.NAME:
+        splits = cifar.read(data_dir)
+        return Dataset(name, splits["train"], splits["test"], 100, 255, *_PIXELS[name])
     if name not in idx.SHA256:
-        known = ", ".join(["digits", *idx.SHA256])
+        known = ", ".join(["digits", *idx.SHA256, cifar.NAME])
         raise DataError(f"unknown data set {name!r}; known: {known}")
     folder = idx.find(name, data_dir)
     splits = tfds.read(name, data_dir) if folder is None else idx.read(name, folder)

@@ -5,11 +5,15 @@ import numpy as np
 
 
 def normalize(
-    images: np.ndarray, mean: float, deviation: float, peak: int = 255
+    images: np.ndarray,
+    mean: float | tuple[float, ...],
+    deviation: float | tuple[float, ...],
+    peak: int = 255,
 ) -> np.ndarray:
-    """`(images / peak - mean) / deviation` as float32.
+    """`(images / peak - mean) / deviation` as float32; one value, or one a channel.
 
     >>> normalize(np.array([0, 255], np.uint8), mean=0.5, deviation=0.5)
     array([-1.,  1.], dtype=float32)
     """
-    return ((images / np.float32(peak) - mean) / deviation).astype(np.float32)
+    scaled = images / np.float32(peak)
+    return ((scaled - np.asarray(mean)) / np.asarray(deviation)).astype(np.float32)

@@ -148,8 +148,9 @@ def probabilistic_transfer(
 
     `sum_{j != i} p[j|i] log(p[j|i] / q[j|i])`, each the share of
     `K(x_i, x_j) = (cos(x_i, x_j) + 1) / 2` among all j != i, p the teacher's. Zero when
-    both spread each example's neighbourhood alike. (The authors' code keeps j = i,
-    adds 1e-7 inside the logarithm and divides by B^2.)
+    both spread each example's neighbourhood alike; +inf where the student turns an
+    example to exactly the opposite of one that the teacher does not. (The authors' code
+    keeps j = i, adds 1e-7 inside the logarithm and divides by B^2.)
 
     Args:
       student: `[B, ...]` embeddings of any float type.

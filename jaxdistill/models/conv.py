@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small convolutional network for images of MNIST's size."""
+"""Convolutions that are fast on a CPU too, and a small network of them."""
 
+import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxdistill.models.norm import Norm, normalise
@@ -18,6 +20,63 @@ def with_channels(inputs: Array) -> Array:
             f"images of shape {inputs.shape}, expected [B, H, W] or [B, H, W, C]"
         )
     return inputs[..., None] if inputs.ndim == 3 else inputs
+
+
+def convolve(images, kernel, strides, padding, *, dimension_numbers, **others):
+    """`lax.conv_general_dilated` for `nn.Conv`: on a CPU, patches times a matrix.
+
+    XLA gives a convolution inside a loop one slow thread there: a training step in a
+    scan was 16 times slower than with patches (97 and 6 ms: 3x3, 28x28x1 to 16 to 32
+    channels, 64 images, 2 cores), and 4 times slower outside it. Dilation and groups go
+    to XLA anyway.
+    """
+
+    def direct(images, kernel):
+        return jax.lax.conv_general_dilated(
+            images,
+            kernel,
+            strides,
+            padding,
+            dimension_numbers=dimension_numbers,
+            **others,
+        )
+
+    dilated = (others.get("lhs_dilation"), others.get("rhs_dilation"))
+    plain = images.ndim == 4 and all(set(d or (1,)) == {1} for d in dilated)
+    if isinstance(padding, str) or not plain or others["feature_group_count"] > 1:
+        return direct(images, kernel)
+
+    def patches(images, kernel):
+        padded = jnp.pad(images, ((0, 0), *padding, (0, 0)))
+        height, width = kernel.shape[:2]
+        rows = (padded.shape[1] - height) // strides[0] + 1
+        columns = (padded.shape[2] - width) // strides[1] + 1
+        windows = [
+            padded[
+                :,
+                i : i + strides[0] * (rows - 1) + 1 : strides[0],
+                j : j + strides[1] * (columns - 1) + 1 : strides[1],
+            ]
+            for i in range(height)
+            for j in range(width)
+        ]
+        flat = jnp.concatenate(windows, -1)
+        matrix = kernel.reshape(flat.shape[-1], -1)
+        return jnp.matmul(flat, matrix, precision=others["precision"])
+
+    return jax.lax.platform_dependent(images, kernel, cpu=patches, default=direct)
+
+
+def halve(images: Array) -> Array:
+    """2x2 max pooling, an odd last row or column dropped.
+
+    As `nn.max_pool`, but 3 times faster with its gradient on a CPU; equal largest
+    values share the gradient.
+    """
+    batch, height, width, channels = images.shape
+    even = images[:, : height // 2 * 2, : width // 2 * 2]
+    parts = even.reshape(batch, height // 2, 2, width // 2, 2, channels)
+    return parts.max((2, 4))
 
 
 class ConvNet(nn.Module):
@@ -51,10 +110,16 @@ class ConvNet(nn.Module):
         hiddens = []
         for width in self.features:
             # The norm's own bias follows: a second one would have no gradient.
-            x = nn.Conv(width, (3, 3), padding=1, use_bias=self.norm is None)(x)
+            x = nn.Conv(
+                width,
+                (3, 3),
+                padding=1,
+                use_bias=self.norm is None,
+                conv_general_dilated=convolve,
+            )(x)
             if self.norm is not None:
                 x = normalise(x, mask, train, self.norm, self.axis_name)
-            x = nn.max_pool(nn.relu(x), (2, 2), strides=(2, 2))
+            x = halve(nn.relu(x))
             hiddens.append(x)
         x = nn.relu(nn.Dense(self.hidden)(x.reshape(x.shape[0], -1)))
         hiddens.append(x)

@@ -7,7 +7,7 @@ Layers are created in the order of PyTorch's state dicts (torchvision, RepDistil
 
 from flax import linen as nn
 
-from jaxdistill.models.conv import with_channels
+from jaxdistill.models.conv import convolve, with_channels
 from jaxdistill.models.norm import Norm, normalise
 from jaxdistill.types import Array, Outputs
 
@@ -25,6 +25,7 @@ def _conv(width: int, size: int, stride: int = 1) -> nn.Conv:
         use_bias=False,
         # He et al. 2015, Delving Deep into Rectifiers, equation 14.
         kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+        conv_general_dilated=convolve,
     )
 
 

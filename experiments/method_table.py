@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which distillation method helps, at equal budget and equal tuning?
+
+Question: same teacher, same student, same images, steps and optimizer: what does each
+loss of the field add to training from scratch, and to plain knowledge distillation?
+
+Presets:
+  fashion        Fashion-MNIST: a convolutional teacher, a student with a twentieth of
+                 its weights, Adam with a cosine schedule.
+  repdistiller   CIFAR-100, ResNet-56 to ResNet-20, with RepDistiller's recipe (Tian et
+                 al. 2020, section 4.1): SGD, 240 epochs, rate / 10 at 150, 180, 210,
+                 crop and flip. For a GPU or TPU; needs --data-dir.
+
+Every method gets the same number of trials, on one seed and the validation images: its
+weight from its paper, a third of it and three times it (for the student from scratch
+the learning rate; for label smoothing the amount). The best trains on fresh seeds, all
+methods of a seed from one teacher, and the test set is looked at once, last epoch. The
+differences to scratch and to plain distillation are paired by seed, their p-values
+corrected for their number (Holm 1979).
+
+  python -m experiments.method_table --data-dir ~/fashion_mnist
+  python -m experiments.method_table --smoke
+  python -m experiments.method_table --preset repdistiller --data-dir ~/cifar
+
+Cost: about an hour on two cores; seconds with --smoke.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import optax
+import tyro
+
+from experiments.methods import METHODS, Layers
+from jaxdistill import data, models, parallel, report, teachers
+from jaxdistill.augment import chain, flip, shift
+from jaxdistill.evaluate import Evaluator
+from jaxdistill.objectives import combine, hard_labels
+from jaxdistill.parallel import Kind
+from jaxdistill.runs import Run
+from jaxdistill.study import FAILURES, Row, Study
+
+SEARCH_SEED = 1_000
+"""The seed of the search: none of the final seeds."""
+EXTRA_TEACHERS = (2_000, 3_000)
+"""Added to a seed for the ensemble's other teachers."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Compare distillation methods on one teacher and one student."""
+
+    preset: Literal["fashion", "repdistiller"] = "fashion"
+    """where the defaults come from"""
+    smoke: bool = False
+    """all methods in seconds, on the shipped digits"""
+    data: Literal["digits", "mnist", "fashion_mnist", "cifar100"] = "fashion_mnist"
+    """digits is shipped; the others come from --data-dir or TFDS"""
+    data_dir: Path | None = None
+    """the original files, or TFDS's data folder"""
+    run_dir: str = "runs/method_table"
+    """where the run is kept and resumed from"""
+    methods: tuple[str, ...] = tuple(METHODS)
+    """which rows, beside the teacher; scratch and kd are always there"""
+    images: int | None = None
+    """training images for everyone, validation apart; None is all"""
+    validation: int = 10_000
+    """training images held out to choose weights on"""
+    epochs: int = 4
+    """passes over the training images, for teacher and students"""
+    batch_size: int = 64
+    """examples in a batch, over all devices"""
+    learning_rate: float = 2e-3
+    """the peak rate"""
+    trials: Literal[1, 3] = 3
+    """weights tried for each method; 1 takes the paper's"""
+    seeds: int = 5
+    """fresh seeds of each method's best"""
+    parallel: Kind = "auto"
+    """how a step runs: a mesh where there are several devices, else jit"""
+    progress: bool = True
+    """show progress bars"""
+
+
+PRESETS = {
+    "fashion": Config(),
+    "repdistiller": Config(
+        preset="repdistiller",
+        data="cifar100",
+        run_dir="runs/repdistiller",
+        validation=5_000,
+        epochs=240,
+        learning_rate=0.05,
+        trials=1,
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Runs the experiment, prints its tables, returns its summary."""
+    early = argparse.ArgumentParser(add_help=False)
+    early.add_argument("--preset", default="fashion")
+    preset = early.parse_known_args(argv)[0].preset
+    default = PRESETS.get(preset, PRESETS["fashion"])
+    config = tyro.cli(Config, args=argv, default=default, description=__doc__)
+    try:
+        return execute(config)
+    except FAILURES as error:
+        sys.exit(f"error: {error}")
+
+
+def execute(config: Config) -> dict[str, Any]:
+    """Searches each method's weight, then compares their best on fresh seeds."""
+    if config.smoke:
+        small: dict[str, Any] = {"data": "digits", "images": 128, "validation": 100}
+        config = replace(config, **small, epochs=1, seeds=2, trials=1, batch_size=32)
+    unknown = set(config.methods) - set(METHODS)
+    if unknown:
+        raise ValueError(
+            f"unknown methods {sorted(unknown)}; known: {', '.join(METHODS)}"
+        )
+    task = Task(config)
+    weights, scores = search(task)
+    task.study.log.write("search.json", scores)
+    rows = {"teacher": task.teacher_row()}
+    rows |= {name: task.row(name, weight) for name, weight in weights.items()}
+    summary = task.study.compare(
+        rows,
+        config.seeds,
+        given=task.other_teachers,
+        pairs=comparisons(weights),
+        timed_steps=50,
+    )
+    chosen = describe(weights, scores)
+    task.study.log.write_bytes("chosen.md", chosen.encode())
+    print(report.write(task.study.log.path))
+    print(chosen)
+    print(f"run directory: {task.study.log.path}")
+    return summary
+
+
+class Task:
+    """The data, the networks and how they train, as a configuration says."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        source = data.load(config.data, config.data_dir)
+        train, held = data.holdout(source.train, config.validation)
+        if config.images is not None and config.images < len(train["labels"]):
+            _, train = data.holdout(train, config.images, seed=1)
+        examples, run = source.inputs(train), parallel.choose(config.parallel)
+        batches = data.Batches(len(train["labels"]), config.batch_size)
+        free = ("run_dir", "data_dir", "parallel", "progress")
+        settings = {k: v for k, v in asdict(config).items() if k not in free}
+        self.study = Study(
+            run,
+            Run(config.run_dir, settings),
+            examples=lambda row, seed: examples,
+            steps=config.epochs * batches.steps_per_epoch,
+            batch_size=config.batch_size,
+            test=Evaluator(run, source.inputs(source.test)),
+            validation=Evaluator(run, source.inputs(held)),
+            evaluations=1,
+            progress=config.progress,
+        )
+        self.steps_per_epoch = batches.steps_per_epoch
+        self.teacher, self.student = networks(config, source.num_classes)
+        example = examples["inputs"][:1]
+        self.layers = Layers.of(self.teacher, example)
+        crop = {"cifar100": 4, "digits": 0}.get(config.data, 2)
+        prepares = [shift(crop, source.background)] if crop else []
+        if config.data == "cifar100":
+            prepares.append(flip())
+        self.prepare = chain(*prepares) if prepares else None
+
+    def teacher_row(self) -> Row:
+        """The teacher, trained on the labels."""
+        hard = combine({"hard": (1.0, hard_labels())})
+        return Row(self.teacher, hard, self.optimizer(1.0), prepare=self.prepare)
+
+    def row(self, name: str, weight: float) -> Row:
+        """The student, trained with a method at a weight."""
+        method = METHODS[name]
+        module = method.module(self.student, self.layers)
+        return Row(
+            module,
+            combine(method.terms(weight, self.layers, self.steps_per_epoch)),
+            self.optimizer(weight if name == "scratch" else 1.0),
+            method.teacher,
+            self.prepare,
+        )
+
+    def optimizer(self, factor: float) -> optax.GradientTransformation:
+        """As the preset trains, its rate times a factor."""
+        rate, steps = factor * self.config.learning_rate, self.study.steps
+        if self.config.preset == "fashion":
+            return optax.adam(optax.cosine_decay_schedule(rate, steps))
+        decay = optax.add_decayed_weights(5e-4)
+        return optax.chain(decay, optax.sgd(step_rate(rate, steps), momentum=0.9))
+
+    def other_teachers(self, seed: int, first: str = "teacher") -> dict[str, Any]:
+        """The ensemble: the seed's own teacher, by its name, and two more."""
+        if "ensemble" not in self.config.methods:
+            return {}
+        row = self.teacher_row()
+        members = [self.study.train(first, row, seed)] + [
+            self.study.train("ensemble_teacher", row, seed + offset)
+            for offset in EXTRA_TEACHERS
+        ]
+        return {"ensemble": self.study.run.place(teachers.ensemble(members))}
+
+
+def step_rate(rate: float, steps: int) -> optax.Schedule:
+    """A tenth after 150, 180 and 210 of 240 epochs, whatever the epochs' number."""
+    at = [steps * epoch // 240 for epoch in (150, 180, 210)]
+    return optax.piecewise_constant_schedule(rate, dict.fromkeys(at, 0.1))
+
+
+def networks(config: Config, num_classes: int):
+    """Teacher and student of a preset."""
+    if config.preset == "repdistiller":
+        return (models.resnet_cifar(depth, num_classes) for depth in (56, 20))
+    teacher = models.ConvNet((16, 32), 128, num_classes, dropout=0.3)
+    return teacher, models.ConvNet((4, 8), 16, num_classes)
+
+
+def search(task: Task) -> tuple[dict[str, float], dict[str, list]]:
+    """Each method's best weight by validation accuracy, and all trials' scores."""
+    names = dict.fromkeys(("scratch", "kd", *task.config.methods))
+    if task.config.trials == 1:
+        return {name: METHODS[name].weights[1] for name in names}, {}
+    study = task.study
+    given = dict(task.other_teachers(SEARCH_SEED, "search_teacher"))
+    given["teacher"] = study.run.place(
+        study.train("search_teacher", task.teacher_row(), SEARCH_SEED)
+    )
+    best, scores = {}, {}
+    for name in names:
+        trials = []
+        for weight in METHODS[name].weights:
+            row = task.row(name, weight)
+            taught_by = None if row.teacher is None else given[row.teacher]
+            label = f"search_{name}_{weight:g}".replace(".", "_")
+            model = study.train(label, row, SEARCH_SEED, taught_by)
+            assert study.validation is not None
+            placed = study.run.place(model)
+            accuracy = study.validation(placed, taught_by)["accuracy"]
+            trials.append({"weight": weight, "accuracy": accuracy})
+            if accuracy == max(trial["accuracy"] for trial in trials):
+                best[name] = weight
+                given[name] = placed  # a born-again student's teacher is a student
+        scores[name] = trials
+    return best, scores
+
+
+def comparisons(names) -> dict[str, list[str]]:
+    """Each method against the student from scratch, and against plain distillation."""
+    return {
+        name: [other for other in ("scratch", "kd") if other != name]
+        for name in names
+        if name != "scratch"
+    }
+
+
+def describe(weights: dict[str, float], scores: dict[str, list]) -> str:
+    """What the search chose, as Markdown, with every trial's validation accuracy."""
+    lines = [
+        "| method | weight chosen | validation % by weight |",
+        "| --- | --: | --- |",
+    ]
+    for name, weight in weights.items():
+        tried = ", ".join(
+            f"{trial['weight']:g}: {100 * trial['accuracy']:.2f}"
+            for trial in scores.get(name, [])
+        )
+        lines.append(f"| {name.replace('_', ' ')} | {weight:g} | {tried or '-'} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The methods of method_table, one line each: what a student learns beside its labels.
+
+A method's weights are a third of its paper's, its paper's, and three times that, in our
+units: RepDistiller's betas (Tian et al. 2020, supplementary 6.2) where the paper has
+none for a small network; a loss they average over B x B values is B times ours.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+from flax import linen as nn
+
+from jaxdistill import losses, models
+from jaxdistill.matching import on_hiddens
+from jaxdistill.objectives import hard_labels, on_logits, soft_targets
+from jaxdistill.schedules import warm_up
+from jaxdistill.types import Term
+
+Terms = dict[str, tuple[Any, Term]]
+
+
+class Layers(NamedTuple):
+    """Which of a network's hidden states are which, and the teacher's widths.
+
+    Attributes:
+      maps: the layers that are feature maps.
+      hint: the map in the middle, `(layer, the teacher's channels)`.
+      embedding: the vector before the classes, likewise.
+    """
+
+    maps: tuple[int, ...]
+    hint: tuple[int, int]
+    embedding: tuple[int, int]
+
+    @classmethod
+    def of(cls, teacher: nn.Module, example: Any) -> "Layers":
+        """Reads them off the shapes of the teacher's outputs."""
+        shapes = jax.eval_shape(
+            lambda x: teacher.init_with_output(jax.random.key(0), x)[0].hiddens, example
+        )
+        maps = tuple(i for i, x in enumerate(shapes) if len(x.shape) == 4)
+        middle, end = maps[len(maps) // 2], len(shapes) - 1
+        widths = [x.shape[-1] for x in shapes]
+        return cls(maps, (middle, widths[middle]), (end, widths[end]))
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table.
+
+    Attributes:
+      lesson: `(weight, layers, steps_per_epoch) -> terms`.
+      weights: what the search tries, the paper's in the middle.
+      teacher: who teaches, or None.
+      projects: which of the student's layers is projected, a field of Layers.
+    """
+
+    lesson: Callable[[float, Layers, int], Terms]
+    weights: tuple[float, float, float]
+    teacher: str | None = "teacher"
+    projects: str | None = None
+
+    def terms(self, weight: float, layers: Layers, steps_per_epoch: int) -> Terms:
+        """The objective's terms: labels, and the lesson at a weight."""
+        hard = {"hard": (1.0, hard_labels())}
+        return hard | self.lesson(weight, layers, steps_per_epoch)
+
+    def module(self, student: nn.Module, layers: Layers) -> nn.Module:
+        """The student, with a projection where the lesson needs one."""
+        if self.projects is None:
+            return student
+        widths = (getattr(layers, self.projects),)
+        return models.with_projector(student, models.Projector(widths))
+
+
+def around(weight: float) -> tuple[float, float, float]:
+    """A third of the paper's weight, it, and three times it."""
+    return weight / 3, weight, 3 * weight
+
+
+def logits(loss: Callable, weight: float, **settings: Any) -> Method:
+    """A loss on logits beside the labels' cross-entropy."""
+    term = on_logits(loss, **settings)
+    return Method(lambda w, *_: {"soft": (w, term)}, around(weight))
+
+
+def embeddings(loss: Callable, weight: float, **kwargs: Any) -> Method:
+    """A loss between the vectors before the classes."""
+    pair = ((-1, -1),)
+    return Method(
+        lambda w, *_: {"match": (w, on_hiddens(loss, pair))}, around(weight), **kwargs
+    )
+
+
+def maps(loss: Callable, weight: float, which: str, **kwargs: Any) -> Method:
+    """A loss between feature maps: all of them, or the one in the middle."""
+
+    def lesson(w, layers, _):
+        chosen = layers.maps if which == "all" else (layers.hint[0],)
+        return {"match": (w, on_hiddens(loss, tuple((i, i) for i in chosen)))}
+
+    return Method(lesson, around(weight), **kwargs)
+
+
+def smoothed(amount, *_) -> Terms:
+    """Label smoothing in place of the plain cross-entropy."""
+    return {"hard": (1.0, hard_labels(label_smoothing=amount))}
+
+
+def decoupled(w, _, steps_per_epoch) -> Terms:
+    """DKD, warmed up over an epoch (20 of 240 in the paper)."""
+    term = on_logits(losses.decoupled_kl, nontarget_weight=2.0, temperature=4.0)
+    return {"soft": (warm_up(w, steps=steps_per_epoch), term)}
+
+
+def related(w, *_) -> Terms:
+    """RKD: distances, and angles at twice their weight."""
+    pair = ((-1, -1),)
+    return {
+        "distance": (w, on_hiddens(losses.relational_distance, pair)),
+        "angle": (2 * w, on_hiddens(losses.relational_angle, pair)),
+    }
+
+
+def standardized_kl(student, teacher, *, temperature):
+    """KL between standardized logits (Sun et al. 2024)."""
+    sides = losses.standardize(student), losses.standardize(teacher)
+    return losses.forward_kl(*sides, temperature=temperature)
+
+
+def soft(weight: float, temperature: float, teacher: str) -> Method:
+    """Plain distillation from a teacher of the table."""
+    term = soft_targets(temperature=temperature)
+    return Method(lambda w, *_: {"soft": (w, term)}, around(weight), teacher)
+
+
+METHODS = {
+    "scratch": Method(lambda *_: {}, around(1.0), None),
+    "label_smoothing": Method(smoothed, (0.05, 0.1, 0.2), None),
+    "kd": soft(9.0, 4.0, "teacher"),
+    "dkd": Method(decoupled, around(1.0)),
+    "dist": logits(
+        losses.dist, 1.0, inter_weight=2.0, intra_weight=2.0, temperature=4.0
+    ),
+    "standardized_kd": logits(standardized_kl, 9.0, temperature=2.0),
+    "reverse_kl": logits(losses.reverse_kl, 9.0, temperature=4.0),
+    "jsd": logits(losses.generalized_jsd, 36.0, temperature=4.0),
+    "hints": maps(losses.hint_mse, 100.0, "middle", projects="hint"),
+    "attention_transfer": maps(losses.attention_transfer, 1000.0, "all"),
+    "sp": maps(losses.similarity_preserving, 3000.0, "middle"),
+    "rkd": Method(related, around(25.0)),
+    "pkt": embeddings(losses.probabilistic_transfer, 30_000 / 64),
+    "crd": embeddings(losses.contrastive, 0.8, projects="embedding"),
+    "cka": embeddings(losses.linear_cka, 1.0),
+    "ensemble": soft(9.0, 4.0, "ensemble"),
+    "born_again": soft(1.0, 1.0, "scratch"),
+}

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures of a finished run, as PNG: learning curves and the comparison."""
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from jaxdistill.runs import read_records
+
+
+def draw(directory: Any) -> dict[str, bytes]:
+    """`{file name: PNG}` of a run directory: learning curves and the comparison."""
+    directory = epath.Path(directory)
+    summary = json.loads((directory / "summary.json").read_text())
+    records = read_records(directory / "metrics.jsonl")
+    return {
+        "curves.png": _curves(records, summary["rows"]),
+        "comparison.png": _comparison(summary),
+    }
+
+
+def _curves(records: Sequence[Mapping[str, Any]], rows: Any) -> bytes:
+    """Training loss and validation accuracy by step: mean and range over seeds.
+
+    Trainings that are no rows of the table, a search's, are left out.
+    """
+    plt = _pyplot()
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    panels = (
+        (left, "loss", "training loss"),
+        (right, "accuracy", "validation accuracy"),
+    )
+    for axis, key, title in panels:
+        for name, points in _by_row(records, rows, key).items():
+            at = sorted(points)
+            values = [points[step] for step in at]
+            mean = [np.mean(v) for v in values]
+            (line,) = axis.plot(at, mean, label=name)
+            low, high = [min(v) for v in values], [max(v) for v in values]
+            axis.fill_between(at, low, high, alpha=0.2, color=line.get_color())
+        axis.set(title=title, xlabel="step")
+    left.set_yscale("log")
+    (right if right.has_data() else left).legend(frameon=False)
+    return _png(figure)
+
+
+def _comparison(summary: Mapping[str, Any]) -> bytes:
+    """Test accuracy by row, a dot per seed."""
+    plt = _pyplot()
+    names = list(summary["rows"])
+    figure, axis = plt.subplots(
+        figsize=(1.6 + 1.3 * len(names), 3.2), layout="constrained"
+    )
+    for x, name in enumerate(names):
+        seeds = [100 * seed["accuracy"] for seed in summary["seeds"][name]]
+        around = np.linspace(-0.12, 0.12, len(seeds)) if len(seeds) > 1 else [0]
+        axis.plot(x + np.asarray(around), seeds, "o", alpha=0.5)
+        axis.hlines(np.mean(seeds), x - 0.25, x + 0.25, color="black")
+    axis.set_xticks(
+        range(len(names)), [_words(name).replace(" ", "\n") for name in names]
+    )
+    axis.set(ylabel="test accuracy, %", title="a dot per seed, a bar for the mean")
+    return _png(figure)
+
+
+def _by_row(records, names, key) -> dict[str, dict[int, list[float]]]:
+    rows: dict[str, dict[int, list[float]]] = {}
+    for record in records:
+        name = record["fit"].rsplit("-", 1)[0]
+        if key in record and name in names:
+            rows.setdefault(_words(name), {}).setdefault(record["step"], []).append(
+                record[key]
+            )
+    return rows
+
+
+def _pyplot():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def _png(figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    _pyplot().close(figure)
+    return buffer.getvalue()
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from experiments import method_table
+from experiments.methods import METHODS, Layers
+from jaxdistill import models, teachers
+from jaxdistill.objectives import combine
+from jaxdistill.steps import init_state, make_train_step
+
+TEACHER = models.ConvNet((4, 6), 8, 10)
+STUDENT = models.ConvNet((2, 3), 5, 10)
+IMAGES = np.random.default_rng(0).normal(size=(8, 8, 8)).astype(np.float32)
+BATCH = {
+    "inputs": IMAGES,
+    "labels": np.arange(8, dtype=np.int32),
+    "mask": np.ones(8, np.float32),
+}
+SMALL = [
+    *("--data", "digits", "--images", "96", "--validation", "100", "--epochs", "1"),
+    *("--seeds", "2", "--batch-size", "32", "--parallel", "jit", "--no-progress"),
+]
+
+
+def test_layers_are_read_off_the_teacher():
+    assert Layers.of(TEACHER, IMAGES[:1]) == ((0, 1), (1, 6), (2, 8))
+    resnet = models.resnet_cifar(8, 10)
+    images = jnp.zeros((1, 32, 32, 3))
+    assert Layers.of(resnet, images) == ((0, 1, 2), (1, 32), (3, 64))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_a_step_that_teaches(name):
+    """Its term is in the metrics, above 0, and moves the student."""
+    method, layers = METHODS[name], Layers.of(TEACHER, IMAGES[:1])
+    student = models.student(method.module(STUDENT, layers))
+    weight = method.weights[1]
+    objective = combine(method.terms(weight, layers, 10))
+    optimizer = optax.sgd(1e-3)
+    state = init_state(jax.random.key(0), student, optimizer, BATCH)
+    step = make_train_step(student, objective, optimizer)
+    teacher = teachers.live(TEACHER, TEACHER.init(jax.random.key(1), IMAGES))
+    shapes = jax.eval_shape(step, state, teacher, BATCH)[1]
+    assert "hard" in shapes
+    assert (len(shapes) > 2) == (method.teacher is not None)
+
+
+def test_a_search_and_a_table(tmp_path, capsys):
+    run = tmp_path / "run"
+    argv = [*SMALL, "--run-dir", str(run), "--methods", "hints"]
+    summary = method_table.main(argv)
+    assert list(summary["rows"]) == ["teacher", "scratch", "kd", "hints"]
+    scores = json.loads((run / "search.json").read_text())
+    assert set(scores) == {"scratch", "kd", "hints"}
+    for name, trials in scores.items():
+        assert [trial["weight"] for trial in trials] == list(METHODS[name].weights)
+    assert set(summary["paired"]["hints"]) == {"scratch", "kd"}
+    assert summary["rows"]["hints"]["cost"]["step_ms"] > 0
+    sizes = [
+        summary["rows"][name]["cost"]["parameters"] for name in ("scratch", "hints")
+    ]
+    assert sizes[0] == sizes[1]  # the projection is left behind
+    assert "| hints | " in capsys.readouterr().out
+    again = method_table.main(argv)  # everything is there already
+    assert again["digests"] == summary["digests"]
+
+
+def test_the_ensemble_has_the_seeds_own_teacher(tmp_path):
+    config = method_table.Config(data="digits", images=96, validation=100, epochs=1)
+    config = method_table.replace(config, run_dir=str(tmp_path), progress=False)
+    task = method_table.Task(config)
+    members = task.other_teachers(0)["ensemble"].members
+    own = task.study.train("teacher", task.teacher_row(), 0)
+    assert len(members) == 3
+    digests = [teachers.digest(member.variables) for member in members]
+    assert digests[0] == teachers.digest(own.variables)
+    assert len(set(digests)) == 3
+
+
+def test_unknown_methods_are_named(tmp_path):
+    argv = [*SMALL, "--run-dir", str(tmp_path), "--methods", "magic"]
+    with pytest.raises(
+        SystemExit, match=r"unknown methods \['magic'\]; known: scratch"
+    ):
+        method_table.main(argv)
+
+
+def test_repdistillers_networks():
+    config = method_table.PRESETS["repdistiller"]
+    counts = []
+    for module in method_table.networks(config, 100):
+        images = jnp.zeros((1, 32, 32, 3))
+        shapes = jax.eval_shape(module.init, jax.random.key(0), images)
+        counts.append(sum(x.size for x in jax.tree.leaves(shapes["params"])))
+    assert counts == [861_620, 278_324]
+
+
+def test_repdistillers_rates():
+    """SGD 0.05, a tenth of it after 150, 180 and 210 of 240 epochs."""
+    rate = method_table.step_rate(0.05, steps=2400)
+    at = [0, 1499, 1501, 1799, 1801, 2099, 2101, 2399]
+    expected = [0.05, 0.05, 5e-3, 5e-3, 5e-4, 5e-4, 5e-5, 5e-5]
+    np.testing.assert_allclose([rate(step) for step in at], expected, rtol=1e-6)

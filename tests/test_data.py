@@ -225,7 +225,8 @@ class TestIdx:
 
 class TestWithoutFiles:
     def test_unknown_name(self):
-        with fails("unknown data set 'cifar'; known: digits, mnist, fashion_mnist"):
+        known = "digits, mnist, fashion_mnist, cifar100"
+        with fails(f"unknown data set 'cifar'; known: {known}"):
             data.load("cifar")
 
     def test_missing_folder(self, tmp_path):

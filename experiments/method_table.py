@@ -130,6 +130,8 @@ def execute(config: Config) -> dict[str, Any]:
     weights, scores = search(task)
     task.study.log.write("search.json", scores)
     rows = {"teacher": task.teacher_row()}
+    if "assistant" in weights:
+        rows["assistant_teacher"] = task.assistant_row()
     rows |= {name: task.row(name, weight) for name, weight in weights.items()}
     summary = task.study.compare(
         rows,
@@ -171,7 +173,9 @@ class Task:
             progress=config.progress,
         )
         self.steps_per_epoch = batches.steps_per_epoch
-        self.teacher, self.student = networks(config, source.num_classes)
+        self.teacher, self.assistant, self.student = networks(
+            config, source.num_classes
+        )
         example = examples["inputs"][:1]
         self.layers = Layers.of(self.teacher, example)
         crop = {"cifar100": 4, "digits": 0}.get(config.data, 2)
@@ -181,11 +185,21 @@ class Task:
         self.prepare = chain(*prepares) if prepares else None
         # The same row again is the same object: it compiles once.
         self.row, self.teacher_row = cache(self._row), cache(self._teacher_row)
+        self.assistant_row = cache(self._assistant_row)
 
     def _teacher_row(self) -> Row:
         """The teacher, trained on the labels."""
         hard = combine({"hard": (1.0, hard_labels())})
         return Row(self.teacher, hard, self.optimizer(1.0), prepare=self.prepare)
+
+    def _assistant_row(self) -> Row:
+        """A network between the two, taught as plain distillation does (Mirzadeh et
+        al. 2020, Improved Knowledge Distillation via Teacher Assistant)."""
+        kd = METHODS["kd"]
+        terms = kd.terms(kd.weights[1], self.layers, self.steps_per_epoch)
+        return Row(
+            self.assistant, combine(terms), self.optimizer(1.0), "teacher", self.prepare
+        )
 
     def _row(self, name: str, weight: float) -> Row:
         """The student, trained with a method at a weight."""
@@ -226,11 +240,14 @@ def step_rate(rate: float, steps: int) -> optax.Schedule:
 
 
 def networks(config: Config, num_classes: int):
-    """Teacher and student of a preset."""
+    """Teacher, assistant and student of a preset."""
     if config.preset == "repdistiller":
-        return (models.resnet_cifar(depth, num_classes) for depth in (56, 20))
-    teacher = models.ConvNet((16, 32), 128, num_classes, dropout=0.3)
-    return teacher, models.ConvNet((4, 8), 16, num_classes)
+        return [models.resnet_cifar(depth, num_classes) for depth in (56, 32, 20)]
+    return [
+        models.ConvNet((16, 32), 128, num_classes, dropout=0.3),
+        models.ConvNet((8, 16), 48, num_classes),
+        models.ConvNet((4, 8), 16, num_classes),
+    ]
 
 
 def search(task: Task) -> tuple[dict[str, float], dict[str, list]]:
@@ -243,6 +260,10 @@ def search(task: Task) -> tuple[dict[str, float], dict[str, list]]:
     given["teacher"] = study.run.place(
         study.train("search_teacher", task.teacher_row(), SEARCH_SEED)
     )
+    if "assistant" in names:
+        row = task.assistant_row()
+        model = study.train("search_assistant", row, SEARCH_SEED, given["teacher"])
+        given["assistant_teacher"] = study.run.place(model)
     best, scores = {}, {}
     for name in names:
         trials = []

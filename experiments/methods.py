@@ -15,7 +15,7 @@ from flax import linen as nn
 
 from jaxdistill import losses, models
 from jaxdistill.matching import on_hiddens
-from jaxdistill.objectives import hard_labels, on_logits, soft_targets
+from jaxdistill.objectives import hard_labels, mutual_targets, on_logits, soft_targets
 from jaxdistill.schedules import warm_up
 from jaxdistill.types import Term
 
@@ -56,12 +56,14 @@ class Method:
       weights: what the search tries, the paper's in the middle.
       teacher: who teaches, or None.
       projects: which of the student's layers is projected, a field of Layers.
+      peers: how many students learn from each other; the first is the result.
     """
 
     lesson: Callable[[float, Layers, int], Terms]
     weights: tuple[float, float, float]
     teacher: str | None = "teacher"
     projects: str | None = None
+    peers: int = 1
 
     def terms(self, weight: float, layers: Layers, steps_per_epoch: int) -> Terms:
         """The objective's terms: labels, and the lesson at a weight."""
@@ -69,7 +71,9 @@ class Method:
         return hard | self.lesson(weight, layers, steps_per_epoch)
 
     def module(self, student: nn.Module, layers: Layers) -> nn.Module:
-        """The student, with a projection where the lesson needs one."""
+        """The student, with a projection or with peers where the lesson needs them."""
+        if self.peers > 1:
+            return models.Peers((student,) * self.peers)
         if self.projects is None:
             return student
         widths = (getattr(layers, self.projects),)
@@ -125,6 +129,11 @@ def related(w, *_) -> Terms:
     }
 
 
+def mutual(w, *_) -> Terms:
+    """Two students of different weights, each taught by the other as it is."""
+    return {"mutual": (w, mutual_targets())}
+
+
 def standardized_kl(student, teacher, *, temperature):
     """KL between standardized logits (Sun et al. 2024)."""
     sides = losses.standardize(student), losses.standardize(teacher)
@@ -156,5 +165,7 @@ METHODS = {
     "crd": embeddings(losses.contrastive, 0.8, projects="embedding"),
     "cka": embeddings(losses.linear_cka, 1.0),
     "ensemble": soft(9.0, 4.0, "ensemble"),
+    "assistant": soft(9.0, 4.0, "assistant_teacher"),
     "born_again": soft(1.0, 1.0, "scratch"),
+    "mutual": Method(mutual, around(1.0), None, peers=2),
 }

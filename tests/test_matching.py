@@ -150,6 +150,16 @@ def test_a_projector_trains_beside_its_student_and_is_left_behind():
     np.testing.assert_array_equal(finished(BATCH).logits, alone.logits)
 
 
+def test_the_first_of_several_peers_is_what_is_left():
+    modules = (models.MLP((3, CLASSES)), models.MLP((4, CLASSES)))
+    student, optimizer = models.student(models.Peers(modules)), optax.sgd(0.1)
+    state = init_state(jax.random.key(0), student, optimizer, BATCH)
+    finished = teachers.trained(models.Peers(modules), state)
+    assert finished.module == modules[0]
+    expected = modules[0].apply({"params": state.params["members_0"]}, BATCH["inputs"])
+    np.testing.assert_array_equal(finished(BATCH).logits, expected.logits)
+
+
 def test_stripping_leaves_other_modules_alone():
     module, variables = models.MLP((3,)), {"params": {"student": 1}}
     assert models.adapters.strip(module, variables) == (module, variables)

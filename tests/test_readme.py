@@ -50,3 +50,11 @@ def test_ci_installs_and_tests_with_the_printed_commands():
     assert tests.split(" && ")[2] in ci
     assert tests.split(" && ")[3] == "pytest"
     assert re.search(r"\bpytest\b", ci)
+
+
+def test_every_loss_is_listed():
+    from jaxdistill import losses
+
+    assert [
+        name for name in losses.__all__ if f"`{name}`" not in README.read_text()
+    ] == []

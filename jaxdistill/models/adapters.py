@@ -51,7 +51,7 @@ class Projected(nn.Module):
 class Peers(nn.Module):
     """Several students trained as one, to learn from each other.
 
-    Member i's parameters are `params["members_i"]`.
+    Member i's parameters are `params["members_i"]`; the first is what `strip` leaves.
 
     Attributes:
       members: modules of the same classes.
@@ -72,9 +72,10 @@ def with_projector(student: nn.Module, projector: nn.Module) -> Projected:
 
 def strip(module: nn.Module, variables: Any) -> tuple[nn.Module, Any]:
     """The student alone and its variables: what is evaluated, exported, or teaches."""
-    if not isinstance(module, Projected):
+    if isinstance(module, Projected):
+        student, name = module.student, "student"
+    elif isinstance(module, Peers):
+        student, name = module.members[0], "members_0"
+    else:
         return module, variables
-    kept = {
-        name: tree["student"] for name, tree in variables.items() if "student" in tree
-    }
-    return module.student, kept
+    return student, {k: tree[name] for k, tree in variables.items() if name in tree}

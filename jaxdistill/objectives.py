@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdistill import losses
-from jaxdistill.types import Array, Batch, Objective, Outputs, Term
+from jaxdistill.types import Array, Batch, Objective, Outputs, Term, TopK
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,15 +136,23 @@ def soft_targets(*, temperature: Any = 1.0) -> Term:
     """Temperature-scaled KL to the teacher's distribution, times temperature squared.
 
     For an ensemble, whose logits carry a member axis, the mean of the members' KLs: its
-    gradient is that of the KL to the mean of their tempered distributions.
+    gradient is that of the KL to the mean of their tempered distributions. For stored
+    top-k outputs, `losses.sparse_forward_kl`.
 
     Args:
       temperature: a number above 0, a traced value, or `step -> number`.
     """
     if not callable(temperature):
         losses.logits.check_temperature(temperature)
-    term = on_logits(losses.forward_kl, temperature=temperature)
-    return Settled("soft_targets", (), term.settings, term.function)
+    dense = on_logits(losses.forward_kl, temperature=temperature)
+    sparse = on_logits(losses.sparse_forward_kl, temperature=temperature)
+
+    def function(student: Outputs, teacher: Outputs | None, batch: Batch, **settings):
+        stored = teacher is not None and isinstance(teacher.logits, TopK)
+        term = sparse if stored else dense
+        return term.function(student, teacher, batch, **settings)
+
+    return Settled("soft_targets", (), dense.settings, function)
 
 
 def on_logits(loss: Callable, **settings: Any) -> Settled:
@@ -173,7 +181,7 @@ def on_logits(loss: Callable, **settings: Any) -> Settled:
         def compare(theirs):
             return loss(mine, theirs, **given, **settings)
 
-        if theirs.ndim == mine.ndim:
+        if isinstance(theirs, TopK) or theirs.ndim == mine.ndim:
             return compare(theirs), mask
         return jax.vmap(compare)(theirs).mean(0), mask
 

@@ -17,7 +17,7 @@ from flax import linen as nn
 from flax import struct
 
 from jaxdistill.models.adapters import strip
-from jaxdistill.types import Array, Batch, Outputs, TrainState
+from jaxdistill.types import Array, Batch, Outputs, TopK, TrainState
 
 
 @struct.dataclass
@@ -53,6 +53,27 @@ class MeanLogits:
 
     def __call__(self, batch: Batch) -> Outputs:
         return Outputs(sum(m(batch).logits for m in self.members) / len(self.members))
+
+
+@struct.dataclass
+class Stored:
+    """Outputs that were computed before: the batch brings them (see `cache`).
+
+    `batch["teacher"]` holds `[B, views, ...]` arrays; of several views a `prepare`
+    (`cache.replay`) has chosen one.
+    """
+
+    def __call__(self, batch: Batch) -> Outputs:
+        taught = {name: array[:, 0] for name, array in batch["teacher"].items()}
+        if "logits" in taught:
+            logits = taught["logits"]
+        else:
+            logits = TopK(taught["ids"], taught["log_probs"], taught["logsumexp"])
+        layers = sorted(int(n[7:]) for n in taught if n.startswith("hidden_"))
+        hiddens = [None] * (layers[-1] + 1 if layers else 0)
+        for i in layers:
+            hiddens[i] = taught[f"hidden_{i}"]
+        return Outputs(logits, tuple(hiddens))
 
 
 def live(module: nn.Module, variables: Any) -> Live:

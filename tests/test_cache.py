@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stored teacher outputs: what is read is what the teacher says, or it is refused."""
+
+import json
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from builders import CLASSES, live, make_batch
+
+from jaxdistill import cache, losses, models, zarr
+from jaxdistill.augment import flip
+from jaxdistill.cache import CacheError
+from jaxdistill.objectives import combine, hard_labels, soft_targets
+from jaxdistill.steps import init_state, make_train_step, scan_train
+from jaxdistill.teachers import Stored
+from jaxdistill.teachers import live as make_live
+from jaxdistill.types import TopK
+from jaxdistill.views import replay, view_of
+
+SIZE, BATCH = 40, 8
+EXAMPLES = {
+    name: value
+    for name, value in make_batch(0, SIZE).items()
+    if name in ("inputs", "labels")
+}
+MODULE = models.MLP((7, CLASSES))
+TEACHER = live(MODULE)
+OF = {"data": "random", "split": "train", "transform": "none", "batch_size": BATCH}
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    """Several files and several parts in each, of 40 examples."""
+    for module in (zarr, cache):
+        monkeypatch.setattr(module, "SHARD", 16)
+    monkeypatch.setattr(zarr, "CHUNK", 8)
+
+
+def describe(**options):
+    return cache.describe(TEACHER, EXAMPLES, **{**OF, **options})
+
+
+@pytest.fixture
+def store(tmp_path):
+    """A dense store, and its manifest."""
+    manifest = describe(layers=(0,))
+    cache.write(tmp_path / "s", TEACHER, EXAMPLES, manifest, progress=False)
+    return tmp_path / "s", manifest
+
+
+def outputs(batch_size=BATCH):
+    """The live teacher's on all examples, at a batch shape."""
+    forward = jax.jit(lambda t, batch: t(batch))
+    parts = [
+        forward(
+            TEACHER,
+            {
+                "inputs": EXAMPLES["inputs"][i : i + batch_size],
+                "mask": np.ones(batch_size),
+            },
+        )
+        for i in range(0, SIZE, batch_size)
+    ]
+    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+
+def test_what_is_read_is_what_the_teacher_says(store):
+    path, manifest = store
+    arrays = cache.read(path, manifest)
+    assert {name: a.shape for name, a in arrays.items()} == {
+        "logits": (SIZE, 1, CLASSES),
+        "hidden_0": (SIZE, 1, 7),
+    }
+    np.testing.assert_array_equal(arrays["logits"][:, 0], outputs().logits)
+    np.testing.assert_array_equal(arrays["hidden_0"][:, 0], outputs().hiddens[0])
+    assert (path / "logits" / "c" / "2").exists()  # sharded
+
+
+def test_top_k_is_the_largest_and_what_is_left_is_known(tmp_path):
+    manifest = describe(top_k=2)
+    cache.write(tmp_path, TEACHER, EXAMPLES, manifest, progress=False)
+    arrays = {name: a[:, 0] for name, a in cache.read(tmp_path, manifest).items()}
+    logits = outputs().logits
+    np.testing.assert_array_equal(arrays["ids"], np.argsort(-logits, -1)[:, :2])
+    back = arrays["log_probs"] + arrays["logsumexp"][:, None]
+    kept = np.take_along_axis(logits, arrays["ids"], -1)
+    np.testing.assert_allclose(back, kept, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_other_precisions(tmp_path, dtype):
+    manifest = describe(dtype=dtype)
+    cache.write(tmp_path, TEACHER, EXAMPLES, manifest, progress=False)
+    found = cache.read(tmp_path, manifest)["logits"][:, 0]
+    np.testing.assert_array_equal(found, outputs().logits.astype(dtype))
+
+
+def student_and_state():
+    student, optimizer = models.student(models.MLP((4, CLASSES))), optax.sgd(0.1)
+    batch = {name: value[:1] for name, value in EXAMPLES.items()}
+    batch["mask"] = np.ones(1, np.float32)
+    return student, optimizer, init_state(jax.random.key(0), student, optimizer, batch)
+
+
+def train(objective, teacher, examples, prepare=None):
+    """Parameters after some shuffled steps."""
+    student, optimizer, state = student_and_state()
+    step = scan_train(make_train_step(student, objective, optimizer, prepare=prepare))
+    index = np.random.default_rng(1).permutation(SIZE).reshape(-1, BATCH)
+    rows = {"index": index, "mask": np.ones(index.shape, np.float32)}
+    return jax.jit(step)(state, (teacher, examples), rows)[0].params
+
+
+def test_a_step_is_bit_equal_to_live_at_the_batch_shape_it_was_written_at(store):
+    path, manifest = store
+    both = combine({"hard": (0.5, hard_labels()), "soft": (0.5, soft_targets())})
+    live_params = train(both, TEACHER, EXAMPLES)
+    stored = {**EXAMPLES, "teacher": cache.read(path, manifest)}
+    for found, expected in zip(
+        jax.tree.leaves(train(both, Stored(), stored)),
+        jax.tree.leaves(live_params),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_another_batch_shape_is_close(tmp_path):
+    manifest = describe(batch_size=20)
+    cache.write(tmp_path, TEACHER, EXAMPLES, manifest, progress=False)
+    found = cache.read(tmp_path, manifest)["logits"][:, 0]
+    expected = outputs().logits
+    assert abs(found - expected).max() <= 1e-5 * abs(expected).max()
+
+
+def test_top_k_teaches_by_the_sparse_loss(tmp_path):
+    manifest = describe(top_k=3)
+    cache.write(tmp_path, TEACHER, EXAMPLES, manifest, progress=False)
+    arrays = {k: v[:8] for k, v in cache.read(tmp_path, manifest).items()}
+    batch = {**make_batch(0, 8), "teacher": arrays}
+    taught = Stored()(batch)
+    assert isinstance(taught.logits, TopK)
+    mine = make_live(MODULE, TEACHER.variables)(batch)
+    values, _ = soft_targets(temperature=2.0)(mine, taught, batch, 0)
+    expected = losses.sparse_forward_kl(mine.logits, taught.logits, temperature=2.0)
+    np.testing.assert_array_equal(values, expected)
+
+
+def test_views_are_made_again_for_the_student(tmp_path):
+    """Whatever the batch, an example's outputs are of the very view it is shown."""
+    examples = {
+        "inputs": np.random.default_rng(0).normal(size=(SIZE, 4, 6)).astype(np.float32),
+        "labels": EXAMPLES["labels"],
+    }
+    teacher = make_live(MODULE, MODULE.init(jax.random.key(0), examples["inputs"][:1]))
+    manifest = cache.describe(
+        teacher, examples, **{**OF, "transform": "flip"}, views=3, seed=5
+    )
+    write = partial(cache.write, tmp_path, teacher, examples, manifest)
+    write(prepare=flip(), progress=False)
+    stored = {**examples, "teacher": cache.read(tmp_path, manifest)}
+    index = np.array([3, 31, 7, 8])
+    batch = {name: jax.tree.map(lambda x: x[index], v) for name, v in stored.items()}
+    batch |= {"index": index, "mask": np.ones(4, np.float32)}
+    seen = []
+    for key in range(6):
+        shown = replay(flip(), manifest.seed, manifest.views)(
+            batch, jax.random.key(key)
+        )
+        found, expected = Stored()(shown).logits, teacher(shown).logits
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+        seen.append(np.asarray(shown["inputs"]))
+    assert len({images.tobytes() for images in seen}) > 1
+    alone = {name: jax.tree.map(lambda x: x[1:2], v) for name, v in batch.items()}
+    view = jnp.array([2])
+    np.testing.assert_array_equal(
+        view_of(flip(), 5, alone, view)["inputs"][0],
+        view_of(flip(), 5, batch, jnp.full(4, 2))["inputs"][1],
+    )
+
+
+def test_a_killed_writer_goes_on(store, tmp_path):
+    path, manifest = store
+    again = tmp_path / "again"
+    calls = []
+
+    class Killed(Exception):
+        pass
+
+    real = cache._compute
+
+    def dying(*args):
+        calls.append(1)
+        if len(calls) == 2:
+            raise Killed
+        return real(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache, "_compute", dying)
+        with pytest.raises(Killed):
+            cache.write(again, TEACHER, EXAMPLES, manifest, progress=False)
+        with pytest.raises(CacheError, match="no finished teacher outputs"):
+            cache.read(again, manifest)
+        cache.write(again, TEACHER, EXAMPLES, manifest, progress=False)
+    assert len(calls) == 4  # three shards, one of them twice
+    for name, array in cache.read(path, manifest).items():
+        np.testing.assert_array_equal(cache.read(again, manifest)[name], array)
+
+
+def test_several_processes_write_one_store(tmp_path, monkeypatch):
+    manifest = describe()
+    for process in (1, 0):  # the first waits for the others
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        monkeypatch.setattr(jax, "process_count", lambda: 2)
+        cache.write(tmp_path, TEACHER, EXAMPLES, manifest, progress=False)
+        assert (tmp_path / "manifest.json").exists() == (process == 0)
+    found = cache.read(tmp_path, manifest)["logits"][:, 0]
+    np.testing.assert_array_equal(found, outputs().logits)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("teacher", "0" * 64),
+        ("data", "mnist"),
+        ("split", "test"),
+        ("size", 41),
+        ("content", "0" * 64),
+        ("transform", "normalised"),
+        ("classes", 9),
+        ("top_k", 3),
+        ("dtype", "float16"),
+        ("views", 2),
+        ("seed", 1),
+        ("layers", ()),
+        ("batch_size", 16),
+        ("format", 0),
+    ],
+)
+def test_another_stores_outputs_are_refused_by_the_field(store, field, value):
+    path, manifest = store
+    other = replace(manifest, **{field: value})
+    for use in (
+        lambda: cache.read(path, other),
+        lambda: cache.write(path, TEACHER, EXAMPLES, other, progress=False),
+    ):
+        with pytest.raises(CacheError, match=f"holds outputs of another {field}: "):
+            use()
+
+
+def test_the_manifest_knows_teacher_and_inputs():
+    other = live(MODULE, 8)
+    assert cache.describe(other, EXAMPLES, **OF).teacher != describe().teacher
+    changed = {**EXAMPLES, "inputs": EXAMPLES["inputs"].copy()}
+    changed["inputs"][3, 2] += 1e-6
+    assert cache.describe(TEACHER, changed, **OF).content != describe().content
+
+
+def files(path):
+    return sorted(file for file in (path / "logits" / "c").rglob("*") if file.is_file())
+
+
+def flip_a_bit(path):
+    content = bytearray(files(path)[1].read_bytes())
+    content[len(content) // 3] ^= 1
+    files(path)[1].write_bytes(content)
+
+
+def cut(path):
+    files(path)[0].write_bytes(files(path)[0].read_bytes()[:-20])
+
+
+def lose_a_file(path):
+    files(path)[2].unlink()
+
+
+def lose_a_mark(path):
+    (path / "shard_16.json").unlink()
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, cut, lose_a_file, lose_a_mark])
+def test_damage_is_found_and_named(store, damage):
+    path, manifest = store
+    damage(path)
+    with pytest.raises(CacheError, match=f"{path}.* is damaged: "):
+        cache.read(path, manifest)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"top_k": CLASSES + 1}, f"between 1 and the {CLASSES} classes, got 6"),
+        ({"top_k": 0}, "got 0"),
+        ({"dtype": "int8"}, "dtype must be one of .* got 'int8'"),
+        ({"views": 0}, "at least 1 view, got 0"),
+    ],
+)
+def test_senseless_options(options, message):
+    with pytest.raises(CacheError, match=message):
+        describe(**options)
+
+
+def test_verify_computes_random_rows_again(store):
+    path, manifest = store
+    found = cache.verify(path, TEACHER, EXAMPLES, manifest, rows=10)
+    assert found["difference"] == 0
+    right = outputs().logits.argmax(-1) == EXAMPLES["labels"]
+    assert found["accuracy"] == pytest.approx(right.mean())
+    wrong = json.loads((path / "manifest.json").read_text())
+    assert wrong["size"] == SIZE
+    other = live(MODULE, 8)
+    assert cache.verify(path, other, EXAMPLES, manifest)["difference"] > 0.01

@@ -5,16 +5,19 @@ Question: same teacher, same student, same images, steps and optimizer: what doe
 loss of the field add to training from scratch, and to plain knowledge distillation?
 
 Presets:
-  fashion        Fashion-MNIST: a convolutional teacher, a student with a twentieth of
+  fashion        Fashion-MNIST: a convolutional teacher, a student with a thirtieth of
                  its weights, Adam with a cosine schedule.
   repdistiller   CIFAR-100, ResNet-56 to ResNet-20, with RepDistiller's recipe (Tian et
                  al. 2020, section 4.1): SGD, 240 epochs, rate / 10 at 150, 180, 210,
                  crop and flip. For a GPU or TPU; needs --data-dir.
 
-Every method gets the same number of trials, on one seed and the validation images: its
-weight from its paper, a third of it and three times it (for the student from scratch
-the learning rate; for label smoothing the amount). The best trains on fresh seeds, all
-methods of a seed from one teacher, and the test set is looked at once, last epoch. The
+The learning rate is chosen for the student from scratch, from three, and used for all.
+Every method gets as many trials, on one seed and the validation images: its weight
+from its paper, a third of it and three times it (for label smoothing the amount). The
+best trains on fresh seeds, all methods of a seed from one teacher, and the test set is
+looked at once, last epoch. Steps are equal for every network; what a method trains beside its
+student is not counted: two more teachers for the ensemble, an assistant, a first
+generation for the born-again student, a second student for mutual learning. The
 differences to scratch and to plain distillation are paired by seed, their p-values
 corrected for their number (Holm 1979).
 
@@ -47,10 +50,11 @@ from jaxdistill.study import FAILURES, Row, Study
 
 SEARCH_SEED = 1_000
 """The seed of the search: none of the final seeds."""
-EXTRA_TEACHERS = (2_000, 3_000)
-"""Added to a seed for the ensemble's other teachers."""
+OTHERS = (10_000, 20_000)
+"""Added to a seed for what else it trains: the ensemble's other teachers, and the first
+generation, which a born-again student must not start as."""
 TIMED_STEPS = 50
-"""Steps in a dispatch whose time is taken, four times in turns."""
+"""Steps in a dispatch whose time is taken, three times in turns."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +73,11 @@ class Config:
     """where the run is kept and resumed from"""
     methods: tuple[str, ...] = tuple(METHODS)
     """which rows, beside the teacher; scratch and kd are always there"""
-    images: int | None = None
+    images: int | None = 25_000
     """training images for everyone, validation apart; None is all"""
     validation: int = 10_000
-    """training images held out to choose weights on"""
-    epochs: int = 4
+    """training images held out to choose weights on; some, or the search cannot"""
+    epochs: int = 3
     """passes over the training images, for teacher and students"""
     batch_size: int = 64
     """examples in a batch, over all devices"""
@@ -95,7 +99,8 @@ PRESETS = {
         preset="repdistiller",
         data="cifar100",
         run_dir="runs/repdistiller",
-        validation=5_000,
+        images=None,
+        validation=0,
         epochs=240,
         learning_rate=0.05,
         trials=1,
@@ -129,14 +134,15 @@ def execute(config: Config) -> dict[str, Any]:
     task = Task(config)
     weights, scores = search(task)
     task.study.log.write("search.json", scores)
+    rate = weights["scratch"]
     rows = {"teacher": task.teacher_row()}
     if "assistant" in weights:
         rows["assistant_teacher"] = task.assistant_row()
-    rows |= {name: task.row(name, weight) for name, weight in weights.items()}
+    rows |= {name: task.row(name, weight, rate) for name, weight in weights.items()}
     summary = task.study.compare(
         rows,
         config.seeds,
-        given=task.other_teachers,
+        given=lambda seed: task.others(seed, rate),
         pairs=comparisons(weights),
         timed_steps=TIMED_STEPS,
     )
@@ -154,10 +160,14 @@ class Task:
     def __init__(self, config: Config):
         self.config = config
         source = data.load(config.data, config.data_dir)
-        train, held = data.holdout(source.train, config.validation)
+        train, validation = source.train, None
+        run = parallel.choose(config.parallel)
+        if config.validation:
+            train, held = data.holdout(train, config.validation)
+            validation = Evaluator(run, source.inputs(held))
         if config.images is not None and config.images < len(train["labels"]):
             _, train = data.holdout(train, config.images, seed=1)
-        examples, run = source.inputs(train), parallel.choose(config.parallel)
+        examples = source.inputs(train)
         batches = data.Batches(len(train["labels"]), config.batch_size)
         free = ("run_dir", "data_dir", "parallel", "progress")
         settings = {k: v for k, v in asdict(config).items() if k not in free}
@@ -168,7 +178,7 @@ class Task:
             steps=config.epochs * batches.steps_per_epoch,
             batch_size=config.batch_size,
             test=Evaluator(run, source.inputs(source.test)),
-            validation=Evaluator(run, source.inputs(held)),
+            validation=validation,
             evaluations=1,
             progress=config.progress,
         )
@@ -196,19 +206,19 @@ class Task:
         """A network between the two, taught as plain distillation does (Mirzadeh et
         al. 2020, Improved Knowledge Distillation via Teacher Assistant)."""
         kd = METHODS["kd"]
-        terms = kd.terms(kd.weights[1], self.layers, self.steps_per_epoch)
+        terms = kd.terms(kd.weights[0], self.layers, self.steps_per_epoch)
         return Row(
             self.assistant, combine(terms), self.optimizer(1.0), "teacher", self.prepare
         )
 
-    def _row(self, name: str, weight: float) -> Row:
-        """The student, trained with a method at a weight."""
+    def _row(self, name: str, weight: float, rate: float) -> Row:
+        """The student, trained with a method at a weight, its rate times a factor."""
         method = METHODS[name]
         module = method.module(self.student, self.layers)
         return Row(
             module,
             combine(method.terms(weight, self.layers, self.steps_per_epoch)),
-            self.optimizer(weight if name == "scratch" else 1.0),
+            self.optimizer(rate),
             method.teacher,
             self.prepare,
         )
@@ -221,16 +231,22 @@ class Task:
         decay = optax.add_decayed_weights(5e-4)
         return optax.chain(decay, optax.sgd(step_rate(rate, steps), momentum=0.9))
 
-    def other_teachers(self, seed: int, first: str = "teacher") -> dict[str, Any]:
-        """The ensemble: the seed's own teacher, by its name, and two more."""
-        if "ensemble" not in self.config.methods:
-            return {}
-        row = self.teacher_row()
-        members = [self.study.train(first, row, seed)] + [
-            self.study.train("ensemble_teacher", row, seed + offset)
-            for offset in EXTRA_TEACHERS
-        ]
-        return {"ensemble": self.study.run.place(teachers.ensemble(members))}
+    def others(self, seed: int, rate: float, first: str = "teacher") -> dict[str, Any]:
+        """Teachers that are no rows: an ensemble, a first generation of the student.
+
+        The ensemble has the seed's own teacher, by the name it is trained under.
+        """
+        study, given = self.study, {}
+        if "ensemble" in self.config.methods:
+            row = self.teacher_row()
+            members = [study.train(first, row, seed)]
+            members += [study.train("other_teacher", row, seed + i) for i in OTHERS]
+            given["ensemble"] = study.run.place(teachers.ensemble(members))
+        if "born_again" in self.config.methods:
+            row = self.row("scratch", rate, rate)
+            model = study.train("first_generation", row, seed + OTHERS[0])
+            given["first_generation"] = study.run.place(model)
+        return given
 
 
 def step_rate(rate: float, steps: int) -> optax.Schedule:
@@ -251,36 +267,44 @@ def networks(config: Config, num_classes: int):
 
 
 def search(task: Task) -> tuple[dict[str, float], dict[str, list]]:
-    """Each method's best weight by validation accuracy, and all trials' scores."""
+    """Each method's best weight by validation accuracy, and all trials' scores.
+
+    Scratch comes first: its weight is the factor of the rate, which all then train at.
+    """
     names = dict.fromkeys(("scratch", "kd", *task.config.methods))
+    best = {name: METHODS[name].weights[0] for name in names}
     if task.config.trials == 1:
-        return {name: METHODS[name].weights[1] for name in names}, {}
-    study = task.study
-    given = dict(task.other_teachers(SEARCH_SEED, "search_teacher"))
-    given["teacher"] = study.run.place(
-        study.train("search_teacher", task.teacher_row(), SEARCH_SEED)
-    )
-    if "assistant" in names:
-        row = task.assistant_row()
-        model = study.train("search_assistant", row, SEARCH_SEED, given["teacher"])
-        given["assistant_teacher"] = study.run.place(model)
-    best, scores = {}, {}
+        return best, {}
+    study, scores = task.study, {}
+    teacher = study.train("search_teacher", task.teacher_row(), SEARCH_SEED)
+    given = {"teacher": study.run.place(teacher)}
     for name in names:
-        trials = []
-        for weight in METHODS[name].weights:
-            row = task.row(name, weight)
-            taught_by = None if row.teacher is None else given[row.teacher]
-            label = f"search_{name}_{weight:g}".replace(".", "_")
-            model = study.train(label, row, SEARCH_SEED, taught_by)
-            assert study.validation is not None
-            placed = study.run.place(model)
-            accuracy = study.validation(placed, taught_by)["accuracy"]
-            trials.append({"weight": weight, "accuracy": accuracy})
-            if accuracy == max(trial["accuracy"] for trial in trials):
-                best[name] = weight
-                given[name] = placed  # a born-again student's teacher is a student
-        scores[name] = trials
+        scores[name] = [
+            {"weight": weight, "accuracy": trial(task, name, weight, best, given)}
+            for weight in METHODS[name].weights
+        ]
+        # The first of equals: the paper's.
+        best[name] = max(scores[name], key=lambda t: t["accuracy"])["weight"]
+        if name == "scratch":
+            given |= task.others(SEARCH_SEED, best["scratch"], "search_teacher")
     return best, scores
+
+
+def trial(task: Task, name: str, weight: float, best, given) -> float:
+    """Validation accuracy of a method at a weight."""
+    study, validation = task.study, task.study.validation
+    if validation is None:
+        raise ValueError("a search needs --validation images, or --trials 1")
+    row = task.row(name, weight, weight if name == "scratch" else best["scratch"])
+    if row.teacher == "assistant_teacher" and row.teacher not in given:
+        model = study.train(
+            "search_assistant", task.assistant_row(), SEARCH_SEED, given["teacher"]
+        )
+        given[row.teacher] = study.run.place(model)
+    taught_by = None if row.teacher is None else given[row.teacher]
+    label = f"search_{name}_{weight:g}".replace(".", "_")
+    model = study.train(label, row, SEARCH_SEED, taught_by)
+    return validation(study.run.place(model), taught_by)["accuracy"]
 
 
 def comparisons(names) -> dict[str, list[str]]:

@@ -82,8 +82,9 @@ def mixup(alpha: float = 1.0) -> Prepare:
 
     `x = share x_i + (1 - share) x_j`, `share` drawn for each example from
     Beta(alpha, alpha), j the next one after a random turn of the batch. The batch gains
-    `share` and the other's label, `partner`, which `objectives.hard_labels` weighs. A
-    real example is never mixed with padding, but with itself.
+    `share` and the other's label, `partner`, which `objectives.hard_labels` weighs, and
+    no other term. A real example is not mixed with padding, nor one whose label may be
+    used with one whose label may not, but with itself.
 
     Args:
       alpha: above 0; 1 draws shares evenly, less keeps them near 0 and 1.
@@ -103,8 +104,10 @@ def mixup(alpha: float = 1.0) -> Prepare:
         size = images.shape[0]
         by = jax.random.randint(turn_rng, (), 1, max(size, 2))
         others = (jnp.arange(size) + by) % size
-        others = jnp.where(mask[others] > 0, others, jnp.arange(size))
-        share = jax.random.beta(share_rng, alpha, alpha, (size,)).astype(images.dtype)
+        labelled = batch.get("labelled", jnp.ones(size))
+        allowed = (mask[others] > 0) & (labelled[others] >= labelled)
+        others = jnp.where(allowed, others, jnp.arange(size))
+        share = jax.random.beta(share_rng, alpha, alpha, (size,))
         weight = share.reshape(-1, *(1,) * (images.ndim - 1))
         mixed = weight * images + (1 - weight) * images[others]
         partner = labels[others]

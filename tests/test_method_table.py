@@ -39,7 +39,7 @@ def test_every_method_is_a_step_that_teaches(name):
     """Its term is in the metrics, above 0, and moves the student."""
     method, layers = METHODS[name], Layers.of(TEACHER, IMAGES[:1])
     student = models.student(method.module(STUDENT, layers))
-    weight = method.weights[1]
+    weight = method.weights[0]
     objective = combine(method.terms(weight, layers, 10))
     optimizer = optax.sgd(1e-3)
     state = init_state(jax.random.key(0), student, optimizer, BATCH)
@@ -73,7 +73,7 @@ def test_the_ensemble_has_the_seeds_own_teacher(tmp_path):
     config = method_table.Config(data="digits", images=96, validation=100, epochs=1)
     config = method_table.replace(config, run_dir=str(tmp_path), progress=False)
     task = method_table.Task(config)
-    members = task.other_teachers(0)["ensemble"].members
+    members = task.others(0, 1.0)["ensemble"].members
     own = task.study.train("teacher", task.teacher_row(), 0)
     assert len(members) == 3
     digests = [teachers.digest(member.variables) for member in members]

@@ -8,7 +8,7 @@ anything, -inf included. What a masked query gives is finite and for the caller 
 import jax.numpy as jnp
 from jaxtyping import Float, Real
 
-from jaxdistill.losses.stable import divergence, divide, fixed, log_sum, promote
+from jaxdistill.losses.stable import divergence, divide, fixed, log_normalize, promote
 from jaxdistill.types import Array
 
 Maps = Float[Array, "b h l s"]
@@ -129,6 +129,8 @@ def relation_kl(
             f"relation_kl: student vectors of shape {student.shape} and teacher "
             f"vectors of shape {teacher.shape} are not of the same tokens"
         )
+    if heads < 1:
+        raise ValueError(f"relation_kl needs at least 1 relation head, got {heads}")
     for side, vectors in (("student", student), ("teacher", teacher)):
         if vectors.shape[-1] % heads:
             raise ValueError(
@@ -148,8 +150,7 @@ def _relation(x: Array, keep: Array, heads: int) -> Array:
     batch, length, width = x.shape
     parts = x.reshape(batch, length, heads, width // heads)
     scores = jnp.einsum("blhd,bshd->bhls", parts, parts) / (width // heads) ** 0.5
-    total = log_sum(scores, keep)[..., None]
-    return jnp.where(keep, scores - jnp.where(total > -jnp.inf, total, 0), -jnp.inf)
+    return log_normalize(scores, keep)
 
 
 def _keys(name: str, student: Array, teacher: Array, mask: Array | None) -> Array:

@@ -4,6 +4,7 @@
 import jax.numpy as jnp
 from jaxtyping import Float, Int, Real
 
+from jaxdistill.losses.logits import check_temperature
 from jaxdistill.losses.stable import fixed, normalize, promote
 from jaxdistill.types import Array
 
@@ -35,7 +36,7 @@ def contrastive(
       labels: `[B]` integers, or None: any other example is a negative.
       mask: `[B]`, 0 for a row that is no example, or None.
       bank: `[K, D]` teacher embeddings, for more negatives than a batch has.
-      bank_labels: `[K]`, needed where `labels` should keep bank rows out.
+      bank_labels: `[K]`, needed beside `labels`.
       dataset_size: M, the paper's cardinality of the data set; None is M = N.
       temperature: above 0; may be traced.
 
@@ -44,7 +45,8 @@ def contrastive(
       negatives.
 
     Raises:
-      ValueError: shapes differ.
+      ValueError: shapes differ, the temperature is not above 0, or a bank lacks its
+        labels.
 
     >>> import jax.numpy as jnp
     >>> eye = jnp.eye(2)
@@ -61,6 +63,12 @@ def contrastive(
             f"contrastive: student embeddings of shape {student.shape} and teacher "
             f"embeddings of shape {teacher.shape} differ; project the student's "
             "(models.adapters)"
+        )
+    check_temperature(temperature)
+    if labels is not None and bank is not None and bank_labels is None:
+        raise ValueError(
+            "contrastive: with labels a bank needs bank_labels, or rows of the "
+            "anchor's own class would be negatives"
         )
     student, teacher = normalize(promote(student)), normalize(fixed(teacher))
     keep = jnp.ones(len(student), bool) if mask is None else mask > 0

@@ -114,7 +114,8 @@ def attention_transfer(
     Args:
       student: `[B, H, W, C]` feature map of any float type.
       teacher: `[B, H', W', C']`; no gradient flows into it.
-      power: exponent of the activations, 2 in the paper's experiments; may be traced.
+      power: exponent of the activations, at least 1, 2 in the paper's experiments; may
+        be traced.
 
     Returns:
       `[B]` values without unit, at least float32.
@@ -203,13 +204,14 @@ def _pool(x: Array, height: int, width: int) -> Array:
     """Average pooling to a given size, in windows as PyTorch's adaptive pooling."""
     if x.shape[1:3] == (height, width):
         return x
-    rows, columns = _windows(x.shape[1], height), _windows(x.shape[2], width)
+    sizes = ((x.shape[1], height), (x.shape[2], width))
+    rows, columns = (jnp.asarray(_windows(*size), x.dtype) for size in sizes)
     return jnp.einsum("bhwc,ih,jw->bijc", x, rows, columns)
 
 
 def _windows(size: int, parts: int) -> np.ndarray:
     """`[parts, size]` averaging weights; windows overlap where sizes do not divide."""
-    weights = np.zeros((parts, size), np.float32)
+    weights = np.zeros((parts, size))
     for i in range(parts):
         low, high = i * size // parts, math.ceil((i + 1) * size / parts)
         weights[i, low:high] = 1 / (high - low)

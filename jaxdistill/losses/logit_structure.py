@@ -6,7 +6,16 @@ import jax.numpy as jnp
 from jaxtyping import Int, Real
 
 from jaxdistill.losses.logits import Logits, Values, check_labels, tempered
-from jaxdistill.losses.stable import divergence, divide, log_sum, promote, root
+from jaxdistill.losses.stable import (
+    centre,
+    divergence,
+    divide,
+    log_normalize,
+    log_sum,
+    normalize,
+    promote,
+    root,
+)
 from jaxdistill.types import Array
 
 
@@ -63,11 +72,8 @@ def decoupled_kl(
         sides = (log_sum(log_probs, target), log_sum(log_probs, ~target))
         return jnp.stack(sides, -1)
 
-    def others(log_probs):
-        return jax.nn.log_softmax(jnp.where(target, -jnp.inf, log_probs))
-
     tckd = divergence(two_classes(log_p), two_classes(log_q))
-    nckd = divergence(others(log_p), others(log_q))
+    nckd = divergence(log_normalize(log_p, ~target), log_normalize(log_q, ~target))
     return (target_weight * tckd + nontarget_weight * nckd) * temperature**2
 
 
@@ -112,17 +118,16 @@ def dist(
       7 to 10.
     """
     log_q, log_p = tempered("dist", student, teacher, temperature)
-    keep = jnp.ones(student.shape[:-1]) if mask is None else mask
-    exists = (log_q > -jnp.inf) | (log_p > -jnp.inf)
-    weight = (exists & (keep > 0)[..., None]).reshape(-1, student.shape[-1])
-    weight = weight.astype(log_q.dtype)
-    q, p = (jnp.exp(side).reshape(weight.shape) for side in (log_q, log_p))
-    inter = 1 - _pearson(q, p, weight, axis=1)
-    classes = (weight.sum(0) > 0).astype(weight.dtype)
-    apart = classes * (1 - _pearson(q, p, weight, axis=0))
+    real = jnp.ones(student.shape[:-1], bool) if mask is None else mask > 0
+    exists = ((log_q > -jnp.inf) | (log_p > -jnp.inf)) & real[..., None]
+    exists = exists.reshape(-1, student.shape[-1])
+    q, p = (jnp.exp(side).reshape(exists.shape) for side in (log_q, log_p))
+    inter = 1 - _pearson(q, p, exists, axis=1)
+    classes = exists.any(0)
+    apart = jnp.where(classes, 1 - _pearson(q, p, exists, axis=0), 0)
     intra = divide(apart.sum(), classes.sum())
     values = (inter_weight * inter + intra_weight * intra) * temperature**2
-    return jnp.where(keep > 0, values.reshape(keep.shape), 0)
+    return jnp.where(real, values.reshape(real.shape), 0)
 
 
 def standardize(logits: Logits) -> Logits:
@@ -147,20 +152,13 @@ def standardize(logits: Logits) -> Logits:
     """
     logits = promote(logits)
     exists = logits > -jnp.inf
+    gap = centre(logits, exists, -1)
     count = exists.sum(-1, keepdims=True)
-    finite = jnp.where(exists, logits, 0)
-    gap = jnp.where(exists, finite - divide(finite.sum(-1, keepdims=True), count), 0)
     deviation = root(divide((gap**2).sum(-1, keepdims=True), count - 1))
     return jnp.where(exists, divide(gap, deviation), -jnp.inf)
 
 
-def _pearson(a: Array, b: Array, weight: Array, axis: int) -> Array:
-    """Correlation along `axis` of the entries with weight 1; 0 without spread."""
-    count = weight.sum(axis, keepdims=True)
-
-    def centred(x):
-        return weight * (x - divide((weight * x).sum(axis, keepdims=True), count))
-
-    a, b = centred(a), centred(b)
-    scale = root((a * a).sum(axis)) * root((b * b).sum(axis))
-    return divide((a * b).sum(axis), scale)
+def _pearson(a: Array, b: Array, keep: Array, axis: int) -> Array:
+    """Correlation along `axis` of the entries that `keep` marks; 0 without spread."""
+    a, b = (normalize(centre(x, keep, axis), axis) for x in (a, b))
+    return (a * b).sum(axis)

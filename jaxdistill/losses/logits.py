@@ -132,7 +132,8 @@ def logit_mse(student: Logits, teacher: Logits) -> Values:
     """Mean over the classes of the squared difference of the logits.
 
     `mean_c (z[c] - v[c])^2`, zero exactly when the logits are equal: unlike a
-    divergence it also sees a constant added to all of them.
+    divergence it also sees a constant added to all of them. Infinite, with its
+    gradient, where one side alone is -inf.
 
     Args:
       student: `[..., C]` logits `z` of any float type.
@@ -150,7 +151,8 @@ def logit_mse(student: Logits, teacher: Logits) -> Values:
 
     References:
       Ba, Caruana 2014, Do Deep Nets Really Need to be Deep?, equation 1; Tang et al.
-      2019, Distilling Task-Specific Knowledge from BERT, section 3.2.
+      2019, Distilling Task-Specific Knowledge from BERT, section 3.2 (sums over the
+      classes there; here their mean).
     """
     check_pair("logit_mse", student, teacher)
     student, teacher = promote(student), fixed(teacher)

@@ -15,7 +15,15 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Float, Real
 
-from jaxdistill.losses.stable import divergence, divide, fixed, normalize, promote, root
+from jaxdistill.losses.stable import (
+    centre,
+    divergence,
+    divide,
+    fixed,
+    normalize,
+    promote,
+    root,
+)
 from jaxdistill.types import Array
 
 Student = Float[Array, "b *s"]
@@ -218,13 +226,14 @@ def correlation_congruence(
     """
     student, teacher, keep = _rows("correlation_congruence", student, teacher, mask)
 
+    degrees = range(order + 1)
+
     def kernel(x):
         x = normalize(x)
         cosines = x @ x.T
         powers = ((2 * gamma) ** p / math.factorial(p) * cosines**p for p in degrees)
         return jnp.exp(-2 * gamma) * sum(powers)
 
-    degrees = range(order + 1)
     gap = (kernel(student) - kernel(teacher)) ** 2
     return divide((gap * keep[None]).sum(1) * keep, keep.sum())
 
@@ -259,8 +268,7 @@ def linear_cka(student: Student, teacher: Teacher, mask: Mask = None) -> Anchors
     student, teacher, keep = _rows("linear_cka", student, teacher, mask)
 
     def gram(x):
-        mean = divide((x * keep[:, None]).sum(0, keepdims=True), keep.sum())
-        x = (x - mean) * keep[:, None]
+        x = centre(x, keep[:, None] > 0, 0)
         return normalize((x @ x.T).reshape(-1))
 
     return keep * (1 - (gram(student) * gram(teacher)).sum())

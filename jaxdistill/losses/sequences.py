@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Losses on sequences: next tokens, frames, and labels without alignment."""
 
+import math
+
 import jax
-import numpy as np
+import jax.numpy as jnp
 import optax
 from jaxtyping import Float, Int, Real
 
@@ -66,7 +68,8 @@ def ctc(
     References:
       Graves et al. 2006, Connectionist Temporal Classification, section 4.1.
     """
-    student = promote(student)
+    # optax multiplies log-probabilities by 0, and is NaN at -inf.
+    student = jnp.maximum(promote(student), -1e5)
     padding = (1 - (frame_mask > 0), 1 - (label_mask > 0))
     frames, tokens = (side.astype(student.dtype) for side in padding)
     return optax.losses.ctc_loss(student, frames, labels, tokens, blank_id=blank)
@@ -114,6 +117,6 @@ def frame_kl(
         )
     log_p = jax.nn.log_softmax(fixed(teacher) / temperature)
     parts = log_p.reshape(batch, frames, ratio, classes)
-    mean = jax.nn.logsumexp(parts, axis=2) - np.log(ratio)
+    mean = jax.nn.logsumexp(parts, axis=2) - math.log(ratio)
     log_q = jax.nn.log_softmax(promote(student) / temperature)
     return divergence(mean, log_q) * temperature**2

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdistill.losses.logits import Logits, Values, check_temperature
-from jaxdistill.losses.stable import divergence, fixed, log_sum, promote
+from jaxdistill.losses.stable import divergence, fixed, log_normalize, log_sum, promote
 from jaxdistill.types import TopK
 
 
@@ -67,7 +67,8 @@ def sparse_forward_kl(
         # Not 1 minus the head's mass: a small tail would be lost to rounding.
         head = jnp.concatenate([head, log_sum(log_q, others)[..., None]], -1)
         log_p = jnp.concatenate([log_p, _log_rest(log_p)[..., None]], -1)
-    log_p, log_q = (jax.nn.log_softmax(side / temperature) for side in (log_p, head))
+    every = jnp.ones(log_p.shape, bool)
+    log_p, log_q = (log_normalize(side / temperature, every) for side in (log_p, head))
     return divergence(log_p, log_q) * temperature**2
 
 

@@ -35,7 +35,25 @@ def root(square: Array) -> Array:
 
 def normalize(x: Array, axis=-1) -> Array:
     """`x` over its l2 norm along `axis`; a zero vector stays zero."""
+    # Scaled first: the gradient of a division takes the square of a small norm.
+    peak = jax.lax.stop_gradient(jnp.abs(x).max(axis, keepdims=True))
+    x = jnp.where(peak > jnp.finfo(x.dtype).tiny, x, 0) / jnp.where(
+        peak > jnp.finfo(x.dtype).tiny, peak, 1
+    )
     return divide(x, root((x * x).sum(axis, keepdims=True)))
+
+
+def centre(x: Array, keep: Array, axis: int) -> Array:
+    """`x` less its mean along `axis` over the entries `keep` marks; 0 at the others.
+
+    Equal entries give exact zeros, where a mean would be off by its rounding.
+    """
+    keep = jnp.broadcast_to(keep, x.shape)
+    peak = jnp.where(keep, x, -jnp.inf).max(axis, keepdims=True)
+    peak = jax.lax.stop_gradient(jnp.where(peak > -jnp.inf, peak, 0))
+    x = jnp.where(keep, x - peak, 0)
+    mean = divide(x.sum(axis, keepdims=True), keep.sum(axis, keepdims=True))
+    return jnp.where(keep, x - mean, 0)
 
 
 def log_sum(logits: Array, keep: Array) -> Array:
@@ -49,6 +67,12 @@ def log_sum(logits: Array, keep: Array) -> Array:
     peak = jax.lax.stop_gradient(jnp.where(some[..., None], peak, 0))
     total = jnp.where(keep, jnp.exp(jnp.where(keep, logits - peak, 0)), 0).sum(-1)
     return jnp.where(some, jnp.log(jnp.where(some, total, 1)) + peak[..., 0], -jnp.inf)
+
+
+def log_normalize(logits: Array, keep: Array) -> Array:
+    """Log-probabilities over what `keep` marks; -inf elsewhere, or if that is none."""
+    total = log_sum(logits, keep)[..., None]
+    return jnp.where(keep, logits - jnp.where(total > -jnp.inf, total, 0), -jnp.inf)
 
 
 def divergence(log_p: Array, log_q: Array) -> Array:

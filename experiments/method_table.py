@@ -15,9 +15,9 @@ The learning rate is chosen for the student from scratch, from three, and used f
 Every method gets as many trials, on one seed and the validation images: its weight
 from its paper, a third of it and three times it (for label smoothing the amount). The
 best trains on fresh seeds, all methods of a seed from one teacher, and the test set is
-looked at once, last epoch. Steps are equal for every network; what a method trains beside its
-student is not counted: two more teachers for the ensemble, an assistant, a first
-generation for the born-again student, a second student for mutual learning. The
+looked at once, last epoch. Steps are equal for every network; what a method trains
+beside its student is not counted: two more teachers for the ensemble, an assistant, a
+first generation for the born-again student, a second student for mutual learning. The
 differences to scratch and to plain distillation are paired by seed, their p-values
 corrected for their number (Holm 1979).
 

@@ -8,15 +8,15 @@ the end. A term's value is the sum over its pairs.
              "hint": (100.0, on_hiddens(losses.hint_mse, ((1, 1),)))})
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 
 from jaxdistill.objectives import (
     Settled,
+    broadcast_mask,
     check_settings,
-    spread,
     taught,
     wanted,
 )
@@ -57,7 +57,9 @@ def on_hiddens(loss: Callable, layers: LayerMap, **settings: Any) -> Settled:
 
     A student with a projector (`models.with_projector`) is compared through it in the
     layers it projects. Values per position of a feature map are averaged over it; those
-    per token stay, and padding does not count.
+    per token stay, and padding does not count. A loss of relations between examples
+    takes all of an example's states for one vector, padded tokens too. An ensemble has
+    no hidden states.
 
     Args:
       loss: `(student, teacher, ...) -> values`; a parameter called `labels` or `mask`
@@ -74,7 +76,7 @@ def on_hiddens(loss: Callable, layers: LayerMap, **settings: Any) -> Settled:
         mine = _layer("student", student.hiddens, i)
         if student.projected and student.projected[i] is not None:
             mine = student.projected[i]
-        given = wanted(loss, labels=batch["labels"], mask=batch["mask"])
+        given = wanted(loss, batch, batch["mask"])
         return mine, _layer("teacher", teacher.hiddens, j), given
 
     return _through("on_hiddens", loss, layers, settings, pair)
@@ -97,9 +99,32 @@ def on_attentions(loss: Callable, layers: LayerMap, **settings: Any) -> Settled:
         mine = _layer("student", student.attentions, i)
         keys = padding_mask(batch, (mine.shape[0], mine.shape[-1]))
         theirs = _layer("teacher", teacher.attentions, j)
-        return mine, theirs, wanted(loss, mask=keys)
+        return mine, theirs, wanted(loss, batch, keys)
 
     return _through("on_attentions", loss, layers, settings, pair)
+
+
+def on_extras(loss: Callable, name: str, layers: LayerMap, **settings: Any) -> Settled:
+    """A loss between what models put into `extras`, such as queries, keys or values.
+
+    Args:
+      loss: `(student, teacher, mask, ...) -> values [B, L]`, as `losses.relation_kl`.
+      name: of a tuple by layer of `[B, L, D]`.
+      layers: which layers, `((student, teacher), ...)`.
+      settings: hyperparameters: numbers, traced values, or `step -> number`.
+
+    Raises:
+      ValueError: a setting the loss does not have, no layers, or, when it is called,
+        a layer that does not exist.
+    """
+
+    def pair(student: Outputs, teacher: Outputs, i: int, j: int, batch: Batch):
+        mine = _layer("student", student.extras.get(name, ()), i)
+        tokens = padding_mask(batch, mine.shape[:2])
+        theirs = _layer("teacher", teacher.extras.get(name, ()), j)
+        return mine, theirs, wanted(loss, batch, tokens)
+
+    return _through("on_extras", loss, layers, settings, pair, name)
 
 
 def padding_mask(batch: Batch, shape: tuple[int, ...]) -> Array:
@@ -107,14 +132,14 @@ def padding_mask(batch: Batch, shape: tuple[int, ...]) -> Array:
 
     A text model's inputs say which tokens are padding in their `attention_mask`.
     """
-    mask = spread(batch["mask"], shape)
+    mask = broadcast_mask(batch["mask"], shape)
     inputs = batch["inputs"]
-    if len(shape) > 1 and isinstance(inputs, dict) and "attention_mask" in inputs:
+    if len(shape) > 1 and isinstance(inputs, Mapping) and "attention_mask" in inputs:
         return mask * inputs["attention_mask"]
     return mask
 
 
-def _through(name, loss, layers, settings, pair) -> Settled:
+def _through(name, loss, layers, settings, pair, *given) -> Settled:
     layers = tuple((int(i), int(j)) for i, j in layers)
     if not layers:
         raise ValueError(f"{name} needs at least one (student, teacher) pair of layers")
@@ -130,7 +155,7 @@ def _through(name, loss, layers, settings, pair) -> Settled:
             total = total + values
         return total, padding_mask(batch, total.shape)
 
-    return Settled(name, (loss, layers), settings, function)
+    return Settled(name, (loss, *given, layers), settings, function)
 
 
 def _layer(side: str, states: Sequence[Array], i: int) -> Array:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdistill import losses
+from jaxdistill.teachers import mean_log_probs
 from jaxdistill.types import Array, Batch, Objective, Outputs, Term, TopK
 
 
@@ -42,7 +43,7 @@ class Settled:
         return self.function(student, teacher, batch, **settings)
 
     def __repr__(self) -> str:
-        given = [getattr(x, "__name__", repr(x)) for x in self.given]
+        given = [name_of(x) for x in self.given]
         inside = [*given, *(f"{k}={v!r}" for k, v in self.settings.items())]
         return f"{self.name}({', '.join(inside)})"
 
@@ -120,10 +121,10 @@ def hard_labels(*, label_smoothing: Any = 0.0) -> Term:
         labels = batch["labels"]
         mask = token_mask(batch, labels.shape)
         if "labelled" in batch:
-            mask = mask * spread(batch["labelled"], labels.shape)
+            mask = mask * broadcast_mask(batch["labelled"], labels.shape)
         values = _each(loss, student.logits, labels)
         if "partner" in batch:
-            share = spread(batch["share"], labels.shape)
+            share = broadcast_mask(batch["share"], labels.shape)
             mixed = _each(loss, student.logits, batch["partner"])
             values = share * values + (1 - share) * mixed
         return values, mask
@@ -176,12 +177,19 @@ def on_logits(loss: Callable, **settings: Any) -> Settled:
     def function(student: Outputs, teacher: Outputs | None, batch: Batch, **settings):
         mine, theirs = student.logits, taught(loss, teacher).logits
         mask = token_mask(batch, mine.shape[:-1])
-        given = wanted(loss, labels=batch["labels"], mask=mask)
+        given = wanted(loss, batch, mask)
 
         def compare(theirs):
             return loss(mine, theirs, **given, **settings)
 
-        if isinstance(theirs, TopK) or theirs.ndim == mine.ndim:
+        if isinstance(theirs, TopK):
+            if loss is not losses.sparse_forward_kl:
+                raise ValueError(
+                    f"{name_of(loss)} needs all of the teacher's logits, and only the "
+                    "largest are stored; losses.sparse_forward_kl takes those"
+                )
+            return compare(theirs), mask
+        if theirs.ndim == mine.ndim:
             return compare(theirs), mask
         return jax.vmap(compare)(theirs).mean(0), mask
 
@@ -190,6 +198,8 @@ def on_logits(loss: Callable, **settings: Any) -> Settled:
 
 def teacher_labels(head: str | None = None) -> Settled:
     """Cross-entropy with the teacher's most likely class: hard distillation.
+
+    An ensemble's is that of its mean probability.
 
     Args:
       head: which of the student's `extras` learns it, such as a ViT's "distillation";
@@ -202,7 +212,12 @@ def teacher_labels(head: str | None = None) -> Settled:
 
     def function(student: Outputs, teacher: Outputs | None, batch: Batch):
         logits = student.logits if head is None else student.extras[head]
-        guess = taught(teacher_labels, teacher).logits.argmax(-1)
+        theirs = taught(teacher_labels, teacher).logits
+        if isinstance(theirs, TopK):
+            best = theirs.log_probs.argmax(-1)[..., None]
+            guess = jnp.take_along_axis(theirs.ids, best, -1)[..., 0]
+        else:
+            guess = mean_log_probs(theirs, logits.ndim).argmax(-1)
         return losses.cross_entropy(logits, guess), token_mask(batch, guess.shape)
 
     return Settled("teacher_labels", () if head is None else (head,), {}, function)
@@ -221,8 +236,13 @@ def mutual_targets(*, temperature: Any = 1.0) -> Settled:
       Zhang et al. 2018, Deep Mutual Learning, equations 5 to 9.
     """
 
-    def function(student: Outputs, teacher, batch: Batch, *, temperature):
+    def function(student: Outputs, teacher, batch: Batch, *, temperature=1.0):
         members = student.logits
+        if members.ndim < 3 or len(members) < 2:
+            raise ValueError(
+                "mutual_targets needs a student of two or more (models.Peers), got "
+                f"logits of shape {members.shape}"
+            )
         mask = token_mask(batch, members.shape[1:-1])
         total = jnp.zeros(mask.shape)
         for i, mine in enumerate(members):
@@ -240,7 +260,7 @@ def token_mask(batch: Batch, shape: tuple[int, ...]) -> Array:
     A padded example masks all its tokens; a batch's own `token_mask` masks tokens of
     real examples.
     """
-    mask = spread(batch["mask"], shape)
+    mask = broadcast_mask(batch["mask"], shape)
     return (
         mask * batch["token_mask"] if len(shape) > 1 and "token_mask" in batch else mask
     )
@@ -250,15 +270,25 @@ def taught(term: Callable, teacher: Outputs | None) -> Outputs:
     """The teacher's outputs, or ValueError that the step was given none."""
     if teacher is None:
         raise ValueError(
-            f"{term.__name__} needs a teacher, and the step was given None"
+            f"{name_of(term)} needs a teacher, and the step was given None"
         )
     return teacher
 
 
-def wanted(loss: Callable, **offered: Any) -> dict[str, Any]:
-    """What of the offered arguments the loss takes."""
+def wanted(loss: Callable, batch: Batch, mask: Array) -> dict[str, Any]:
+    """Labels and mask, where the loss takes them."""
     names = inspect.signature(loss).parameters
-    return {name: value for name, value in offered.items() if name in names}
+    given = {"mask": mask} if "mask" in names else {}
+    if "labels" not in names:
+        return given
+    if "labels" not in batch and names["labels"].default is inspect.Parameter.empty:
+        raise ValueError(f"{name_of(loss)} needs labels, and the batch has none")
+    return {**given, "labels": batch.get("labels")}
+
+
+def name_of(function: Callable) -> str:
+    """How a function is called in a message or in print."""
+    return getattr(function, "__name__", repr(function))
 
 
 def check_settings(loss: Callable, settings: Mapping[str, Any]) -> None:
@@ -268,7 +298,7 @@ def check_settings(loss: Callable, settings: Mapping[str, Any]) -> None:
     for name in settings:
         if name not in known:
             raise ValueError(
-                f"{loss.__name__} has no setting {name!r}; it has: "
+                f"{name_of(loss)} has no setting {name!r}; it has: "
                 f"{', '.join(known) or 'none'}"
             )
 
@@ -278,7 +308,7 @@ def at_step(value: Any, step: Any) -> Any:
     return value(step) if callable(value) else value
 
 
-def spread(mask: Array, shape: tuple[int, ...]) -> Array:
+def broadcast_mask(mask: Array, shape: tuple[int, ...]) -> Array:
     """A `[B]` mask over values of `shape`, `[B, ...]`."""
     return jnp.broadcast_to(mask.reshape(mask.shape + (1,) * (len(shape) - 1)), shape)
 

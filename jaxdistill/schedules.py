@@ -41,8 +41,8 @@ def anneal(start: float, stop: float, *, steps: int):
     4.5 1.0
 
     References:
-      Jafari et al. 2021, Annealing Knowledge Distillation, section 3 (the teacher's
-      temperature falls over the training).
+      Jafari et al. 2021, Annealing Knowledge Distillation, section 3, for the idea: the
+      teacher's logits are scaled there, under a squared error.
     """
     if not steps > 0:
         raise ValueError(f"a schedule needs at least 1 step, got {steps}")

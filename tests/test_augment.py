@@ -95,3 +95,13 @@ def test_a_chain_gives_each_its_own_key():
     turned = flip()(BATCH, jax.random.fold_in(KEY, 0))
     expected = shift(1, 0.0)(turned, jax.random.fold_in(KEY, 1))["inputs"]
     np.testing.assert_array_equal(found, expected)
+
+
+def test_mixup_shows_no_label_that_must_not_be_used():
+    labelled = (np.arange(64) % 3 == 0).astype(np.float32)
+    found = mixup()({**BATCH, "labelled": labelled}, KEY)
+    partner = np.asarray(found["partner"])
+    assert labelled[partner][labelled > 0].all()
+    assert (partner != np.arange(64)).any()
+    raw = {**BATCH, "inputs": np.full((64, 4, 4), 200, np.uint8)}
+    np.testing.assert_allclose(mixup()(raw, KEY)["inputs"], 200, rtol=1e-6)

@@ -166,6 +166,58 @@ def test_stable_arithmetic_at_its_edges():
         np.testing.assert_array_equal(slope, 0)
 
 
+def rare(seed):
+    """Confident logits with one class that hardly exists, on both sides."""
+    z = np.random.default_rng(seed).normal(size=(64, 10)).astype(np.float32)
+    return z - 27.0 * np.eye(10, dtype=np.float32)[3]
+
+
+def test_dist_with_a_rare_class_has_a_finite_gradient():
+    """The product of two small deviations, squared in a division, overflowed."""
+    values, slope = compiled(losses.dist)(rare(0), rare(1))
+    assert np.isfinite(values).all()
+    assert np.isfinite(slope).all()
+    assert np.abs(slope).max() < 1
+
+
+@pytest.mark.parametrize("value", [0.1, 3.3, -7.7])
+@pytest.mark.parametrize("classes", [3, 7, 10])
+def test_constants_have_no_spread_whatever_their_mean_rounds_to(value, classes):
+    flat = np.full((6, classes), value, np.float32)
+    teacher = np.random.default_rng(0).normal(size=flat.shape).astype(np.float32)
+    assert not losses.standardize(flat).any()
+    _, slope = compiled(losses.dist)(flat, teacher)
+    assert np.abs(slope).max() < 10
+    np.testing.assert_array_equal(losses.linear_cka(flat, flat), 1)
+
+
+def test_classes_that_do_not_exist():
+    labels, two = np.array([1]), np.array([[-INF, 0.5, -INF]], np.float32)
+    value, slope = compiled(losses.decoupled_kl)(two, two, labels)
+    assert value == 0
+    assert np.isfinite(slope).all()
+    logits = np.random.default_rng(0).normal(size=(1, 4, 3)).astype(np.float32)
+    masks = np.ones((1, 4), np.float32), np.ones((1, 1), np.float32)
+    without, _ = compiled(losses.ctc)(logits, labels[None], *masks)
+    wider = np.insert(logits, 3, -INF, axis=-1)
+    value, slope = compiled(losses.ctc)(wider, labels[None], *masks)
+    np.testing.assert_allclose(value, without, rtol=1e-6)
+    assert np.isfinite(slope).all()
+    teacher = TopK(np.array([[0, 2]]), np.log(np.float32([[0.5, 0.5]])), np.zeros(1))
+    value, slope = compiled(losses.sparse_forward_kl, tail=False)(two, teacher)
+    assert value == INF
+    assert np.isfinite(slope).all()
+
+
+def test_float64_maps_are_pooled_in_float64():
+    with jax.enable_x64(True):
+        maps = np.random.default_rng(0).normal(size=(2, 6, 6, 3))
+        found = losses.attention_transfer(maps, maps[:, :4, :4])
+        assert found.dtype == np.float64
+    expected = references.attention_transfer(maps, maps[:, :4, :4])
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
 PAIR, MAP = np.zeros((2, 3)), np.zeros((2, 4, 4, 3))
 
 
@@ -229,6 +281,15 @@ PAIR, MAP = np.zeros((2, 3)), np.zeros((2, 4, 4, 3))
         ),
         (lambda: losses.hint_mse(PAIR, PAIR[:, :2]), "project the student's"),
         (lambda: losses.contrastive(PAIR, PAIR[:, :2]), "project the student's"),
+        (
+            lambda: losses.contrastive(PAIR, PAIR, temperature=0.0),
+            "temperature must be above 0, got 0.0",
+        ),
+        (
+            lambda: losses.contrastive(PAIR, PAIR, np.zeros(2, int), bank=PAIR),
+            "a bank needs bank_labels",
+        ),
+        (lambda: losses.relation_kl(MAP[0], MAP[0], heads=0), "at least 1 relation"),
         (
             lambda: losses.attention_transfer(MAP, PAIR),
             r"attention_transfer takes feature maps \[B, H, W, C\] of one batch",

@@ -9,7 +9,14 @@ import pytest
 from builders import CLASSES, make_batch
 
 from jaxdistill import losses, models, teachers
-from jaxdistill.matching import last, on_attentions, on_hiddens, padding_mask, uniform
+from jaxdistill.matching import (
+    last,
+    on_attentions,
+    on_extras,
+    on_hiddens,
+    padding_mask,
+    uniform,
+)
 from jaxdistill.objectives import combine, hard_labels, mutual_targets
 from jaxdistill.steps import init_state, make_train_step
 from jaxdistill.types import Outputs
@@ -78,6 +85,24 @@ def test_padded_tokens_do_not_count():
     np.testing.assert_array_equal(mask, padding_mask(batch, (4, 3)))
     expected = losses.attention_kl(*maps, padding)
     np.testing.assert_allclose(values[0], expected[0], rtol=1e-6)
+
+
+def test_relations_of_queries_keys_and_values():
+    padding = np.array([[1, 1, 0], [1, 1, 1], [1, 1, 1], [1, 0, 0]], np.float32)
+    batch = {**BATCH, "inputs": {"attention_mask": padding}}
+    student = Outputs(None, extras={"values": (normal(0, 4, 3, 4), normal(1, 4, 3, 4))})
+    teacher = Outputs(None, extras={"values": (normal(2, 4, 3, 6),)})
+    term = on_extras(losses.relation_kl, "values", last(), heads=2)
+    values, mask = term(student, teacher, batch, 0)
+    pair = student.extras["values"][1], teacher.extras["values"][0]
+    expected = losses.relation_kl(*pair, padding * BATCH["mask"][:, None], heads=2)
+    np.testing.assert_allclose(values, expected, rtol=1e-6)
+    np.testing.assert_array_equal(mask, padding * BATCH["mask"][:, None])
+    assert repr(term) == "on_extras(relation_kl, 'values', ((-1, -1),), heads=2)"
+    with pytest.raises(ValueError, match="layer -1 of the student, which returns 0"):
+        on_extras(losses.relation_kl, "keys", last(), heads=2)(
+            student, teacher, batch, 0
+        )
 
 
 def test_settings_may_be_schedules_and_print_as_written():

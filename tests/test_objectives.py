@@ -11,6 +11,7 @@ from jaxdistill import losses
 from jaxdistill.objectives import (
     combine,
     hard_labels,
+    mutual_targets,
     on_logits,
     soft_targets,
     teacher_labels,
@@ -18,7 +19,7 @@ from jaxdistill.objectives import (
     wanted,
 )
 from jaxdistill.schedules import anneal, warm_up
-from jaxdistill.types import Outputs
+from jaxdistill.types import Outputs, TopK
 
 BATCH = make_batch(0, 4, mask=[1, 1, 0, 1])
 TOKENS = make_batch(1, 4, mask=[1, 1, 0, 1], tokens=3)
@@ -186,15 +187,12 @@ TAUGHT = [losses.reverse_kl, losses.logit_mse, losses.decoupled_kl, losses.dist]
 @pytest.mark.parametrize("loss", TAUGHT)
 def test_any_loss_on_logits_is_a_term(loss):
     values, mask = on_logits(loss)(STUDENT, TEACHER, BATCH, 0)
-    offered = {"labels": BATCH["labels"], "mask": BATCH["mask"]}
-    expected = loss(STUDENT.logits, TEACHER.logits, **wanted(loss, **offered))
+    given = wanted(loss, BATCH, BATCH["mask"])
+    expected = loss(STUDENT.logits, TEACHER.logits, **given)
     np.testing.assert_allclose(values, expected, rtol=1e-6)
     np.testing.assert_array_equal(mask, BATCH["mask"])
     values, _ = on_logits(loss)(STUDENT, ENSEMBLE, BATCH, 0)
-    each = [
-        loss(STUDENT.logits, member, **wanted(loss, **offered))
-        for member in ENSEMBLE.logits
-    ]
+    each = [loss(STUDENT.logits, member, **given) for member in ENSEMBLE.logits]
     np.testing.assert_allclose(values, np.mean(each, 0), rtol=1e-5)
 
 
@@ -237,3 +235,38 @@ def test_schedules():
     assert float(jax.jit(warm_up(8.0, steps=4))(jnp.int32(1))) == 2.0
     with pytest.raises(ValueError, match="at least 1 step, got 0"):
         warm_up(1.0, steps=0)
+
+
+def test_soft_targets_need_no_labels():
+    batch = {"mask": BATCH["mask"], "inputs": BATCH["inputs"]}
+    values, _ = soft_targets()(STUDENT, TEACHER, batch, 0)
+    np.testing.assert_array_equal(values, soft_targets()(STUDENT, TEACHER, BATCH, 0)[0])
+    with pytest.raises(
+        ValueError, match="decoupled_kl needs labels, and the batch has"
+    ):
+        on_logits(losses.decoupled_kl)(STUDENT, TEACHER, batch, 0)
+
+
+def test_an_ensembles_likeliest_class_is_of_its_mean():
+    mean = jax.nn.softmax(ENSEMBLE.logits).mean(0).argmax(-1)
+    values, _ = teacher_labels()(STUDENT, ENSEMBLE, BATCH, 0)
+    np.testing.assert_allclose(values, losses.cross_entropy(STUDENT.logits, mean))
+
+
+def test_what_is_stored_of_a_teacher_limits_the_losses():
+    log_probs = jax.nn.log_softmax(TEACHER.logits)
+    kept, ids = jax.lax.top_k(log_probs, 2)
+    stored = Outputs(TopK(ids, kept, jnp.zeros(4)))
+    values, _ = teacher_labels()(STUDENT, stored, BATCH, 0)
+    expected = losses.cross_entropy(STUDENT.logits, TEACHER.logits.argmax(-1))
+    np.testing.assert_allclose(values, expected)
+    message = "reverse_kl needs all of the teacher's logits.*sparse_forward_kl"
+    with pytest.raises(ValueError, match=message):
+        on_logits(losses.reverse_kl)(STUDENT, stored, BATCH, 0)
+
+
+def test_mutual_learning_needs_two():
+    with pytest.raises(
+        ValueError, match=r"two or more \(models.Peers\), got .*\(4, 5\)"
+    ):
+        mutual_targets()(STUDENT, None, BATCH, 0)

@@ -17,9 +17,11 @@ PRELOAD = ["experiments.digits_mlp", "matplotlib.pyplot", "scipy.special"]
 
 
 def run(directory: str, log: str) -> None:
-    """What a user's command does, in a process of its own."""
+    """What a user's command does but for its figures, in a process of its own."""
     from experiments import digits_mlp
+    from jaxdistill import report
 
+    report.write = lambda directory: ""
     with open(log, "a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -32,6 +32,7 @@ FLOORS = {
     "runs": 3,
     "export": 3,
     "loop": 4,
+    "sweep": 4,
     "statistics": 3,
     "zarr": 1,
     "views": 2,

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A swept student is the one that a training of its own would give."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+from builders import CLASSES, largest_difference, live, make_batch
+
+from jaxdistill import models
+from jaxdistill.objectives import combine, hard_labels, soft_targets
+from jaxdistill.steps import init_state, make_train_step, scan_train
+from jaxdistill.sweep import (
+    cell_state,
+    grid,
+    init_states,
+    make_sweep_step,
+    place,
+    scan_sweep,
+    size,
+)
+
+SIZE, BATCH, STEPS = 24, 6, 7
+EXAMPLES = {k: make_batch(0, SIZE)[k] for k in ("inputs", "labels")}
+FIRST = {**{k: v[:1] for k, v in EXAMPLES.items()}, "mask": np.ones(1, np.float32)}
+MODULE = models.MLP((4, CLASSES), dropout=0.2)
+STUDENT, TEACHER = models.student(MODULE), live(models.MLP((7, CLASSES)))
+CELLS = grid(temperature=[1.0, 4.0], learning_rate=[0.05, 0.2], seed=[0, 3])
+
+
+def make_objective(cell):
+    soft = soft_targets(temperature=cell["temperature"])
+    return combine({"hard": (0.3, hard_labels()), "soft": (0.7, soft)})
+
+
+def make_optimizer(cell):
+    decay = optax.cosine_decay_schedule(1.0, STEPS)
+    return optax.sgd(lambda count: cell["learning_rate"] * decay(count), momentum=0.9)
+
+
+def rows(seed):
+    index = np.random.default_rng(seed).integers(0, SIZE, (STEPS, BATCH))
+    mask = np.ones(index.shape, np.float32)
+    mask[-1, 4:] = 0
+    return {"index": index, "mask": mask}
+
+
+def alone(number, order):
+    """The cell's training, on its own."""
+    cell = {name: values[number] for name, values in CELLS.items()}
+    optimizer = make_optimizer(cell)
+    state = init_state(jax.random.key(int(cell["seed"])), STUDENT, optimizer, FIRST)
+    step = make_train_step(STUDENT, make_objective(cell), optimizer)
+    return jax.jit(scan_train(step))(state, (TEACHER, EXAMPLES), order)
+
+
+def swept(order, put=lambda states, cells: (states, cells)):
+    states = init_states(CELLS, STUDENT, make_optimizer, FIRST)
+    states, cells = put(states, CELLS)
+    step = make_sweep_step(STUDENT, make_objective, make_optimizer)
+    run = jax.jit(scan_sweep(step))
+    return run(states, (cells, TEACHER, EXAMPLES), order)
+
+
+def check(states, metrics, number, order):
+    state, expected = alone(number, order)
+    found = cell_state(states, number)
+    assert int(found.step) == STEPS
+    assert largest_difference(found.params, state.params) < 1e-5
+    for name, (sums, counts) in expected.items():
+        np.testing.assert_allclose(metrics[name][0][:, number], sums, rtol=1e-4)
+        np.testing.assert_allclose(metrics[name][1][:, number], counts)
+
+
+def test_a_grid_has_every_combination():
+    assert size(CELLS) == 8
+    combinations = set(zip(*(CELLS[name].tolist() for name in CELLS), strict=True))
+    assert len(combinations) == 8
+    assert {name: values.dtype for name, values in CELLS.items()} == {
+        "temperature": np.float32,
+        "learning_rate": np.float32,
+        "seed": np.int32,
+    }
+
+
+def test_each_cell_is_a_training_of_its_own():
+    states, metrics = swept(rows(0))
+    for number in (0, 3, 6):
+        check(states, metrics, number, rows(0))
+
+
+def test_each_cell_may_have_its_own_batches():
+    orders = [rows(i) for i in range(size(CELLS))]
+    stacked = {k: np.stack([order[k] for order in orders], 1) for k in orders[0]}
+    states, metrics = swept(stacked)
+    for number in (1, 6):
+        check(states, metrics, number, orders[number])
+
+
+def test_cells_divide_over_devices():
+    states, metrics = swept(rows(0), place)
+    assert len(states.step.sharding.device_set) == 8
+    expected, _ = swept(rows(0))
+    assert largest_difference(states.params, expected.params) < 1e-5
+    cells = {name: values[:6] for name, values in CELLS.items()}
+    with pytest.raises(ValueError, match="6 cells do not divide over 8 devices"):
+        place(states, cells)
+
+
+def test_one_compilation_serves_the_grid():
+    states = init_states(CELLS, STUDENT, make_optimizer, FIRST)
+    step = make_sweep_step(STUDENT, make_objective, make_optimizer)
+    run = jax.jit(scan_sweep(step))
+    for temperature in (1.0, 2.0, 3.0):
+        cells = {**CELLS, "temperature": np.full(8, temperature, np.float32)}
+        run(states, (cells, TEACHER, EXAMPLES), rows(0))
+    assert run._cache_size() == 1
+
+
+def test_a_live_teacher_runs_once_for_all():
+    """A shared batch has one teacher's forward pass, whatever the cells' number."""
+    wide = live(models.MLP((1000, CLASSES)))
+
+    def cost(cells):
+        states = init_states(cells, STUDENT, make_optimizer, FIRST)
+        step = make_sweep_step(STUDENT, make_objective, make_optimizer)
+        batch = {k: v[:BATCH] for k, v in EXAMPLES.items()}
+        batch["mask"] = np.ones(BATCH, np.float32)
+        compiled = jax.jit(step).lower(states, cells, wide, batch).compile()
+        return compiled.cost_analysis()["flops"]
+
+    one, two, four = (
+        cost(grid(temperature=[1.0], learning_rate=[0.1], seed=range(n)))
+        for n in (1, 2, 4)
+    )
+    assert four - two == pytest.approx(2 * (two - one), rel=0.2)
+    assert four < 1.5 * one  # the teacher is most of it
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: grid(), "values on every axis, none for any"),
+        (lambda: grid(seed=[]), r"none for \['seed'\]"),
+        (
+            lambda: init_states({"rate": np.ones(2)}, STUDENT, make_optimizer, FIRST),
+            "cells need a seed, got rate",
+        ),
+    ],
+)
+def test_bad_grids(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -175,13 +175,22 @@ def test_a_projector_trains_beside_its_student_and_is_left_behind():
     np.testing.assert_array_equal(finished(BATCH).logits, alone.logits)
 
 
+def test_one_module_twice_is_two_students():
+    module = models.MLP((3, CLASSES))
+    peers = models.Peers((module, module))
+    variables = peers.init(jax.random.key(0), BATCH["inputs"])
+    first, second = peers.apply(variables, BATCH["inputs"]).logits
+    assert set(variables["params"]) == {"peer_0", "peer_1"}
+    assert np.abs(first - second).max() > 0.1
+
+
 def test_the_first_of_several_peers_is_what_is_left():
     modules = (models.MLP((3, CLASSES)), models.MLP((4, CLASSES)))
     student, optimizer = models.student(models.Peers(modules)), optax.sgd(0.1)
     state = init_state(jax.random.key(0), student, optimizer, BATCH)
     finished = teachers.trained(models.Peers(modules), state)
     assert finished.module == modules[0]
-    expected = modules[0].apply({"params": state.params["members_0"]}, BATCH["inputs"])
+    expected = modules[0].apply({"params": state.params["peer_0"]}, BATCH["inputs"])
     np.testing.assert_array_equal(finished(BATCH).logits, expected.logits)
 
 
@@ -213,9 +222,9 @@ def test_peers_learn_from_each_other_as_each_would_alone(members):
 
     found = jax.grad(total)(variables)
     for i in range(members):
-        expected = jax.grad(alone)(variables[f"members_{i}"], i)
+        expected = jax.grad(alone)(variables[f"peer_{i}"], i)
         for ours, theirs in zip(
-            jax.tree.leaves(found[f"members_{i}"]),
+            jax.tree.leaves(found[f"peer_{i}"]),
             jax.tree.leaves(expected),
             strict=True,
         ):

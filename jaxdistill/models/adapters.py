@@ -51,18 +51,23 @@ class Projected(nn.Module):
 class Peers(nn.Module):
     """Several students trained as one, to learn from each other.
 
-    Member i's parameters are `params["members_i"]`; the first is what `strip` leaves.
+    Member i's parameters are `params["peer_i"]`; the first is what `strip` leaves.
 
     Attributes:
-      members: modules of the same classes.
+      members: modules of the same classes; the same one twice is two students.
     """
 
     members: tuple[nn.Module, ...]
 
+    @nn.compact
     def __call__(self, inputs, mask=None, train=False) -> Outputs:
         """Logits `[M, B, C]`."""
-        outputs = [member(inputs, mask=mask, train=train) for member in self.members]
-        return Outputs(jnp.stack([output.logits for output in outputs]))
+        logits = []
+        for i, member in enumerate(self.members):
+            # A copy: linen would share the parameters of one module given twice.
+            peer = member.copy(parent=self, name=f"peer_{i}")
+            logits.append(peer(inputs, mask=mask, train=train).logits)
+        return Outputs(jnp.stack(logits))
 
 
 def with_projector(student: nn.Module, projector: nn.Module) -> Projected:
@@ -75,7 +80,7 @@ def strip(module: nn.Module, variables: Any) -> tuple[nn.Module, Any]:
     if isinstance(module, Projected):
         student, name = module.student, "student"
     elif isinstance(module, Peers):
-        student, name = module.members[0], "members_0"
+        student, name = module.members[0], "peer_0"
     else:
         return module, variables
     return student, {k: tree[name] for k, tree in variables.items() if name in tree}

@@ -91,6 +91,8 @@ class Config:
     """runs of everything, each with its own weights, order and labels"""
     evaluations: int = 10
     """evaluations, log records and checkpoints of a training"""
+    stored: bool = False
+    """compute the teacher's outputs once, in the run directory, and read them"""
     parallel: Kind = "auto"
     """how a step runs: a mesh where there are several devices, else jit"""
     progress: bool = True
@@ -173,7 +175,7 @@ def execute(config: Config) -> dict[str, Any]:
         * data.Batches(len(train["labels"]), config.batch_size).steps_per_epoch
     )
     lines = rows(config, steps)
-    free = ("run_dir", "data_dir", "parallel", "progress")
+    free = ("run_dir", "data_dir", "parallel", "stored", "progress")
     settings = {k: v for k, v in asdict(config).items() if k not in free}
     study = Study(
         run,
@@ -184,6 +186,7 @@ def execute(config: Config) -> dict[str, Any]:
         test=Evaluator(run, source.inputs(source.test)),
         validation=validation,
         evaluations=config.evaluations,
+        stored=config.stored,
         progress=config.progress,
     )
 

@@ -47,6 +47,15 @@ def finished(tmp_path_factory):
     return directory, run(directory, seeds=2)
 
 
+def test_stored_outputs_teach_the_same_to_the_bit(finished, tmp_path, capsys):
+    _, live = finished
+    summary = run(tmp_path / "run", "--stored", seeds=2)
+    assert summary["digests"] == live["digests"]
+    stores = list((tmp_path / "run" / "outputs").iterdir())
+    assert len(stores) == 2  # a teacher a seed
+    assert all((store / "manifest.json").exists() for store in stores)
+
+
 class TestRunDirectory:
     def test_summary_has_every_row_and_pair(self, finished):
         directory, summary = finished

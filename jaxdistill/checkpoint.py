@@ -9,6 +9,7 @@ checkpoint is used only when every array still has its own.
 import hashlib
 import json
 import logging
+import math
 import os
 import warnings
 from collections.abc import Mapping
@@ -58,12 +59,17 @@ class Checkpoints:
             self.path = epath.Path(os.path.abspath(self.path))
         self._identity = json.loads(json.dumps(identity or {}))
         policies: list[Any] = [policy.LatestN(keep)]
+
+        def score(metrics):
+            # A state saved on SIGTERM may come before the first evaluation.
+            return (metrics or {}).get(best, -math.inf)
+
         if best is not None:
-            policies.append(policy.BestN(get_metric_fn=lambda m: m[best], n=1))
+            policies.append(policy.BestN(get_metric_fn=score, n=1))
         self._best = best
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy.AnyPreservationPolicy(policies),
-            best_fn=None if best is None else lambda metrics: metrics[best],
+            best_fn=None if best is None else score,
             create=True,
         )
         try:

@@ -100,6 +100,19 @@ def test_no_flipped_bit_passes(saved):
     assert outcomes[1] > 0, "no flip touched anything that matters"
 
 
+def test_a_state_saved_before_any_evaluation_is_not_the_best(tmp_path):
+    """SIGTERM saved one; every later save failed for want of its metric."""
+    scores = [{}, {"accuracy": 0.5}, {"accuracy": 0.25}, {"accuracy": 0.125}]
+    for step, metrics in enumerate(scores, 1):
+        checkpoints = Checkpoints(tmp_path, best="accuracy")
+        checkpoints.save(state_at(step), {"epoch": step}, metrics)
+        checkpoints.close()
+    checkpoints = Checkpoints(tmp_path, best="accuracy")
+    assert checkpoints.steps() == [2, 3, 4]
+    assert checkpoints.best_step() == 2
+    assert int(checkpoints.restore(state_at(0))[0].step) == 4
+
+
 def truncate(step):
     data = max(step.rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
     data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])

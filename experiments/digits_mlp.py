@@ -23,7 +23,6 @@ Selection on the validation split, report on test, last epoch, all seeds.
   python experiments/digits_mlp.py --preset article --data-dir ~/mnist --seeds 20
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -31,13 +30,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import optax
-import tyro
 
 from jaxdistill import data, models, parallel, report, teachers
 from jaxdistill.evaluate import Evaluator
 from jaxdistill.objectives import combine, hard_labels, soft_targets
 from jaxdistill.parallel import Kind
-from jaxdistill.runs import Run
+from jaxdistill.runs import Run, parse
 from jaxdistill.study import FAILURES, Row, Study, few_labels
 
 
@@ -133,20 +131,11 @@ LIMITS = (
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs the experiment, prints its table, returns its summary."""
-    config = parse(argv)
+    config = parse(PRESETS, argv, __doc__)
     try:
         return execute(config)
     except FAILURES as error:
         sys.exit(f"error: {error}")
-
-
-def parse(argv: Sequence[str] | None = None) -> Config:
-    """The command line as a Config; --preset chooses the defaults."""
-    early = argparse.ArgumentParser(add_help=False)
-    early.add_argument("--preset", default="digits")
-    preset = early.parse_known_args(argv)[0].preset
-    default = PRESETS.get(preset, PRESETS["digits"])
-    return tyro.cli(Config, args=argv, default=default, description=__doc__)
 
 
 def check(config: Config) -> None:

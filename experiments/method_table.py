@@ -25,10 +25,9 @@ corrected for their number (Holm 1979).
   python -m experiments.method_table --smoke
   python -m experiments.method_table --preset repdistiller --data-dir ~/cifar
 
-Cost: about an hour on two cores; seconds with --smoke.
+Cost: about an hour on two cores; a minute or two with --smoke, nearly all compilation.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -37,7 +36,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import optax
-import tyro
 
 from experiments.methods import METHODS, Layers
 from jaxdistill import data, models, parallel, report, teachers
@@ -45,7 +43,7 @@ from jaxdistill.augment import chain, flip, shift
 from jaxdistill.evaluate import Evaluator
 from jaxdistill.objectives import combine, hard_labels
 from jaxdistill.parallel import Kind
-from jaxdistill.runs import Run
+from jaxdistill.runs import Run, parse
 from jaxdistill.study import FAILURES, Row, Study
 
 SEARCH_SEED = 1_000
@@ -64,7 +62,7 @@ class Config:
     preset: Literal["fashion", "repdistiller"] = "fashion"
     """where the defaults come from"""
     smoke: bool = False
-    """all methods in seconds, on the shipped digits"""
+    """all methods for a few steps, on the shipped digits"""
     data: Literal["digits", "mnist", "fashion_mnist", "cifar100"] = "fashion_mnist"
     """digits is shipped; the others come from --data-dir or TFDS"""
     data_dir: Path | None = None
@@ -110,11 +108,7 @@ PRESETS = {
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs the experiment, prints its tables, returns its summary."""
-    early = argparse.ArgumentParser(add_help=False)
-    early.add_argument("--preset", default="fashion")
-    preset = early.parse_known_args(argv)[0].preset
-    default = PRESETS.get(preset, PRESETS["fashion"])
-    config = tyro.cli(Config, args=argv, default=default, description=__doc__)
+    config = parse(PRESETS, argv, __doc__)
     try:
         return execute(config)
     except FAILURES as error:

@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 
 from jaxdistill.augment import Prepare
 from jaxdistill.data import pad
+from jaxdistill.losses.stable import promote
 from jaxdistill.teachers import digest
 from jaxdistill.types import Array, Batch, Outputs
 from jaxdistill.views import view_of
@@ -49,7 +50,7 @@ class Manifest:
       data: the data set's name.
       split: which part of it.
       size: examples.
-      content: `content_digest` of the inputs.
+      content: `teachers.digest` of the inputs.
       transform: what was done to the inputs, in words.
       classes: C or V.
       top_k: K, or None for dense logits.
@@ -283,7 +284,7 @@ def _outputs(teacher, batch: Batch, *, manifest: Manifest, prepare) -> dict[str,
 def _logits(logits: Array, manifest: Manifest) -> dict[str, Array]:
     if manifest.top_k is None:
         return {"logits": logits.astype(manifest.dtype)}
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = promote(logits)
     kept, ids = jax.lax.top_k(logits, manifest.top_k)
     total = jax.nn.logsumexp(logits, axis=-1)
     return {

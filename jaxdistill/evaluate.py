@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdistill.data.batches import pad
+from jaxdistill.losses.stable import divergence
 from jaxdistill.parallel import Parallel
 from jaxdistill.steps import make_eval_step, masked_sum, scan_eval
 from jaxdistill.teachers import mean_log_probs
@@ -56,10 +57,8 @@ def classification(student: Outputs, teacher: Outputs | None, batch: Batch) -> M
     }
     if teacher is not None:
         log_p = mean_log_probs(teacher.logits, ndim)
-        p = jnp.exp(log_p)
-        gap = jnp.where(p > 0, log_p, 0) - jnp.where(p > 0, log_q, 0)
         metrics["agreement"] = mean((guess == log_p.argmax(-1)).astype(jnp.float32))
-        metrics["kl"] = mean((p * gap).sum(-1))
+        metrics["kl"] = mean(divergence(log_p, log_q))
     return metrics
 
 

@@ -61,7 +61,7 @@ def _comparison(summary: Mapping[str, Any]) -> bytes:
         axis.plot(x + np.asarray(around), seeds, "o", alpha=0.5)
         axis.hlines(np.mean(seeds), x - 0.25, x + 0.25, color="black")
     axis.set_xticks(
-        range(len(names)), [_words(name).replace(" ", "\n") for name in names]
+        range(len(names)), [words(name).replace(" ", "\n") for name in names]
     )
     axis.set(ylabel="test accuracy, %", title="a dot per seed, a bar for the mean")
     return _png(figure)
@@ -72,7 +72,7 @@ def _by_row(records, names, key) -> dict[str, dict[int, list[float]]]:
     for record in records:
         name = record["fit"].rsplit("-", 1)[0]
         if key in record and name in names:
-            rows.setdefault(_words(name), {}).setdefault(record["step"], []).append(
+            rows.setdefault(words(name), {}).setdefault(record["step"], []).append(
                 record[key]
             )
     return rows
@@ -94,5 +94,6 @@ def _png(figure) -> bytes:
     return buffer.getvalue()
 
 
-def _words(name: str) -> str:
+def words(name: str) -> str:
+    """A row's name as it is shown."""
     return name.replace("_", " ")

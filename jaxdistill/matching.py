@@ -13,7 +13,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxdistill.objectives import (
+from jaxdistill.terms import (
     Settled,
     broadcast_mask,
     check_settings,

@@ -12,6 +12,7 @@ import numpy as np
 from etils import epath
 
 from jaxdistill import figures
+from jaxdistill.figures import words
 from jaxdistill.statistics import holm, paired, spread
 
 COLUMNS = (
@@ -78,7 +79,7 @@ def table(summary: Mapping[str, Any]) -> str:
     head = ["", *(title for _, title, *_ in (*COLUMNS, *costs))]
     lines = [_row(head), _row(["---"] + ["--:"] * (len(head) - 1))]
     for name, row in summary["rows"].items():
-        cells = [_words(name)]
+        cells = [words(name)]
         for key, _, scale, digits in COLUMNS:
             cells.append(_plus_minus(row[key], scale, digits) if key in row else "-")
         for key, _, unit, digits in costs:
@@ -101,10 +102,10 @@ def _many(pairs: Mapping[str, Mapping[str, Any]]) -> list[str]:
     corrected = holm({pair: gap["p"] for pair, gap in found.items()})
     against = list(dict.fromkeys(b for _, b in found))
     seeds = next(iter(found.values()))["n"]
-    head = [f"points above ({seeds} paired seeds)", *map(_words, against)]
+    head = [f"points above ({seeds} paired seeds)", *map(words, against)]
     lines = [_row(head), _row(["---"] + ["--:"] * len(against))]
     for a in pairs:
-        cells = [_words(a)]
+        cells = [words(a)]
         for b in against:
             gap = found.get((a, b))
             mark = "\\*" if corrected.get((a, b), 1.0) < 0.05 else ""
@@ -114,11 +115,11 @@ def _many(pairs: Mapping[str, Mapping[str, Any]]) -> list[str]:
     for b in against:
         for word, sign in (("above", 1), ("below", -1)):
             names = [
-                _words(a)
+                words(a)
                 for (a, other), gap in found.items()
                 if other == b and sign * gap["mean"] > 0 and corrected[a, b] < 0.05
             ]
-            lines.append(f"- {word} {_words(b)}: {', '.join(names) or 'none'}")
+            lines.append(f"- {word} {words(b)}: {', '.join(names) or 'none'}")
     return lines
 
 
@@ -179,10 +180,6 @@ def fill(page: Path, results: Path, write: bool = True) -> bool:
     return new != old
 
 
-def _words(name: str) -> str:
-    return name.replace("_", " ")
-
-
 def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
@@ -197,7 +194,7 @@ def _plus_minus(value: Mapping[str, float], scale: float, digits: int) -> str:
 
 
 def _sentence(name: str, other: str, gap: Mapping[str, float]) -> str:
-    head = f"{_words(name)} minus {_words(other)}: {100 * gap['mean']:+.2f} points"
+    head = f"{words(name)} minus {words(other)}: {100 * gap['mean']:+.2f} points"
     if math.isnan(gap["low"]):
         return f"{head} (one seed: no interval)"
     low, high = 100 * gap["low"], 100 * gap["high"]

@@ -10,13 +10,14 @@
 The directory may lie in object storage (`gs://...`): files are small and written whole.
 """
 
+import argparse
 import datetime
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,24 @@ class Run:
                 f"run directory {self.path} holds another run: {'; '.join(changed)}; "
                 "give another --run-dir, or the first command again to resume it"
             )
+
+
+def parse(presets: Mapping[str, Any], argv: Sequence[str] | None, description: Any):
+    """A script's command line as its configuration; `--preset` chooses the defaults.
+
+    Args:
+      presets: `{name: configuration}`, dataclasses; the first is the default.
+      argv: the arguments, None for the process's own.
+      description: the script's docstring.
+    """
+    import tyro
+
+    first = next(iter(presets))
+    early = argparse.ArgumentParser(add_help=False)
+    early.add_argument("--preset", default=first)
+    preset = early.parse_known_args(argv)[0].preset
+    default = presets.get(preset, presets[first])
+    return tyro.cli(type(default), args=argv, default=default, description=description)
 
 
 def read_records(path: epath.Path) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxdistill.losses.stable import divide
 from jaxdistill.types import (
     Array,
     Batch,
@@ -172,11 +173,6 @@ def masked_sum(values: Array, mask: Array) -> Array:
     return (jnp.where(mask > 0, values, 0) * mask).sum()
 
 
-def safe_mean(total: Array, count: Array) -> Array:
-    """`total / count`, and 0 where there is nothing to count."""
-    return jnp.where(count > 0, total / jnp.maximum(count, 1e-30), 0)
-
-
 def _mean_state(model_state: Any, replica: Replica) -> Any:
     # A device that normalises with its own examples has its own statistics; a counter
     # is the same on all. Types stay: the state is the carry of a scan.
@@ -219,7 +215,7 @@ def _gradient(forward, state: TrainState, parts: Batch, counts, micro_batches: i
     def loss_of(params, model_state, i, part):
         terms, model_state = forward(params, model_state, i, part)
         sums = {k: masked_sum(values, mask) for k, (_, values, mask) in terms.items()}
-        loss = sum(w * safe_mean(sums[k], counts[k]) for k, (w, _, _) in terms.items())
+        loss = sum(w * divide(sums[k], counts[k]) for k, (w, _, _) in terms.items())
         return loss, (sums, model_state)
 
     def gradient(model_state, i, part):

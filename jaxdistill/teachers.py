@@ -7,6 +7,7 @@ callable that is registered as a pytree will do: an NNX or Equinox model too.
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 from flax import linen as nn
 from flax import struct
 
+from jaxdistill.losses.stable import promote
 from jaxdistill.models.adapters import strip
 from jaxdistill.types import Array, Batch, Outputs, TopK, TrainState
 
@@ -126,12 +128,10 @@ def mean_log_probs(logits: Array, ndim: int) -> Array:
       logits: `[..., C]`, or `[M, ..., C]` with one axis more than `ndim`.
       ndim: how many axes a single model's logits have.
     """
-    log_probs = jax.nn.log_softmax(
-        logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    )
+    log_probs = jax.nn.log_softmax(promote(logits))
     if logits.ndim == ndim:
         return log_probs
-    return jax.nn.logsumexp(log_probs, axis=0) - np.log(logits.shape[0])
+    return jax.nn.logsumexp(log_probs, axis=0) - math.log(logits.shape[0])
 
 
 def digest(tree: Any) -> str:

@@ -39,6 +39,7 @@ def test_reads_images_and_fine_labels(folder):
     inputs = source.inputs(source.test)["inputs"]
     black = (0 * inputs[0] - source.mean) / source.deviation
     np.testing.assert_allclose(black[0, 0], source.background, rtol=1e-6)
+    assert inputs.dtype == np.float32
     expected = (stored["test"][0] / 255 - source.mean) / source.deviation
     np.testing.assert_allclose(inputs, expected, rtol=1e-5, atol=1e-6)
 

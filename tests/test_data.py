@@ -452,3 +452,12 @@ def test_no_file_of_the_package_data_imports_jax():
             imported = [getattr(node, "module", None) or "", *names]
             if isinstance(node, ast.Import | ast.ImportFrom):
                 assert not [n for n in imported if n.split(".")[0] in ("jax", "flax")]
+
+
+def test_pixels_are_normalised_in_float32():
+    """A float64 mean gave other last bits than the kept results were made with."""
+    digits = data.load("digits")
+    images = digits.test["images"]
+    scaled = images / np.float32(digits.peak)
+    expected = (scaled - np.float32(digits.mean)) / np.float32(digits.deviation)
+    np.testing.assert_array_equal(digits.inputs(digits.test)["inputs"], expected)

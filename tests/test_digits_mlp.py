@@ -17,13 +17,17 @@ from flax import serialization
 from experiments import digits_mlp
 from jaxdistill import data, loop, teachers
 from jaxdistill.data import sources
-from jaxdistill.runs import read_records
+from jaxdistill.runs import parse, read_records
 
 ROWS = ["teacher", "scratch", "distilled"]
 STEPS = 4 * 15  # epochs times batches of 48 in 700 images
 # No dropout: its draws differ under pmap. 48 divides over the 8 virtual devices.
 TINY = ["--epochs", "4", "--evaluations", "2", "--batch-size", "48"]
 TINY += ["--teacher-dropout", "0", "--no-progress"]
+
+
+def settings(argv: list[str]):
+    return parse(digits_mlp.PRESETS, argv, None)
 
 
 def run(directory, *flags: str, parallel: str = "jit", seeds: int = 1) -> dict:
@@ -252,7 +256,7 @@ def test_labels_beyond_the_model_stop_before_training(tmp_path, monkeypatch):
 
 
 class TestArticlePreset:
-    config = digits_mlp.parse(["--preset", "article"])
+    config = settings(["--preset", "article"])
 
     def test_is_the_recipe_to_the_letter(self):
         recipe = {
@@ -304,7 +308,7 @@ class TestArticlePreset:
             np.testing.assert_allclose(updates["w"], [-1e-3, 1e-3], rtol=1e-4)
 
     def test_flags_override_the_preset(self):
-        config = digits_mlp.parse(["--epochs", "3", "--preset", "article"])
+        config = settings(["--epochs", "3", "--preset", "article"])
         assert (config.epochs, config.batch_size) == (3, 64)
 
 
@@ -316,7 +320,7 @@ class TestArticlePreset:
     ],
 )
 def test_schedule(flags, expected):
-    optimizer = digits_mlp.make_optimizer(digits_mlp.parse(flags), steps=10)
+    optimizer = digits_mlp.make_optimizer(settings(flags), steps=10)
     params, seen = {"w": np.zeros(1, np.float32)}, []
     state = optimizer.init(params)
     for _ in range(6):
@@ -327,13 +331,13 @@ def test_schedule(flags, expected):
 
 def test_decay_and_clipping_are_used():
     """Decay pulls towards zero without a gradient; moments see the clipped gradient."""
-    config = digits_mlp.parse(["--weight-decay", "0.1", "--schedule", "constant"])
+    config = settings(["--weight-decay", "0.1", "--schedule", "constant"])
     optimizer = digits_mlp.make_optimizer(config, steps=10)
     params = {"w": np.full(1, 2.0, np.float32)}
     zero = {"w": np.zeros(1, np.float32)}
     updates, _ = optimizer.update(zero, optimizer.init(params), params)
     np.testing.assert_allclose(updates["w"], [-1e-3 * 0.1 * 2], rtol=1e-5)
-    config = digits_mlp.parse(["--clip-norm", "0.5"])
+    config = settings(["--clip-norm", "0.5"])
     chain = digits_mlp.make_optimizer(config, steps=10)
     state = chain.update(
         {"w": np.full(1, 30.0, np.float32)}, chain.init(params), params

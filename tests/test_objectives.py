@@ -15,10 +15,9 @@ from jaxdistill.objectives import (
     on_logits,
     soft_targets,
     teacher_labels,
-    token_mask,
-    wanted,
 )
 from jaxdistill.schedules import anneal, warm_up
+from jaxdistill.terms import token_mask, wanted
 from jaxdistill.types import Outputs, TopK
 
 BATCH = make_batch(0, 4, mask=[1, 1, 0, 1])

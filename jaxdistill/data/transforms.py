@@ -15,5 +15,5 @@ def normalize(
     >>> normalize(np.array([0, 255], np.uint8), mean=0.5, deviation=0.5)
     array([-1.,  1.], dtype=float32)
     """
-    scaled = images / np.float32(peak)
-    return ((scaled - np.asarray(mean)) / np.asarray(deviation)).astype(np.float32)
+    centre, spread = np.asarray(mean, np.float32), np.asarray(deviation, np.float32)
+    return (images / np.float32(peak) - centre) / spread

@@ -5,7 +5,7 @@ Question: same teacher, same student, same images, steps and optimizer: what doe
 loss of the field add to training from scratch, and to plain knowledge distillation?
 
 Presets:
-  fashion        Fashion-MNIST: a convolutional teacher, a student with a thirtieth of
+  fashion        Fashion-MNIST: a convolutional teacher, a student with an eighth of
                  its weights, Adam with a cosine schedule.
   repdistiller   CIFAR-100, ResNet-56 to ResNet-20, with RepDistiller's recipe (Tian et
                  al. 2020, section 4.1): SGD, 240 epochs, rate / 10 at 150, 180, 210,
@@ -15,9 +15,10 @@ The learning rate is chosen for the student from scratch, from three, and used f
 Every method gets as many trials, on one seed and the validation images: its weight
 from its paper, a third of it and three times it (for label smoothing the amount). The
 best trains on fresh seeds, all methods of a seed from one teacher, and the test set is
-looked at once, last epoch. Steps are equal for every network; what a method trains
-beside its student is not counted: two more teachers for the ensemble, an assistant, a
-first generation for the born-again student, a second student for mutual learning. The
+looked at once, last epoch. Steps are equal for every student; a teacher has its own
+number. What a method trains beside its student is not counted: two more teachers for
+the ensemble, an assistant, a first generation for the born-again student, a second
+student for mutual learning. The
 differences to scratch and to plain distillation are paired by seed, their p-values
 corrected for their number (Holm 1979).
 
@@ -76,10 +77,12 @@ class Config:
     validation: int = 10_000
     """training images held out to choose weights on; some, or the search cannot"""
     epochs: int = 3
-    """passes over the training images, for teacher and students"""
+    """passes of a student over the training images"""
+    teacher_epochs: int = 10
+    """passes of a teacher"""
     batch_size: int = 64
     """examples in a batch, over all devices"""
-    learning_rate: float = 2e-3
+    learning_rate: float = 6e-3
     """the peak rate"""
     trials: Literal[1, 3] = 3
     """weights tried for each method; 1 takes the paper's"""
@@ -100,6 +103,7 @@ PRESETS = {
         images=None,
         validation=0,
         epochs=240,
+        teacher_epochs=240,
         learning_rate=0.05,
         trials=1,
     ),
@@ -154,11 +158,11 @@ class Task:
     def __init__(self, config: Config):
         self.config = config
         source = data.load(config.data, config.data_dir)
-        train, validation = source.train, None
+        train, self.validation = source.train, None
         run = parallel.choose(config.parallel)
         if config.validation:
             train, held = data.holdout(train, config.validation)
-            validation = Evaluator(run, source.inputs(held))
+            self.validation = Evaluator(run, source.inputs(held))
         if config.images is not None and config.images < len(train["labels"]):
             _, train = data.holdout(train, config.images, seed=1)
         examples = source.inputs(train)
@@ -172,7 +176,6 @@ class Task:
             steps=config.epochs * batches.steps_per_epoch,
             batch_size=config.batch_size,
             test=Evaluator(run, source.inputs(source.test)),
-            validation=validation,
             evaluations=1,
             progress=config.progress,
         )
@@ -194,16 +197,17 @@ class Task:
     def _teacher_row(self) -> Row:
         """The teacher, trained on the labels."""
         hard = combine({"hard": (1.0, hard_labels())})
-        return Row(self.teacher, hard, self.optimizer(1.0), prepare=self.prepare)
+        steps = self.config.teacher_epochs * self.steps_per_epoch
+        optimizer = self.optimizer(1.0, steps)
+        return Row(self.teacher, hard, optimizer, prepare=self.prepare, steps=steps)
 
     def _assistant_row(self) -> Row:
         """A network between the two, taught as plain distillation does (Mirzadeh et
         al. 2020, Improved Knowledge Distillation via Teacher Assistant)."""
         kd = METHODS["kd"]
         terms = kd.terms(kd.weights[0], self.layers, self.steps_per_epoch)
-        return Row(
-            self.assistant, combine(terms), self.optimizer(1.0), "teacher", self.prepare
-        )
+        optimizer = self.optimizer(1.0, self.study.steps)
+        return Row(self.assistant, combine(terms), optimizer, "teacher", self.prepare)
 
     def _row(self, name: str, weight: float, rate: float) -> Row:
         """The student, trained with a method at a weight, its rate times a factor."""
@@ -212,14 +216,14 @@ class Task:
         return Row(
             module,
             combine(method.terms(weight, self.layers, self.steps_per_epoch)),
-            self.optimizer(rate),
+            self.optimizer(rate, self.study.steps),
             method.teacher,
             self.prepare,
         )
 
-    def optimizer(self, factor: float) -> optax.GradientTransformation:
-        """As the preset trains, its rate times a factor."""
-        rate, steps = factor * self.config.learning_rate, self.study.steps
+    def optimizer(self, factor: float, steps: int) -> optax.GradientTransformation:
+        """As the preset trains for so many steps, its rate times a factor."""
+        rate = factor * self.config.learning_rate
         if self.config.preset == "fashion":
             return optax.adam(optax.cosine_decay_schedule(rate, steps))
         decay = optax.add_decayed_weights(5e-4)
@@ -255,8 +259,8 @@ def networks(config: Config, num_classes: int):
         return [models.resnet_cifar(depth, num_classes) for depth in (56, 32, 20)]
     return [
         models.ConvNet((16, 32), 128, num_classes, dropout=0.3),
-        models.ConvNet((8, 16), 48, num_classes),
-        models.ConvNet((4, 8), 16, num_classes),
+        models.ConvNet((12, 24), 64, num_classes),
+        models.ConvNet((8, 16), 32, num_classes),
     ]
 
 
@@ -286,7 +290,7 @@ def search(task: Task) -> tuple[dict[str, float], dict[str, list]]:
 
 def trial(task: Task, name: str, weight: float, best, given) -> float:
     """Validation accuracy of a method at a weight."""
-    study, validation = task.study, task.study.validation
+    study, validation = task.study, task.validation
     if validation is None:
         raise ValueError("a search needs --validation images, or --trials 1")
     row = task.row(name, weight, weight if name == "scratch" else best["scratch"])

@@ -41,6 +41,7 @@ class Row(NamedTuple):
       teacher: the row whose trained model teaches this one, or None.
       prepare: augmentation, see `steps.make_train_step`.
       micro_batches: see `steps.make_train_step`.
+      steps: optimizer steps, or None for as many as the study's.
     """
 
     module: nn.Module
@@ -49,10 +50,11 @@ class Row(NamedTuple):
     teacher: str | None = None
     prepare: Callable[[Batch, jax.Array], Batch] | None = None
     micro_batches: int = 1
+    steps: int | None = None
 
 
 class Study:
-    """Trains rows on one task, each for the same number of steps of the same size."""
+    """Trains rows on one task, in steps of the same size."""
 
     def __init__(
         self,
@@ -75,7 +77,7 @@ class Study:
           log: the run directory.
           examples: `(row, seed) -> arrays` to train on. The same object returned twice
             is placed on the devices once.
-          steps: optimizer steps of each training.
+          steps: optimizer steps of a training, unless its row says otherwise.
           batch_size: examples in a batch, over all devices.
           test: evaluates once, the last state.
           validation: evaluates `evaluations` times along the way, or never.
@@ -88,7 +90,7 @@ class Study:
         self.run, self.log, self.steps = run, log, steps
         self.examples, self.batch_size = examples, batch_size
         self.test, self.validation = test, validation
-        self.every, self.progress = -(-steps // evaluations), progress
+        self.evaluations, self.progress = evaluations, progress
         self.stored = stored
         self._lessons: dict[str, tuple[Any, dict]] = {}
         self._compiled: dict[Row, Callable] = {}
@@ -166,6 +168,7 @@ class Study:
             best="accuracy" if self.validation else None,
         )
         validation, lesson = self.validation, teacher
+        steps = row.steps or self.steps
         if self.stored and row.prepare is None and isinstance(teacher, teachers.Live):
             examples, lesson = self._with_outputs(examples, teacher), teachers.Stored()
         state = fit(
@@ -174,13 +177,13 @@ class Study:
             run=self.run,
             examples=self._place(examples),
             batches=Batches(len(examples["labels"]), self.batch_size, seed),
-            steps=self.steps,
+            steps=steps,
             teacher=lesson,
             evaluate=validation
             and (
                 lambda state: validation(teachers.trained(row.module, state), teacher)
             ),
-            evaluate_every=self.every,
+            evaluate_every=-(-steps // self.evaluations),
             checkpoints=checkpoints,
             log=self.log,
             name=f"{name}-{seed}",

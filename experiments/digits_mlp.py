@@ -35,6 +35,7 @@ from jaxdistill import data, models, parallel, report, teachers
 from jaxdistill.evaluate import Evaluator
 from jaxdistill.objectives import combine, hard_labels, soft_targets
 from jaxdistill.parallel import Kind
+from jaxdistill.precision import Precision
 from jaxdistill.runs import Run, parse
 from jaxdistill.study import FAILURES, Row, Study, few_labels
 
@@ -91,6 +92,8 @@ class Config:
     """evaluations, log records and checkpoints of a training"""
     stored: bool = False
     """compute the teacher's outputs once, in the run directory, and read them"""
+    precision: Precision = "float32"
+    """what the steps compute in; parameters and losses are float32 either way"""
     parallel: Kind = "auto"
     """how a step runs: a mesh where there are several devices, else jit"""
     progress: bool = True
@@ -176,6 +179,7 @@ def execute(config: Config) -> dict[str, Any]:
         validation=validation,
         evaluations=config.evaluations,
         stored=config.stored,
+        precision=config.precision,
         progress=config.progress,
     )
 

@@ -44,6 +44,7 @@ from jaxdistill.augment import chain, flip, shift
 from jaxdistill.evaluate import Evaluator
 from jaxdistill.objectives import combine, hard_labels
 from jaxdistill.parallel import Kind
+from jaxdistill.precision import Precision
 from jaxdistill.runs import Run, parse
 from jaxdistill.study import FAILURES, Row, Study
 
@@ -88,6 +89,8 @@ class Config:
     """weights tried for each method; 1 takes the paper's"""
     seeds: int = 5
     """fresh seeds of each method's best"""
+    precision: Precision = "float32"
+    """what the steps compute in; parameters and losses are float32 either way"""
     parallel: Kind = "auto"
     """how a step runs: a mesh where there are several devices, else jit"""
     progress: bool = True
@@ -177,6 +180,7 @@ class Task:
             batch_size=config.batch_size,
             test=Evaluator(run, source.inputs(source.test)),
             evaluations=1,
+            precision=config.precision,
             progress=config.progress,
         )
         self.steps_per_epoch = batches.steps_per_epoch

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxdistill.losses.stable import divide
+from jaxdistill.precision import lower
 from jaxdistill.types import (
     Array,
     Batch,
@@ -68,6 +69,7 @@ def make_train_step(
     *,
     prepare: Callable[[Batch, Array], Batch] | None = None,
     micro_batches: int = 1,
+    dtype: Any = None,
 ) -> Callable:
     """One optimizer step: `(state, teacher, batch) -> (state, metrics)`.
 
@@ -84,6 +86,8 @@ def make_train_step(
       micro_batches: parts in which the gradient is accumulated. For per-example terms
         the sum is the large batch's gradient. It is not for BatchNorm (statistics are
         each part's own), dropout draws, and terms that pair examples.
+      dtype: what both forward passes and the backward pass compute in (`precision`),
+        or None for the types of the parameters.
 
     Returns:
       The step. `teacher` is a pytree of `teachers`, or None. Metrics are
@@ -98,7 +102,10 @@ def make_train_step(
             batch = prepare(batch, jax.random.fold_in(rng, AUGMENT))
         key = jax.random.fold_in(rng, DROPOUT)
         parts = _split(batch, micro_batches)
-        forward = _forward(student, objective, teacher, state.step, key, micro_batches)
+        lesson = lower(teacher, dtype)
+        forward = _forward(
+            student, objective, lesson, dtype, state.step, key, micro_batches
+        )
         counts = replica.sum(_counts(forward, state, parts, micro_batches))
         model_state, (loss, sums, grads) = _gradient(
             forward, state, parts, counts, micro_batches
@@ -187,12 +194,14 @@ def _mean_state(model_state: Any, replica: Replica) -> Any:
     )
 
 
-def _forward(student, objective, teacher, step, dropout, micro_batches) -> Callable:
+def _forward(student, objective, teacher, dtype, step, dropout, micro_batches):
     """`(params, model_state, i, part) -> (terms, model_state)` on micro-batch i."""
 
     def forward(params, model_state, i, part):
+        part = {**part, "inputs": lower(part["inputs"], dtype)}
         lesson = None if teacher is None else teacher(part)
         key = dropout if micro_batches == 1 else jax.random.fold_in(dropout, i)
+        params = lower(params, dtype)
         outputs, model_state = student.apply(params, model_state, part, key)
         return objective(outputs, lesson, part, step), model_state
 

@@ -23,6 +23,7 @@ from jaxdistill.evaluate import Evaluator
 from jaxdistill.loop import NonFiniteLoss, fit
 from jaxdistill.models import student
 from jaxdistill.parallel import Parallel
+from jaxdistill.precision import Precision
 from jaxdistill.runs import Run, RunError
 from jaxdistill.steps import init_state, make_train_step, scan_train
 from jaxdistill.types import Batch, Objective, TrainState
@@ -68,6 +69,7 @@ class Study:
         validation: Evaluator | None = None,
         evaluations: int = 10,
         stored: bool = False,
+        precision: Precision = "float32",
         progress: bool = True,
     ):
         """Everything the trainings share.
@@ -84,6 +86,7 @@ class Study:
           evaluations: records, checkpoints and validations of a training.
           stored: compute a live teacher's outputs once, below the run directory, for
             rows without augmentation; under jit their steps are bit-equal to live ones.
+          precision: what the steps compute in, see `precision`.
           progress: whether to show bars.
         """
         run.check_batch(batch_size)
@@ -92,6 +95,7 @@ class Study:
         self.test, self.validation = test, validation
         self.evaluations, self.progress = evaluations, progress
         self.stored = stored
+        self.dtype = None if precision == "float32" else precision
         self._lessons: dict[str, tuple[Any, dict]] = {}
         self._compiled: dict[Row, Callable] = {}
         self._placed: tuple[Any, Any] = (None, None)
@@ -255,6 +259,7 @@ class Study:
                 row.optimizer,
                 prepare=row.prepare,
                 micro_batches=row.micro_batches,
+                dtype=self.dtype,
             )
             self._compiled[row] = self.run.compile(scan_train(step), batch_axis=1)
         return self._compiled[row]

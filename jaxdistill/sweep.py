@@ -92,6 +92,7 @@ def make_sweep_step(
     make_optimizer: Callable[[Cell], optax.GradientTransformation],
     *,
     prepare: Callable[[Batch, Array], Batch] | None = None,
+    dtype: Any = None,
 ) -> Callable:
     """One optimizer step of every cell: `(states, cells, teacher, batch)`.
 
@@ -101,6 +102,7 @@ def make_sweep_step(
         temperatures.
       make_optimizer: likewise.
       prepare: see `steps.make_train_step`; drawn for each cell.
+      dtype: see `steps.make_train_step`.
 
     Returns:
       `(states, cells, teacher, batch) -> (states, metrics)`. A batch is all cells' own
@@ -110,7 +112,9 @@ def make_sweep_step(
 
     def one(state, cell, teacher, batch):
         objective, optimizer = make_objective(cell), make_optimizer(cell)
-        step = make_train_step(student, objective, optimizer, prepare=prepare)
+        step = make_train_step(
+            student, objective, optimizer, prepare=prepare, dtype=dtype
+        )
         return step(state, teacher, batch)
 
     def sweep_step(states, cells, teacher, batch):

@@ -19,6 +19,7 @@ FLOORS = {
     "models": 1,
     "data": 1,
     "schedules": 2,
+    "precision": 2,
     "terms": 2,
     "objectives": 2,
     "matching": 2,

@@ -28,21 +28,20 @@ Cost: about 5 minutes on two cores, then 25, then 15. Hinton et al. 2015, sectio
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import optax
-import tyro
 
 from jaxdistill import data, models, parallel, report, teachers
 from jaxdistill.augment import shift
 from jaxdistill.evaluate import Evaluator
 from jaxdistill.objectives import combine, hard_labels, soft_targets
 from jaxdistill.parallel import Kind
-from jaxdistill.runs import Run
+from jaxdistill.runs import Run, parse, settings
 from jaxdistill.study import FAILURES, Row, Study, few_labels
 
 ARMS = ("scratch", "label_smoothing", "distilled", "untrained_teacher")
@@ -81,6 +80,8 @@ class Config:
     """examples in a batch, over all devices"""
     parallel: Kind = "auto"
     """how a step runs: a mesh where there are several devices, else jit"""
+    compilation_cache: bool = True
+    """keep compiled programs on disk, for the next run"""
     progress: bool = True
     """show progress bars"""
 
@@ -101,7 +102,7 @@ TEACHER = Trial(1e-3, 0.0, 2, 0.0, 1.0, 0.0)
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs the study, prints its tables, returns its summary."""
-    config = tyro.cli(Config, args=argv, description=__doc__)
+    config = parse({"": Config()}, argv, __doc__)
     try:
         return execute(config)
     except FAILURES as error:
@@ -113,12 +114,10 @@ def execute(config: Config) -> dict[str, Any]:
     source = data.load(config.data, config.data_dir)
     train, held = data.holdout(source.train, config.validation)
     train_set, run = source.inputs(train), parallel.choose(config.parallel)
-    free = ("run_dir", "data_dir", "parallel", "progress")
-    settings = {k: v for k, v in asdict(config).items() if k not in free}
     batches = data.Batches(len(train["labels"]), config.batch_size)
     study = Study(
         run,
-        Run(config.run_dir, settings),
+        Run(config.run_dir, settings(config)),
         examples=few_labels(train_set, config.labels),
         steps=config.epochs * batches.steps_per_epoch,
         batch_size=config.batch_size,
@@ -139,7 +138,7 @@ def execute(config: Config) -> dict[str, Any]:
     study.log.write_bytes("chosen.md", chosen.encode())
     print(report.write(study.log.path))
     print(chosen)
-    print(f"run directory: {study.log.path}")
+    print(study.log)
     return summary
 
 

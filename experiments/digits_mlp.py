@@ -25,7 +25,7 @@ Selection on the validation split, report on test, last epoch, all seeds.
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,7 +36,7 @@ from jaxdistill.evaluate import Evaluator
 from jaxdistill.objectives import combine, hard_labels, soft_targets
 from jaxdistill.parallel import Kind
 from jaxdistill.precision import Precision
-from jaxdistill.runs import Run, parse
+from jaxdistill.runs import Run, parse, settings
 from jaxdistill.study import FAILURES, Row, Study, few_labels
 
 
@@ -96,6 +96,8 @@ class Config:
     """what the steps compute in; parameters and losses are float32 either way"""
     parallel: Kind = "auto"
     """how a step runs: a mesh where there are several devices, else jit"""
+    compilation_cache: bool = True
+    """keep compiled programs on disk, for the next run"""
     progress: bool = True
     """show progress bars"""
 
@@ -167,11 +169,9 @@ def execute(config: Config) -> dict[str, Any]:
         * data.Batches(len(train["labels"]), config.batch_size).steps_per_epoch
     )
     lines = rows(config, steps)
-    free = ("run_dir", "data_dir", "parallel", "stored", "progress")
-    settings = {k: v for k, v in asdict(config).items() if k not in free}
     study = Study(
         run,
-        Run(config.run_dir.format(preset=config.preset), settings),
+        Run(config.run_dir.format(preset=config.preset), settings(config)),
         examples=few_labels(train_set, config.labels),
         steps=steps,
         batch_size=config.batch_size,
@@ -191,7 +191,7 @@ def execute(config: Config) -> dict[str, Any]:
 
     summary = study.compare(lines, config.seeds, given=untrained)
     print(report.write(study.log.path))
-    print(f"run directory: {study.log.path}")
+    print(study.log)
     return summary
 
 

@@ -31,7 +31,7 @@ Cost: about an hour on two cores; a minute or two with --smoke, nearly all compi
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -45,7 +45,7 @@ from jaxdistill.evaluate import Evaluator
 from jaxdistill.objectives import combine, hard_labels
 from jaxdistill.parallel import Kind
 from jaxdistill.precision import Precision
-from jaxdistill.runs import Run, parse
+from jaxdistill.runs import Run, parse, settings
 from jaxdistill.study import FAILURES, Row, Study
 
 SEARCH_SEED = 1_000
@@ -93,6 +93,8 @@ class Config:
     """what the steps compute in; parameters and losses are float32 either way"""
     parallel: Kind = "auto"
     """how a step runs: a mesh where there are several devices, else jit"""
+    compilation_cache: bool = True
+    """keep compiled programs on disk, for the next run"""
     progress: bool = True
     """show progress bars"""
 
@@ -151,7 +153,7 @@ def execute(config: Config) -> dict[str, Any]:
     task.study.log.write_bytes("chosen.md", chosen.encode())
     print(report.write(task.study.log.path))
     print(chosen)
-    print(f"run directory: {task.study.log.path}")
+    print(task.study.log)
     return summary
 
 
@@ -170,11 +172,9 @@ class Task:
             _, train = data.holdout(train, config.images, seed=1)
         examples = source.inputs(train)
         batches = data.Batches(len(train["labels"]), config.batch_size)
-        free = ("run_dir", "data_dir", "parallel", "progress")
-        settings = {k: v for k, v in asdict(config).items() if k not in free}
         self.study = Study(
             run,
-            Run(config.run_dir, settings),
+            Run(config.run_dir, settings(config)),
             examples=lambda row, seed: examples,
             steps=config.epochs * batches.steps_per_epoch,
             batch_size=config.batch_size,

@@ -91,6 +91,8 @@ def fit(
             rows = run.split(batches.rows(start, stop), 1)
             state, sums = step(state, (teacher, examples), rows)
             record = _record(run.fetch(sums), start, name)
+            if log is not None:
+                log.dispatched(stop - start)
             bar.update(stop - start)
             bar.set_postfix(loss=f"{record['loss']:.4f}", refresh=False)
             if evaluate and (stop % every == 0 or stop == steps):

@@ -17,12 +17,26 @@ import json
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import jax
 from etils import epath
+
+from jaxdistill import compilations
+
+FREE = (
+    "run_dir",
+    "data_dir",
+    "parallel",
+    "stored",
+    "compilation_cache",
+    "progress",
+)
+"""Flags that change nothing of a run's results: it may be resumed with others."""
 
 
 class RunError(RuntimeError):
@@ -39,6 +53,7 @@ class Run:
           RunError: it holds a run with another configuration, or cannot be written.
         """
         self.path = epath.Path(directory)
+        self._opened = time.monotonic()
         config = json.loads(json.dumps(config))
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -51,7 +66,8 @@ class Run:
                 )
             else:
                 self.write("config.json", config)
-            self.write("env.json", environment())
+            self._environment = environment()
+            self.write("env.json", self._environment)
         except OSError as error:
             raise RunError(
                 f"cannot write to run directory {directory}: {error}"
@@ -75,12 +91,32 @@ class Run:
         with open(self.path / "metrics.jsonl", "a") as file:
             file.write(_lines([record]))
 
+    def dispatched(self, steps: int) -> None:
+        """Notes in env.json how long this process took to train its first `steps`.
+
+        The time runs from the opening of the directory: reading the data, drawing the
+        weights, compilation, and the steps themselves.
+        """
+        if "first_dispatch" not in self._environment:
+            seconds = round(time.monotonic() - self._opened, 3)
+            first = {"steps": steps, "seconds": seconds}
+            self._environment["first_dispatch"] = first
+            self.write("env.json", self._environment)
+
     def rewind(self, fit: str, step: int) -> None:
         """Drops what training `fit` logged after `step`: it resumes from there."""
         kept = [r for r in self._records if r["fit"] != fit or r["step"] <= step]
         # Also where nothing is dropped: a kill may have left half a line in the file.
         self._records = kept
         self._replace("metrics.jsonl", _lines(kept))
+
+    def __str__(self) -> str:
+        """What a script says last: where all is, and how soon the training began."""
+        first = self._environment.get("first_dispatch")
+        where = f"run directory: {self.path}"
+        if first is None:
+            return where
+        return f"{where} (first {first['steps']} steps after {first['seconds']:.1f} s)"
 
     @property
     def records(self) -> list[dict[str, Any]]:
@@ -112,6 +148,8 @@ class Run:
 def parse(presets: Mapping[str, Any], argv: Sequence[str] | None, description: Any):
     """A script's command line as its configuration; `--preset` chooses the defaults.
 
+    Compiled programs are kept on disk, unless its `compilation_cache` is False.
+
     Args:
       presets: `{name: configuration}`, dataclasses; the first is the default.
       argv: the arguments, None for the process's own.
@@ -124,7 +162,17 @@ def parse(presets: Mapping[str, Any], argv: Sequence[str] | None, description: A
     early.add_argument("--preset", default=first)
     preset = early.parse_known_args(argv)[0].preset
     default = presets.get(preset, presets[first])
-    return tyro.cli(type(default), args=argv, default=default, description=description)
+    config = tyro.cli(
+        type(default), args=argv, default=default, description=description
+    )
+    if config.compilation_cache:
+        compilations.keep()
+    return config
+
+
+def settings(config: Any) -> dict[str, Any]:
+    """A script's configuration, but for the flags that its results do not depend on."""
+    return {k: v for k, v in asdict(config).items() if k not in FREE}
 
 
 def read_records(path: epath.Path) -> list[dict[str, Any]]:

@@ -7,6 +7,8 @@ import os
 # virtual devices too few threads to meet, and aborts the process.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("NPROC", "16")
+# What scripts compile here belongs in no user's cache.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
 # Tests compile much and run little: LLVM need optimise little. Not 0: there XLA's CPU
 # compiler (0.8 to 0.12) gave NaN for a convolution's gradient below BatchNorm.
 os.environ["XLA_FLAGS"] = " ".join(

@@ -31,6 +31,7 @@ FLOORS = {
     "checkpoint": 3,
     "evaluate": 3,
     "benchmark": 3,
+    "compilations": 2,
     "runs": 3,
     "export": 3,
     "loop": 4,

@@ -33,11 +33,14 @@ def start(tmp_path_factory):
     """Starts the command in a directory; imports and compilations are made once."""
     cache = tmp_path_factory.mktemp("compilations")
     settings = {
+        "JAX_ENABLE_COMPILATION_CACHE": "1",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
-    os.environ.update(settings)
+    patch = pytest.MonkeyPatch()
+    for name, value in settings.items():
+        patch.setenv(name, value)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
 
@@ -48,8 +51,7 @@ def start(tmp_path_factory):
         return process
 
     yield begin
-    for name in settings:
-        del os.environ[name]
+    patch.undo()
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The articles' job, as compare_pytorch puts it to PyTorch and to us."""
+"""The articles' job, as compare_pytorch and benchmark put it to others and to us."""
 
+import importlib.metadata
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,21 +22,15 @@ from jaxdistill.types import TrainState
 
 
 @dataclass(frozen=True)
-class Config:
-    """Compare with PyTorch: step by step, in seconds, in test accuracy."""
+class Job:
+    """The job's numbers; a script's configuration adds its own."""
 
-    part: Literal["parity", "speed", "accuracy", "all"] = "all"
-    """what to run"""
     smoke: bool = False
     """everything in seconds, on the shipped digits with small networks"""
     data: Literal["digits", "mnist"] = "mnist"
     """digits is shipped; mnist comes from --data-dir or TFDS"""
     data_dir: Path | None = None
     """a folder of original IDX files, or TFDS's data folder"""
-    run_dir: str = "runs/compare_pytorch"
-    """where the results are kept"""
-    save: Path | None = None
-    """also copy the small files there, as experiments/results/compare_pytorch"""
     teacher: tuple[int, ...] = (512, 256)
     """hidden widths of the teacher"""
     student: tuple[int, ...] = (128, 64)
@@ -51,16 +47,10 @@ class Config:
     """weight of the KL to the teacher, times temperature squared"""
     epochs: int = 10
     """passes over the training images, the teacher's and the students'"""
-    parity_steps: int = 200
-    """steps taken side by side"""
-    rounds: int = 5
-    """epochs timed of each loop, after one that is not counted"""
     threads: int = 2
     """cores for either side"""
-    compile: bool = True
-    """also time torch.compile"""
-    seeds: int = 5
-    """trainings of each side whose accuracy is compared"""
+    save: Path | None = None
+    """also copy the small files there, below experiments/results"""
     progress: bool = True
     """show progress bars"""
 
@@ -85,9 +75,8 @@ def baseline():
 class Task:
     """The article's job, as both sides need it."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Job):
         self.config = config
-        baseline().torch.set_num_threads(config.threads)
         self.source = data.load(config.data, config.data_dir)
         self.train, self.test = (
             self._examples(split) for split in (self.source.train, self.source.test)
@@ -99,9 +88,6 @@ class Task:
             "teacher": models.MLP((*config.teacher, self.source.num_classes)),
             "student": models.MLP((*config.student, self.source.num_classes)),
         }
-        self.loss = baseline().make_loss(
-            config.temperature, config.hard_weight, config.soft_weight
-        )
         soft = soft_targets(temperature=config.temperature)
         both = {
             "hard": (config.hard_weight, hard_labels()),
@@ -116,10 +102,13 @@ class Task:
 
     def fresh(self, name: str, seed: int) -> TrainState:
         """The state a training starts from."""
-        first = {key: value[:1] for key, value in self.train.items()}
-        example = {**first, "mask": np.ones(1, np.float32)}
         student = models.student(self.modules[name])
-        return init_state(jax.random.key(seed), student, self.optimizer, example)
+        return init_state(jax.random.key(seed), student, self.optimizer, self.first())
+
+    def first(self) -> dict[str, np.ndarray]:
+        """A batch of the first example, for shapes."""
+        first = {key: value[:1] for key, value in self.train.items()}
+        return {**first, "mask": np.ones(1, np.float32)}
 
     def step(self, name: str) -> Callable:
         """Many steps of a training in one dispatch."""
@@ -135,40 +124,41 @@ class Task:
             len(self.train["labels"]), self.config.batch_size, seed=seed
         )
 
-    def fit(self, name: str, seed: int, teacher=None) -> Any:
-        """Our training, start to end; the model's variables."""
+    def fit(self, name: str, seed: int, teacher=None, checkpoints=None) -> TrainState:
+        """Our training, start to end."""
         batches = self.batches(seed)
-        state = fit(
+        steps = self.config.epochs * batches.steps_per_epoch
+        return fit(
             self.fresh(name, seed),
             self.step(name),
             run=self.run,
             examples=self.placed,
             batches=batches,
-            steps=self.config.epochs * batches.steps_per_epoch,
+            steps=steps,
             teacher=teacher,
+            checkpoints=checkpoints,
+            checkpoint_every=steps,
             name=f"{name}-{seed}",
             progress=self.config.progress,
         )
-        return jax.tree.map(np.asarray, {"params": state.params})
 
     def taught(self, seed: int) -> Any:
         """The variables of a teacher trained on the labels."""
         if seed not in self._taught:
-            self._taught[seed] = self.fit("teacher", seed)
+            self._taught[seed] = _variables(self.fit("teacher", seed))
         return self._taught[seed]
 
-    def epoch(self, taught: Any) -> Callable[[], float]:
-        """A function that trains our student for an epoch in one dispatch."""
-        step = self.step("student")
-        teacher = self.run.place(self.teacher(taught))
-        batches = self.batches(0)
+    def epoch(self, teacher: Any, examples: Any) -> Callable[[], float]:
+        """A function that trains our student for an epoch in one dispatch; both its
+        arguments are placed."""
+        step, batches = self.step("student"), self.batches(0)
         state, done = self.run.place(self.fresh("student", 0)), 0
 
         def epoch() -> float:
             nonlocal state, done
             stop = done + batches.steps_per_epoch
             rows = self.run.split(batches.rows(done, stop), 1)
-            state, metrics = step(state, (teacher, self.placed), rows)
+            state, metrics = step(state, (teacher, examples), rows)
             done = stop
             return float(np.asarray(metrics["loss"][0]).mean())
 
@@ -178,14 +168,34 @@ class Task:
         """A live teacher, not placed."""
         return teachers.live(self.modules["teacher"], taught)
 
+    def torch_loss(self) -> Callable:
+        """The student's loss in PyTorch."""
+        config = self.config
+        return baseline().make_loss(
+            config.temperature, config.hard_weight, config.soft_weight
+        )
+
     def torch_module(self, name: str, variables: Any = None):
         """The same network in PyTorch, with these weights or those it draws."""
-        widths = (self.train["inputs"].shape[1], *self.modules[name].features)
-        module = baseline().mlp(widths)
+        module = baseline().mlp(self._widths(name))
         if variables is None:
             return module
-        weights = convert.to_torch(variables, module.state_dict())
-        return baseline().load(module, weights)
+        return baseline().load(module, self.torch_weights(name, variables))
+
+    def torch_weights(self, name: str, variables: Any) -> dict[str, np.ndarray]:
+        """The network's weights by their names in PyTorch, which need not be there."""
+        like = {}
+        for i, (inputs, outputs) in enumerate(pairwise(self._widths(name))):
+            like[f"{2 * i + 1}.weight"] = np.empty((outputs, inputs))
+            like[f"{2 * i + 1}.bias"] = np.empty(outputs)
+        return convert.to_torch(variables, like)
+
+    def drawn(self, name: str) -> Any:
+        """A network's variables before any training."""
+        return _variables(self.fresh(name, 0))
+
+    def _widths(self, name: str) -> tuple[int, ...]:
+        return (self.train["inputs"].shape[1], *self.modules[name].features)
 
     def _examples(self, split) -> dict[str, np.ndarray]:
         examples = self.source.inputs(split)
@@ -193,17 +203,29 @@ class Task:
         return {**examples, "inputs": flat}
 
 
-def machine(torch_version: str, threads: int) -> dict[str, Any]:
+def _variables(state: TrainState) -> Any:
+    return jax.tree.map(np.asarray, {"params": state.params})
+
+
+def machine(threads: int) -> dict[str, Any]:
     """What a part's numbers depend on; parts may come from different days."""
     env = environment()
+    versions = {name: _version(name) for name in ("torch", "keras")}
     return {
         "time": env["time"],
         "commit": env["commit"],
         "jax": env["versions"]["jax"],
-        "torch": torch_version,
+        **versions,
         "cpu": _processor(),
         "threads": threads,
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _processor() -> str:

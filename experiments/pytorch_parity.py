@@ -69,7 +69,7 @@ def side_by_side(
     expected = torch.follow(
         student,
         task.torch_module("teacher", taught),
-        task.loss,
+        task.torch_loss(),
         ((inputs[i], labels[i]) for i in _real(rows)),
         rates,
     )
@@ -85,7 +85,7 @@ def restarted(task: Task, seed: int) -> dict[str, Any]:
     student = task.torch_module("student")
     optimizer = torch.torch.optim.Adam(student.parameters(), lr=config.learning_rate)
     teacher = task.torch_module("teacher", taught)
-    step = torch.make_step(student, teacher, task.loss, optimizer)
+    step = torch.make_step(student, teacher, task.torch_loss(), optimizer)
     losses, expected, apart = [], [], []
     steps = _one_by_one(task, seed, taught, rows)
     for (before, loss, after), index in zip(steps, _real(rows), strict=True):

@@ -64,9 +64,18 @@ def cost(model: Any, batch: Mapping[str, Any], repeats: int = 200) -> dict[str, 
 
 def flops(compiled: Any) -> float:
     """Floating-point operations of a compiled function, by XLA's count."""
+    return _analysis(compiled, "flops")
+
+
+def bytes_accessed(compiled: Any) -> float:
+    """Bytes that a compiled function reads and writes, by XLA's count."""
+    return _analysis(compiled, "bytes accessed")
+
+
+def _analysis(compiled: Any, key: str) -> float:
     analysis = compiled.cost_analysis()
     analysis = analysis[0] if isinstance(analysis, list) else analysis
-    return float(analysis.get("flops", float("nan")))
+    return float(analysis.get(key, float("nan")))
 
 
 def memory(compiled: Any) -> dict[str, int]:

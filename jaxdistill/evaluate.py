@@ -5,7 +5,7 @@ Every metric is a (sum, count) pair until the very end. Sums of a batch are take
 device in float32; batches add up on the host in float64 (counts stay exact integers).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ import numpy as np
 from jaxdistill.data.batches import pad
 from jaxdistill.losses.stable import divergence
 from jaxdistill.parallel import Parallel
-from jaxdistill.steps import make_eval_step, masked_sum, scan_eval
+from jaxdistill.steps import WHOLE, make_eval_step, masked_sum, scan_eval
 from jaxdistill.teachers import mean_log_probs
 from jaxdistill.types import Batch, Metrics, Outputs
 
@@ -97,19 +97,50 @@ class Evaluator:
         *,
         batch_size: int = 512,
         metrics=classification,
+        cells: bool = False,
     ):
-        """`examples` has `inputs` and `labels`; the batch is rounded to the devices."""
+        """Places the examples.
+
+        Args:
+          run: see `parallel`.
+          examples: `inputs` and `labels`.
+          batch_size: rounded up to a multiple of the devices.
+          metrics: `(student, teacher, batch) -> {name: (sum, count)}`.
+          cells: whether a student is many at once, a sweep's (see `sweep`).
+        """
         size = len(examples["labels"])
         devices = len(run.devices)
         batch_size = -(-min(batch_size, size) // devices) * devices
         self._run = run
         self._examples = run.place(dict(examples))
         self._rows = run.split(pad(np.arange(size), batch_size), 1)
+        step = make_eval_step(metrics)
+        self._cells = cells
         self._step = run.compile(
-            scan_eval(make_eval_step(metrics)), batch_axis=1, donate=False
+            scan_eval(_over_cells(step) if cells else step), batch_axis=1, donate=False
         )
 
-    def __call__(self, student: Any, teacher: Any = None) -> dict[str, Any]:
-        """The summary of placed models (see `teachers.trained`) on the whole set."""
+    def __call__(self, student: Any, teacher: Any = None) -> Any:
+        """The summary of placed models (see `teachers.trained`) on the whole set.
+
+        Of a sweep's students a list, a summary for each.
+        """
         sums = self._step((student, teacher), self._examples, self._rows)
-        return summarize(self._run.fetch(sums))
+        sums = jax.tree.map(np.asarray, self._run.fetch(sums))
+        if not self._cells:
+            return summarize(sums)
+        # Batches first, then cells: each cell's summary from its own sums.
+        leaves, tree = jax.tree.flatten(sums)
+        by_cell = zip(*(np.moveaxis(x, 1, 0) for x in leaves), strict=True)
+        return [summarize(jax.tree.unflatten(tree, cell)) for cell in by_cell]
+
+
+def _over_cells(eval_step: Callable) -> Callable:
+    """The step on students with a leading axis of cells; metrics gain it."""
+
+    def step(models, batch: Batch, *, replica=WHOLE) -> Metrics:
+        students, teacher = models
+        one = lambda student: eval_step((student, teacher), batch, replica=replica)  # noqa: E731
+        return jax.vmap(one)(students)
+
+    return step

@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How fast is the articles' distillation job, and what does it cost?
+
+Question: seconds of an epoch of the same job (MNIST, teacher 784-512-256-10 trained
+beforehand, student 784-128-64-10, batch 64, Adam, temperature 2) by what users would
+otherwise run, and by ours.
+
+  loops    the article's PyTorch loop; PyTorch with all that makes it fast, eager and
+           compiled; Keras's Distiller on JAX; JAX by hand, step by step and scanned;
+           ours with the teacher in every step, with its outputs stored, and many
+           students at once, evaluated and each with its own schedule. They take turns
+           on the same cores; a ratio is taken pair by pair. Beside them: XLA's FLOPs
+           and bytes of ours and of the hand-written scan, and the share of the
+           machine's matrix-multiply peak that each reaches.
+  scaling  milliseconds of a step against the teacher's width, the batch, and the
+           number of students.
+  cold     the whole job as a process of its own, nothing compiled before: import, read
+           the teacher and the images, 10 epochs, evaluate, save.
+
+Expected on two cores: live 7 times as fast as the article's loop, 2 times tuned
+PyTorch, 1.8 times Keras; stored 9.5, 2.8, 2.4; swept 1.5 times stored, a student; as
+fast as the hand-written scan within 3%.
+
+The PyTorch loops need jaxdistill[torch], Keras's jaxdistill[keras]; what is not there
+is left out, and the table says so. A run directory keeps the parts it has: run one
+again at a quiet time. Cost on two cores: about 12 minutes, a minute with --smoke.
+
+  python -m experiments.benchmark --data-dir ~/mnist
+  python -m experiments.benchmark --data-dir ~/mnist --part loops --rounds 25
+  python -m experiments.benchmark --smoke
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from tqdm.auto import tqdm
+
+from experiments import bare_jax, loops, speed_report
+from experiments.article_job import Job, Task, machine
+from jaxdistill import benchmark, teachers
+from jaxdistill.runs import Run, environment
+from jaxdistill.study import FAILURES
+
+WIDTHS, BATCHES, STUDENTS = (0.5, 1, 2, 4), (16, 64, 256, 1024), (1, 4, 16, 32)
+SCALING_STEPS = 200
+
+
+@dataclass(frozen=True)
+class Config(Job):
+    """Time the articles' job by every loop there is."""
+
+    part: Literal["loops", "scaling", "cold", "all"] = "all"
+    """what to run"""
+    run_dir: str = "runs/benchmark"
+    """where the results are kept"""
+    rounds: int = 15
+    """epochs timed of each loop, after one that is not counted"""
+    processes: int = 5
+    """whole processes timed of either side"""
+    students: int = 16
+    """students of the sweep"""
+    compile: bool = True
+    """also time torch.compile"""
+
+
+PARTS = ("loops", "scaling", "cold")
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Runs the benchmark, prints its tables, returns its summary."""
+    config = tyro.cli(Config, args=argv, description=__doc__)
+    if hasattr(os, "sched_setaffinity"):  # before any side makes its threads
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: config.threads])
+    try:
+        return execute(config)
+    except FAILURES as error:
+        sys.exit(f"error: {error}")
+
+
+def execute(config: Config) -> dict[str, Any]:
+    """Runs the parts asked for, beside those the run directory already holds."""
+    if config.smoke:
+        small: dict[str, Any] = {"data": "digits", "teacher": (32,), "student": (16, 8)}
+        config = replace(config, **small, epochs=2, rounds=2, processes=1, students=4)
+    free = ("part", "rounds", "processes", "data_dir", "run_dir", "save", "progress")
+    log = Run(
+        config.run_dir, {k: v for k, v in asdict(config).items() if k not in free}
+    )
+    task = Task(config)
+    path = log.path / "summary.json"
+    summary = json.loads(path.read_text()) if path.exists() else {}
+    jobs: dict[str, Callable] = {"loops": epochs, "scaling": scaling, "cold": cold}
+    for part in PARTS if config.part == "all" else (config.part,):
+        result = jobs[part](task)
+        summary[part] = {**result, "machine": machine(config.threads)}
+        log.write("summary.json", summary)
+    log.write("env.json", environment())
+    texts = speed_report.tables(summary)
+    for name, text in texts.items():
+        log.write_bytes(name, text.encode())
+    for name, png in speed_report.figures(summary).items():
+        log.write_bytes(name, png)
+    if config.save is not None:
+        speed_report.save(log.path, config.save)
+    print("\n".join(texts.values()))
+    print(log)
+    return summary
+
+
+def epochs(task: Task) -> dict[str, Any]:
+    """Seconds per epoch of every loop, in turns; what XLA counts of ours."""
+    config: Any = task.config
+    taught = task.taught(0)
+    jobs, skipped = {}, {}
+    for found, missing in (
+        loops.torch_loops(task, taught, config.compile),
+        loops.keras_loops(task, taught),
+        loops.bare_loops(task, taught),
+        loops.our_loops(task, taught, config.students),
+    ):
+        jobs |= found
+        skipped |= missing
+    times = in_turns(task, "loops", jobs, config.rounds)
+    # A sweep's epoch trains many: a student's share of it.
+    times = {
+        name: [t / config.students for t in seconds]
+        if name.startswith(loops.SWEPT)
+        else seconds
+        for name, seconds in times.items()
+    }
+    return {
+        "seconds": times,
+        "skipped": skipped,
+        "programs": programs(task, taught),
+        "peak_gflops": peak(),
+        "images": len(task.train["labels"]),
+        "steps": task.batches(0).steps_per_epoch,
+        "batch_size": config.batch_size,
+        "students": config.students,
+    }
+
+
+def programs(task: Task, taught: Any) -> dict[str, dict[str, float]]:
+    """XLA's FLOPs and bytes of a step, and its memory: ours, and the one by hand.
+
+    Of the programs of one step: XLA counts the body of a loop once, however often it
+    runs.
+    """
+    rows = task.run.split(task.batches(0).rows(0, 1), 1)
+    live = task.run.place(task.teacher(taught))
+    state = task.run.place(task.fresh("student", 0))
+    by_hand, step, data = loops.bare(task, taught)
+    stored = (teachers.Stored(), loops.with_outputs(task, live))
+    scanned: Any = jax.jit(bare_jax.scan(step), donate_argnums=0)
+    ours: Any = task.step("student")
+    lowered = {
+        loops.SCANNED: scanned.lower(by_hand, *data, rows),
+        loops.LIVE: ours.lower(state, (live, task.placed), rows),
+        loops.STORED: ours.lower(state, stored, rows),
+    }
+    result = {}
+    for name, program in lowered.items():
+        compiled = program.compile()
+        result[name] = {
+            "flops": benchmark.flops(compiled),
+            "bytes": benchmark.bytes_accessed(compiled),
+            **benchmark.memory(compiled),
+        }
+    return result
+
+
+def peak(size: int = 2048) -> float:
+    """The best of ten float32 matrix products, in GFLOP/s: what the machine can do."""
+    a = jnp.ones((size, size), jnp.float32)
+    product = jax.jit(jnp.matmul)
+
+    def once():
+        product(a, a).block_until_ready()
+
+    once()
+    return 2 * size**3 / min(benchmark.seconds(once) for _ in range(10)) / 1e9
+
+
+def scaling(task: Task) -> dict[str, Any]:
+    """Milliseconds per step and student, against what makes a job larger."""
+    config: Any = task.config
+    steps = 20 if config.smoke else SCALING_STEPS
+    result: dict[str, Any] = {}
+    widths: dict[str, Callable] = {}
+    for factor in WIDTHS:
+        teacher = tuple(int(factor * width) for width in config.teacher)
+        other = Task(replace(config, teacher=teacher))
+        live = other.run.place(other.teacher(other.drawn("teacher")))
+        stored = loops.with_outputs(other, live)
+        label = "-".join(map(str, teacher))
+        widths[f"live {label}"] = dispatch(other, live, other.placed, steps)
+        widths[f"stored {label}"] = dispatch(other, teachers.Stored(), stored, steps)
+    result["teacher"] = per_step(task, "teacher", widths, steps)
+    batches = {}
+    for size in BATCHES:
+        if size > len(task.train["labels"]):
+            continue
+        other = Task(replace(config, batch_size=size))
+        live = other.run.place(other.teacher(other.drawn("teacher")))
+        stored = loops.with_outputs(other, live)
+        batches[f"live {size}"] = dispatch(other, live, other.placed, steps)
+        batches[f"stored {size}"] = dispatch(other, teachers.Stored(), stored, steps)
+    result["batch"] = per_step(task, "batch", batches, steps)
+    live = task.run.place(task.teacher(task.drawn("teacher")))
+    stored = loops.with_outputs(task, live)
+    many = {
+        f"swept {count}": loops.swept(task, stored, count, steps) for count in STUDENTS
+    }
+    times = per_step(task, "students", many, steps)
+    result["students"] = {name: ms / int(name.split()[1]) for name, ms in times.items()}
+    return result
+
+
+def dispatch(task: Task, teacher: Any, examples: Any, steps: int) -> Callable:
+    """A function that trains for so many steps in one dispatch."""
+    step = task.step("student")
+    rows = task.run.split(task.batches(0).rows(0, steps), 1)
+    state = task.run.place(task.fresh("student", 0))
+
+    def run():
+        nonlocal state
+        state, metrics = step(state, (teacher, examples), rows)
+        return np.asarray(metrics["loss"][0])
+
+    return run
+
+
+def per_step(task: Task, part: str, jobs, steps: int) -> dict[str, float]:
+    """The median of five turns, in milliseconds a step."""
+    times = in_turns(task, part, jobs, 1 if task.config.smoke else 5)
+    return {name: 1e3 * float(np.median(t)) / steps for name, t in times.items()}
+
+
+def in_turns(task: Task, part: str, jobs, rounds: int) -> dict[str, list[float]]:
+    """`benchmark.interleave`, with a bar."""
+    total = len(jobs) * (rounds + 1)
+    with tqdm(desc=part, total=total, disable=not task.config.progress) as bar:
+
+        def counted(job):
+            return lambda: (job(), bar.update())
+
+        return benchmark.interleave({k: counted(j) for k, j in jobs.items()}, rounds)
+
+
+def cold(task: Task) -> dict[str, Any]:
+    """Seconds and peak memory of whole processes, ours and the article's, in turns."""
+    config: Any = task.config
+    sides = (
+        ("pytorch", "jaxdistill")
+        if importlib.util.find_spec("torch")
+        else ("jaxdistill",)
+    )
+    found: dict[str, list] = {side: [] for side in sides}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        np.savez(
+            folder / "teacher.npz", **task.torch_weights("teacher", task.taught(0))
+        )
+        names = [field.name for field in fields(Job)]
+        job = {key: getattr(config, key) for key in names}
+        (folder / "job.json").write_text(
+            json.dumps({**job, "progress": False}, default=str)
+        )
+        for turn in tqdm(range(config.processes), "cold", disable=not config.progress):
+            for side in sides if turn % 2 == 0 else reversed(sides):
+                found[side].append(process(side, folder, folder / f"{side}-{turn}"))
+    return {"processes": found, "epochs": config.epochs}
+
+
+def process(side: str, folder: Path, output: Path) -> dict[str, float]:
+    """One side's whole job, with nothing compiled before."""
+    command = [sys.executable, "-m", "experiments.whole_job"]
+    command += [side, str(folder), str(output)]
+    env = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "0"}
+    root = Path(__file__).parents[1]
+    start = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=root)
+    seconds = time.perf_counter() - start
+    if done.returncode:
+        raise ValueError(f"the cold job of {side} failed: {done.stderr[-500:]}")
+    return {"seconds": seconds, **json.loads(done.stdout.splitlines()[-1])}
+
+
+if __name__ == "__main__":
+    main()

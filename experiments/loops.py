@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An epoch of the articles' job by every loop that benchmark compares.
+
+Each function returns `{name: epoch}`, and why the loops that cannot run here are left
+out. All start from the same weights and the same trained teacher; an epoch has all
+images once, in a new order.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments import bare_jax
+from experiments.article_job import Task, baseline
+from jaxdistill import models, sweep, teachers
+from jaxdistill.evaluate import Evaluator
+from jaxdistill.objectives import combine, hard_labels, soft_targets
+
+Loops = tuple[dict[str, Callable[[], Any]], dict[str, str]]
+
+LIVE, STORED, SWEPT = "jaxdistill, live", "jaxdistill, stored", "jaxdistill, swept"
+ARTICLE, TUNED = "PyTorch, the article's loop", "PyTorch, tuned"
+COMPILED, KERAS = "PyTorch, tuned and compiled", "Keras Distiller"
+STEPS, SCANNED = "bare JAX, step by step", "bare JAX, scanned"
+
+
+def torch_loops(task: Task, taught: Any, compiled: bool) -> Loops:
+    """The article's loop, a tuned one, and that under torch.compile."""
+    try:
+        torch = baseline()
+    except ValueError as error:
+        return {}, dict.fromkeys((ARTICLE, TUNED, COMPILED), str(error))
+    config, source, train = task.config, task.source, task.source.train
+    torch.torch.set_num_threads(config.threads)
+    teacher, start = task.torch_module("teacher", taught), task.drawn("student")
+
+    def theirs(make, *images, **options):
+        return make(
+            task.torch_module("student", start),
+            teacher,
+            task.torch_loss(),
+            *images,
+            batch_size=config.batch_size,
+            learning_rate=config.learning_rate,
+            **options,
+        )
+
+    numbers = source.mean, source.deviation, source.peak
+    raw = torch.Images(train["images"], train["labels"], *numbers)
+    ready = (task.train["inputs"], task.train["labels"])
+    jobs = {ARTICLE: theirs(torch.article, raw), TUNED: theirs(torch.tuned, *ready)}
+    problem = torch.compiler_problem() if compiled else "not asked for"
+    if problem:
+        return jobs, {COMPILED: problem}
+    return {**jobs, COMPILED: theirs(torch.tuned, *ready, compiled=True)}, {}
+
+
+def keras_loops(task: Task, taught: Any) -> Loops:
+    """Keras's `Distiller`."""
+    try:
+        from experiments import keras_baseline
+    except ModuleNotFoundError as error:
+        if error.name != "keras":
+            raise
+        return {}, {KERAS: "needs it: pip install 'jaxdistill[keras]'"}
+    config = task.config
+    epoch = keras_baseline.distill(
+        keras_baseline.mlp(_layers(task.drawn("student")), trainable=True),
+        keras_baseline.mlp(_layers(taught), trainable=False),
+        task.train["inputs"],
+        task.train["labels"],
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        temperature=config.temperature,
+        hard_weight=config.hard_weight,
+    )
+    return {KERAS: epoch}, {}
+
+
+def bare_loops(task: Task, taught: Any) -> Loops:
+    """JAX by hand: a step a dispatch, and all of an epoch in one."""
+    state, step, data = bare(task, taught)
+    one = jax.jit(step, donate_argnums=0)
+    all_rows = jax.jit(bare_jax.scan(step), donate_argnums=0)
+    batches = task.batches(0)
+    copies = {name: jax.tree.map(jnp.copy, state) for name in (STEPS, SCANNED)}
+    orders = {name: _orders(batches) for name in copies}
+
+    def step_by_step():
+        rows, losses = next(orders[STEPS]), []
+        for i in range(batches.steps_per_epoch):
+            row = {name: array[i] for name, array in rows.items()}
+            copies[STEPS], metrics = one(copies[STEPS], *data, row)
+            losses.append(metrics[0])
+        return np.asarray(jax.device_get(losses)).mean()
+
+    def scanned():
+        copies[SCANNED], metrics = all_rows(
+            copies[SCANNED], *data, next(orders[SCANNED])
+        )
+        return np.asarray(metrics[0]).mean()
+
+    return {STEPS: step_by_step, SCANNED: scanned}, {}
+
+
+def _orders(batches) -> Iterator[dict[str, np.ndarray]]:
+    """The rows of each epoch."""
+    length = batches.steps_per_epoch
+    for epoch in itertools.count():
+        yield batches.rows(epoch * length, (epoch + 1) * length)
+
+
+def bare(task: Task, taught: Any):
+    """The hand-written loop's state, step, and `(teacher, images, labels)`, placed."""
+    config = task.config
+    numbers = config.temperature, config.hard_weight, config.soft_weight
+    step = bare_jax.make_step(*numbers, task.optimizer)
+    params = _layers(task.drawn("student"))
+    state = task.run.place((params, task.optimizer.init(params)))
+    data = _layers(taught), task.train["inputs"], task.train["labels"]
+    return state, step, task.run.place(data)
+
+
+def our_loops(task: Task, taught: Any, students: int) -> Loops:
+    """Ours: the teacher in every step, its outputs stored, and many students at once.
+
+    The swept students have grids of rates, temperatures and seeds, and are evaluated
+    on the test images at each epoch's end; the single ones are not.
+    """
+    live = task.run.place(task.teacher(taught))
+    stored = with_outputs(task, live)
+    name = f"{SWEPT}, each of {students}"
+    return {
+        LIVE: task.epoch(live, task.placed),
+        STORED: task.epoch(teachers.Stored(), stored),
+        name: swept(task, stored, students),
+    }, {}
+
+
+def with_outputs(task: Task, live: Any) -> Any:
+    """The placed examples with a placed teacher's logits beside them."""
+    batch = {**task.placed, "mask": np.ones(len(task.train["labels"]), np.float32)}
+    logits = jax.jit(lambda teacher, batch: teacher(batch).logits)(live, batch)
+    return {**task.placed, "teacher": {"logits": logits[:, None]}}
+
+
+def cells_for(students: int) -> dict[str, np.ndarray]:
+    """A grid of so many cells: rates, temperatures, and seeds for what is left."""
+    rates = [3e-4, 1e-3][: 2 if students % 2 == 0 else 1]
+    temperatures = [1.0, 2.0, 4.0, 8.0][: 4 if students % 8 == 0 else 1]
+    seeds = range(students // (len(rates) * len(temperatures)))
+    return sweep.grid(learning_rate=rates, temperature=temperatures, seed=seeds)
+
+
+def swept(
+    task: Task, examples: Any, students: int, steps: int | None = None
+) -> Callable[[], Any]:
+    """Steps of many students, each with its own schedule, in one dispatch.
+
+    Args:
+      task: the job.
+      examples: placed, with stored outputs.
+      students: how many.
+      steps: of a dispatch; None is an epoch, and their evaluation on the test images.
+    """
+    config, batches = task.config, task.batches(0)
+    length = steps or batches.steps_per_epoch
+    cells, module = cells_for(students), task.modules["student"]
+    student = models.student(module)
+
+    def make_objective(cell):
+        soft = soft_targets(temperature=cell["temperature"])
+        hard = (config.hard_weight, hard_labels())
+        return combine({"hard": hard, "soft": (config.soft_weight, soft)})
+
+    def make_optimizer(cell):
+        total = config.epochs * batches.steps_per_epoch
+        decay = optax.cosine_decay_schedule(1.0, total)
+        return optax.adam(lambda count: cell["learning_rate"] * decay(count))
+
+    states = sweep.init_states(cells, student, make_optimizer, task.first())
+    step = sweep.make_sweep_step(student, make_objective, make_optimizer)
+    run = jax.jit(sweep.scan_sweep(step), donate_argnums=0)
+    judge = Evaluator(task.run, task.test, cells=True)
+    done = 0
+
+    def dispatch():
+        nonlocal states, done
+        rows = task.run.split(batches.rows(done, done + length), 1)
+        states, metrics = run(states, (cells, teachers.Stored(), examples), rows)
+        done += length
+        if steps is None:
+            return judge(teachers.trained(module, states))
+        return np.asarray(metrics["loss"][0])
+
+    return dispatch
+
+
+def _layers(variables: Mapping[str, Any]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """An MLP's `(kernel, bias)` in their order."""
+    layers = sorted(variables["params"].items(), key=lambda item: int(item[0][6:]))
+    return [(np.asarray(x["kernel"]), np.asarray(x["bias"])) for _, x in layers]

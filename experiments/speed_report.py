@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables and figures of benchmark's parts."""
+
+import io
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.loops import LIVE, SCANNED, STORED, SWEPT
+from jaxdistill import benchmark
+
+KEPT = (".json", ".md", ".png")
+
+
+def tables(summary: Mapping[str, Any]) -> dict[str, str]:
+    """`{file name: Markdown}` of the parts there are."""
+    makers = {"loops": _loops, "scaling": _scaling, "cold": _cold}
+    return {f"{k}.md": make(summary[k]) for k, make in makers.items() if k in summary}
+
+
+def figures(summary: Mapping[str, Any]) -> dict[str, bytes]:
+    """`{file name: PNG}` of the parts there are."""
+    makers = {"loops": _bars, "scaling": _lines}
+    return {f"{k}.png": make(summary[k]) for k, make in makers.items() if k in summary}
+
+
+def save(run: Any, destination: Path) -> None:
+    """Copies a run's small files, to be committed."""
+    destination.mkdir(parents=True, exist_ok=True)
+    for source in run.iterdir():
+        if source.name.endswith(KEPT):
+            (destination / source.name).write_bytes(source.read_bytes())
+
+
+def _loops(part: Mapping[str, Any]) -> str:
+    seconds = part["seconds"]
+    ours = [LIVE, STORED, next(name for name in seconds if name.startswith(SWEPT))]
+    head = ["", "seconds per epoch", *(f"over {name.split(', ')[1]}" for name in ours)]
+    lines = [_row(head), _row(["---"] + ["--:"] * (len(head) - 1))]
+    for name, times in seconds.items():
+        cells = [name, _range(times)]
+        for other in ours:
+            ratio = benchmark.ratios(times, seconds[other])
+            cells.append("-" if name == other else _range(ratio, digits=2))
+        lines.append(_row(cells))
+    dash = [" - "] * (len(head) - 2)
+    lines += [_row([name, why, *dash]) for name, why in part["skipped"].items()]
+    rounds = len(seconds[LIVE])
+    lines += [
+        "",
+        f"Median (lowest to highest) of {rounds} rounds in turns; a ratio is how much "
+        f"longer the row takes, pair by pair. {part['images']:,} images, batch "
+        f"{part['batch_size']}; of {part['students']} swept students each one's share. "
+        f"{_machine(part['machine'])}",
+        "",
+        *_programs(part),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _programs(part: Mapping[str, Any]) -> list[str]:
+    """What XLA counts of a step, and the share of the machine's peak it reaches."""
+    head = ["a step", "MFLOP", "MB read and written", "GFLOP/s", "of the peak, %"]
+    lines = [_row(head), _row(["---"] + ["--:"] * (len(head) - 1))]
+    for name, program in part["programs"].items():
+        epoch = statistics.median(part["seconds"][name])
+        rate = program["flops"] * part["steps"] / epoch / 1e9
+        lines.append(
+            _row(
+                [
+                    name,
+                    f"{program['flops'] / 1e6:.2f}",
+                    f"{program['bytes'] / 1e6:.2f}",
+                    f"{rate:.0f}",
+                    f"{100 * rate / part['peak_gflops']:.0f}",
+                ]
+            )
+        )
+    by_hand, live = (part["programs"][name] for name in (SCANNED, LIVE))
+    gaps = [100 * (live[key] / by_hand[key] - 1) for key in ("flops", "bytes")]
+    slower = benchmark.ratios(part["seconds"][LIVE], part["seconds"][SCANNED])
+    return [
+        *lines,
+        "",
+        f"The peak is that of a 2048 x 2048 product, {part['peak_gflops']:.0f} "
+        f"GFLOP/s. Live against the scan by hand: FLOPs {gaps[0]:+.2f}%, bytes "
+        f"{gaps[1]:+.2f}%, time {100 * (slower['median'] - 1):+.1f}% (median pair).",
+    ]
+
+
+def _scaling(part: Mapping[str, Any]) -> str:
+    titles = {
+        "teacher": "teacher's hidden widths",
+        "batch": "examples in a batch",
+        "students": "students in a sweep",
+    }
+    lines = []
+    for key, title in titles.items():
+        kinds = list(dict.fromkeys(name.split()[0] for name in part[key]))
+        sizes = list(dict.fromkeys(name.split()[1] for name in part[key]))
+        head = [title, *(f"{kind}, ms per step" for kind in kinds)]
+        if key == "students":
+            head[1] += " and student"
+        lines += [_row(head), _row(["---"] + ["--:"] * len(kinds))]
+        for size in sizes:
+            times = [part[key][f"{kind} {size}"] for kind in kinds]
+            lines.append(_row([size, *(f"{ms:.3f}" for ms in times)]))
+        lines.append("")
+    return "\n".join([*lines, _machine(part["machine"]), ""])
+
+
+def _cold(part: Mapping[str, Any]) -> str:
+    names = {"pytorch": "the article's script", "jaxdistill": "jaxdistill, live"}
+    found = part["processes"]
+    ours = [run["seconds"] for run in found["jaxdistill"]]
+    head = ["whole process", "seconds", "ours is faster by", "peak MB", "accuracy %"]
+    lines = [_row(head), _row(["---"] + ["--:"] * (len(head) - 1))]
+    for side, runs in found.items():
+        times = [run["seconds"] for run in runs]
+        ratio = benchmark.ratios(times, ours)
+        lines.append(
+            _row(
+                [
+                    names[side],
+                    _range(times),
+                    "-" if side == "jaxdistill" else _range(ratio),
+                    f"{max(run['peak_bytes'] for run in runs) / 1e6:.0f}",
+                    f"{100 * statistics.mean(run['accuracy'] for run in runs):.2f}",
+                ]
+            )
+        )
+    count = len(ours)
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Import, read the teacher and the images, {part['epochs']} epochs, "
+            f"evaluate, save; nothing compiled before. Median (lowest to highest) of "
+            f"{count} processes each, in turns. {_machine(part['machine'])}",
+            "",
+        ]
+    )
+
+
+def _bars(part: Mapping[str, Any]) -> bytes:
+    """Seconds per epoch, with the range over the rounds."""
+    plt = _pyplot()
+    seconds = part["seconds"]
+    names = list(seconds)[::-1]
+    medians = [statistics.median(seconds[name]) for name in names]
+    low = [m - min(seconds[n]) for n, m in zip(names, medians, strict=True)]
+    high = [max(seconds[n]) - m for n, m in zip(names, medians, strict=True)]
+    picture, axis = plt.subplots(figsize=(7, 0.8 + 0.4 * len(names)))
+    axis.barh(names, medians, xerr=[low, high], capsize=3)
+    axis.set(xlabel="seconds per epoch: median and range", xscale="log")
+    axis.spines[["top", "right"]].set_visible(False)
+    return _png(picture)
+
+
+def _lines(part: Mapping[str, Any]) -> bytes:
+    """Milliseconds a step against each size."""
+    plt = _pyplot()
+    picture, axes = plt.subplots(1, 3, figsize=(10, 3.2))
+    for axis, key in zip(axes, ("teacher", "batch", "students"), strict=True):
+        for kind in dict.fromkeys(name.split()[0] for name in part[key]):
+            points = [n.split()[1] for n in part[key] if n.startswith(f"{kind} ")]
+            times = [part[key][f"{kind} {point}"] for point in points]
+            axis.plot(points, times, "o-", label=kind)
+        axis.set(xlabel=key, ylim=(0, None))
+        axis.legend(frameon=False)
+    axes[0].set(ylabel="ms per step")
+    axes[2].set(ylabel="ms per step and student")
+    return _png(picture)
+
+
+def _machine(on: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{k} {on[k]}" for k in ("jax", "torch", "keras") if on[k])
+    return f"{on['threads']} threads of {on['cpu']}, {versions}."
+
+
+def _range(values: Sequence[float] | Mapping[str, float], digits: int = 3) -> str:
+    if not isinstance(values, Mapping):
+        ends = {"min": min(values), "max": max(values)}
+        values = {"median": statistics.median(values), **ends}
+    middle, low, high = (f"{values[k]:.{digits}g}" for k in ("median", "min", "max"))
+    return f"{middle} ({low} to {high})"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _pyplot():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def _png(picture) -> bytes:
+    picture.tight_layout()
+    buffer = io.BytesIO()
+    picture.savefig(buffer, format="png", dpi=110)
+    _pyplot().close(picture)
+    return buffer.getvalue()

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The articles' job from a cold start to a saved student, as a process of its own.
+
+A folder holds `job.json` (`article_job.Job`) and `teacher.npz` (a trained teacher's
+PyTorch weights). The side named imports what it needs, reads the images and the
+teacher, trains the student, evaluates it on the test images, saves it in the folder
+OUTPUT, and prints its accuracy and the process's peak memory. `benchmark` takes the
+time of the whole.
+
+  python -m experiments.whole_job pytorch FOLDER OUTPUT
+"""
+
+import json
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def pytorch(job: dict[str, Any], weights, output: Path) -> float:
+    """The article's script, with a trained teacher; the student's accuracy."""
+    import torch
+
+    from experiments import pytorch_baseline as baseline
+    from jaxdistill import data
+
+    torch.set_num_threads(job["threads"])
+    source = data.load(job["data"], job["data_dir"])
+    train, test = source.train, source.test
+    pixels = train["images"][0].size
+    student, teacher = (
+        baseline.mlp((pixels, *job[name], source.num_classes))
+        for name in ("student", "teacher")
+    )
+    baseline.load(teacher, weights)
+    numbers = source.mean, source.deviation, source.peak
+    loss = baseline.make_loss(
+        job["temperature"], job["hard_weight"], job["soft_weight"]
+    )
+    images = baseline.Images(train["images"], train["labels"], *numbers)
+    epoch = baseline.article(
+        student, teacher, loss, images, job["batch_size"], job["learning_rate"]
+    )
+    for _ in range(job["epochs"]):
+        epoch()
+    test_images = baseline.Images(test["images"], test["labels"], *numbers)
+    loader = torch.utils.data.DataLoader(test_images, batch_size=job["batch_size"])
+    student.eval()
+    right = 0
+    with torch.no_grad():
+        for inputs, labels in loader:
+            right += int((student(inputs).argmax(-1) == labels).sum())
+    torch.save(student.state_dict(), output / "student.pt")
+    return right / len(test["labels"])
+
+
+def ours(job: dict[str, Any], weights, output: Path) -> float:
+    """The same by jaxdistill, the teacher in every step; the student's accuracy."""
+    import jax
+
+    from experiments.article_job import Job, Task
+    from jaxdistill import convert, teachers
+    from jaxdistill.checkpoint import Checkpoints
+    from jaxdistill.evaluate import Evaluator
+
+    task = Task(Job(**{**job, "data_dir": job["data_dir"] and Path(job["data_dir"])}))
+    module = task.modules["teacher"]
+    like = jax.eval_shape(module.init, jax.random.key(0), task.first()["inputs"])
+    teacher = task.run.place(task.teacher(convert.from_torch(weights, like)))
+    checkpoints = Checkpoints(output / "checkpoints")
+    state = task.fit("student", 0, teacher, checkpoints)
+    model = teachers.trained(task.modules["student"], state)
+    accuracy = Evaluator(task.run, task.test)(task.run.place(model))["accuracy"]
+    checkpoints.close()
+    return accuracy
+
+
+SIDES = {"pytorch": pytorch, "jaxdistill": ours}
+
+
+def main(side: str, folder: Path, output: Path) -> None:
+    """Runs a side and prints what it reached, as a line of JSON."""
+    import numpy as np
+
+    job = json.loads((folder / "job.json").read_text())
+    output.mkdir()
+    accuracy = SIDES[side](job, dict(np.load(folder / "teacher.npz")), output)
+    # Kilobytes on Linux, bytes on macOS.
+    unit = 1 if sys.platform == "darwin" else 1024
+    most = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({"accuracy": accuracy, "peak_bytes": most}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))

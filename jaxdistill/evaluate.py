@@ -103,7 +103,7 @@ class Evaluator:
         devices = len(run.devices)
         batch_size = -(-min(batch_size, size) // devices) * devices
         self._run = run
-        self._examples = run.place(dict(examples))
+        self._examples = run.replicate(dict(examples))
         self._rows = run.split(pad(np.arange(size), batch_size), 1)
         self._step = run.compile(
             scan_eval(make_eval_step(metrics)), batch_axis=1, donate=False

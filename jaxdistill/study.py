@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from jaxdistill import benchmark, cache, report, teachers
+from jaxdistill import benchmark, cache, processes, report, teachers
 from jaxdistill.checkpoint import CheckpointError, Checkpoints
 from jaxdistill.data import Batches, check_labels
 from jaxdistill.evaluate import Evaluator
@@ -155,6 +155,7 @@ class Study:
           DataError: a label is not one of the module's classes.
         """
         examples = self.examples(row, seed)
+        processes.check_examples(len(examples["labels"]))
         fresh = self.fresh(row, seed)
         check_labels(examples["labels"], self._classes(row, seed, fresh))
         taught_by = (
@@ -258,7 +259,7 @@ class Study:
 
     def _place(self, examples: Mapping[str, np.ndarray]) -> Any:
         if self._placed[0] is not examples:
-            self._placed = (examples, self.run.place(dict(examples)))
+            self._placed = (examples, self.run.replicate(dict(examples)))
         return self._placed[1]
 
 

@@ -31,7 +31,7 @@ from typing import Any, Literal
 
 import optax
 
-from jaxdistill import data, models, parallel, report, teachers
+from jaxdistill import data, models, parallel, processes, report, teachers
 from jaxdistill.evaluate import Evaluator
 from jaxdistill.objectives import combine, hard_labels, soft_targets
 from jaxdistill.parallel import Kind
@@ -93,6 +93,8 @@ class Config:
     """compute the teacher's outputs once, in the run directory, and read them"""
     parallel: Kind = "auto"
     """how a step runs: a mesh where there are several devices, else jit"""
+    distributed: bool = False
+    """one of several, see jaxdistill.processes; SLURM and TPU pods need no flag"""
     progress: bool = True
     """show progress bars"""
 
@@ -151,6 +153,7 @@ def check(config: Config) -> None:
 
 def execute(config: Config) -> dict[str, Any]:
     """Trains every row for every seed, resuming what a run directory already holds."""
+    processes.start(config.distributed, asdict(config))
     check(config)
     source = data.load(config.data, config.data_dir)
     train, validation = source.train, None
@@ -164,7 +167,7 @@ def execute(config: Config) -> dict[str, Any]:
         * data.Batches(len(train["labels"]), config.batch_size).steps_per_epoch
     )
     lines = rows(config, steps)
-    free = ("run_dir", "data_dir", "parallel", "stored", "progress")
+    free = ("run_dir", "data_dir", "parallel", "distributed", "stored", "progress")
     settings = {k: v for k, v in asdict(config).items() if k not in free}
     study = Study(
         run,
@@ -186,8 +189,10 @@ def execute(config: Config) -> dict[str, Any]:
         return {"untrained": run.place(teachers.trained(row.module, state))}
 
     summary = study.compare(lines, config.seeds, given=untrained)
-    print(report.write(study.log.path))
-    print(f"run directory: {study.log.path}")
+    text = processes.on_first(lambda: report.write(study.log.path))
+    if processes.is_first():
+        print(text)
+        print(f"run directory: {study.log.path}")
     return summary
 
 

@@ -38,7 +38,7 @@ from typing import Any, Literal
 import optax
 
 from experiments.methods import METHODS, Layers
-from jaxdistill import data, models, parallel, report, teachers
+from jaxdistill import data, models, parallel, processes, report, teachers
 from jaxdistill.augment import chain, flip, shift
 from jaxdistill.evaluate import Evaluator
 from jaxdistill.objectives import combine, hard_labels
@@ -87,6 +87,8 @@ class Config:
     """fresh seeds of each method's best"""
     parallel: Kind = "auto"
     """how a step runs: a mesh where there are several devices, else jit"""
+    distributed: bool = False
+    """one of several, see jaxdistill.processes; SLURM and TPU pods need no flag"""
     progress: bool = True
     """show progress bars"""
 
@@ -125,6 +127,7 @@ def execute(config: Config) -> dict[str, Any]:
         raise ValueError(
             f"unknown methods {sorted(unknown)}; known: {', '.join(METHODS)}"
         )
+    processes.start(config.distributed, asdict(config))
     task = Task(config)
     weights, scores = search(task)
     task.study.log.write("search.json", scores)
@@ -142,9 +145,11 @@ def execute(config: Config) -> dict[str, Any]:
     )
     chosen = describe(weights, scores)
     task.study.log.write_bytes("chosen.md", chosen.encode())
-    print(report.write(task.study.log.path))
-    print(chosen)
-    print(f"run directory: {task.study.log.path}")
+    text = processes.on_first(lambda: report.write(task.study.log.path))
+    if processes.is_first():
+        print(text)
+        print(chosen)
+        print(f"run directory: {task.study.log.path}")
     return summary
 
 
@@ -163,7 +168,7 @@ class Task:
             _, train = data.holdout(train, config.images, seed=1)
         examples = source.inputs(train)
         batches = data.Batches(len(train["labels"]), config.batch_size)
-        free = ("run_dir", "data_dir", "parallel", "progress")
+        free = ("run_dir", "data_dir", "parallel", "distributed", "progress")
         settings = {k: v for k, v in asdict(config).items() if k not in free}
         self.study = Study(
             run,

@@ -13,6 +13,7 @@ import math
 import os
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -170,7 +171,7 @@ class Checkpoints:
                 "moved to damaged/, using the one before it",
                 stacklevel=2,
             )
-            processes.on_first(lambda step=candidate: self._set_aside(step))
+            processes.on_first(partial(self._set_aside, candidate))
             self._manager.reload()
         return None
 

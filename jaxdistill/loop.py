@@ -92,7 +92,12 @@ def fit(
     bar = tqdm(
         desc=name, total=steps, initial=done, unit="step", delay=2, disable=not shown
     )
-    with bar, _written(checkpoints), _Preemption() as preempted:
+    with (
+        bar,
+        _written(checkpoints),
+        processes.fail_together(),
+        _Preemption() as preempted,
+    ):
         for start, stop in dispatches(done, steps, every, steps_per_dispatch):
             rows = run.split(batches.rows(start, stop), 1)
             state, sums = step(state, (teacher, examples), rows)

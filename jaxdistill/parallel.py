@@ -20,6 +20,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from jaxdistill.sharding import FSDP, Rule, cut_width, put, whole
@@ -214,10 +215,20 @@ def fsdp(
     def fetch(tree):
         return jax.tree.map(whole, tree)
 
+    def rows(x):
+        whole_rows = jnp.ndim(x) > 0 and x.shape[0] % len(devices) == 0
+        return jax.lax.with_sharding_constraint(x, along(0)) if whole_rows else x
+
+    def keep_rows(next_function, args, kwargs, context):
+        if context.method_name != "__call__":
+            return next_function(*args, **kwargs)
+        return jax.tree.map(rows, next_function(*jax.tree.map(rows, args), **kwargs))
+
     def compile(function, *, batch_axis=0, donate=True):
         def sharded(first, second, split):
             split = jax.lax.with_sharding_constraint(split, along(batch_axis))
-            result = function(first, second, split)
+            with nn.intercept_methods(keep_rows):
+                result = function(first, second, split)
             # What was in parts stays so: the state is the next step's argument.
             return jax.lax.with_sharding_constraint(result, shardings(result))
 

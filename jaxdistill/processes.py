@@ -12,16 +12,19 @@ be the same for all: a shared file system or object storage.
     SLURM     srun --ntasks=4 python experiments/digits_mlp.py
     TPU pod   gcloud compute tpus tpu-vm ssh NAME --worker=all --command="python ..."
 
-When a process dies, the others cannot go on; JAX ends them after `HEARTBEAT_SECONDS`
-and names it. Start all of them again to resume from the last checkpoint.
+When a process dies, the others cannot go on: they end at once where the connection
+breaks, else within `HEARTBEAT_SECONDS`, and say so. Start all of them again to resume
+from the last checkpoint.
 """
 
 import glob
 import importlib.util
 import json
 import os
+import sys
 import urllib.request
 from collections.abc import Callable, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -30,7 +33,9 @@ from jax.experimental import multihost_utils
 
 HEARTBEAT_SECONDS = 20
 """How long a process may be silent before the others take it for dead."""
-_BY_HAND = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+BY_HAND = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+"""Environment variables of a start by hand: host:port of the first process, how many
+there are, and which this one is."""
 _TPU_HOSTS = (
     "http://metadata.google.internal/computeMetadata/v1/instance/attributes/"
     "worker-network-endpoints"
@@ -69,6 +74,14 @@ def start(
             jax.distributed.initialize(**timeouts)
         else:
             jax.distributed.initialize(*_by_hand(), **timeouts)
+        if is_first():
+            print(
+                f"{jax.process_count()} processes, {jax.device_count()} devices; if "
+                f"one process dies, the others end within {heartbeat_seconds} s: start "
+                "all of them again to resume",
+                file=sys.stderr,
+                flush=True,
+            )
     _check_same(settings)
 
 
@@ -105,6 +118,26 @@ def any_process(flag: bool) -> bool:
     return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
+@contextmanager
+def fail_together():
+    """Ends this process where a computation with the others fails: one of them died."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        reason = str(error).strip().split("\n")[0]
+        print(
+            f"process {jax.process_index()} of {jax.process_count()}: a computation "
+            f"with the others failed, one of them has died or left; start all of them "
+            f"again to resume ({reason})",
+            file=sys.stderr,
+            flush=True,
+        )
+        # Any clean-up would wait for the dead, or talk past those who still live.
+        os._exit(1)
+
+
 def check_examples(size: int) -> None:
     """Raise ProcessError where some process would have nothing to do."""
     if size < jax.process_count():
@@ -115,13 +148,13 @@ def check_examples(size: int) -> None:
 
 
 def _by_hand() -> tuple[str, int, int]:
-    missing = [name for name in _BY_HAND if not os.environ.get(name)]
+    missing = [name for name in BY_HAND if not os.environ.get(name)]
     if missing:
         raise ProcessError(
-            f"--distributed needs {', '.join(_BY_HAND)} in the environment, or SLURM, "
+            f"--distributed needs {', '.join(BY_HAND)} in the environment, or SLURM, "
             f"or a TPU pod; not set: {', '.join(missing)}"
         )
-    address, count, index = (os.environ[name] for name in _BY_HAND)
+    address, count, index = (os.environ[name] for name in BY_HAND)
     if not (count.isdecimal() and index.isdecimal() and int(index) < int(count)):
         raise ProcessError(
             f"JAX_PROCESS_ID must be a number from 0 to JAX_NUM_PROCESSES - 1, got "

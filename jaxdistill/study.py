@@ -8,7 +8,7 @@ summary = study.compare({"teacher": Row(...), "scratch": Row(...),
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -205,6 +205,8 @@ class Study:
             )
             path = self.log.path / "outputs" / f"{name}-{manifest.content[:16]}"
             cache.write(path, teacher, examples, manifest, progress=self.progress)
+            # The first process finishes the store, and the others wait until then.
+            processes.on_first(partial(cache.check, path, manifest))
             merged = {**examples, "teacher": cache.read(path, manifest)}
             self._lessons = {name: (examples, merged)}
         return self._lessons[name][1]

@@ -216,13 +216,14 @@ def fsdp(
         return jax.tree.map(whole, tree)
 
     def rows(x):
-        whole_rows = jnp.ndim(x) > 0 and x.shape[0] % len(devices) == 0
-        return jax.lax.with_sharding_constraint(x, along(0)) if whole_rows else x
+        divides = jnp.ndim(x) > 0 and x.shape[0] % len(devices) == 0
+        return jax.lax.with_sharding_constraint(x, along(0)) if divides else x
 
-    def keep_rows(next_function, args, kwargs, context):
+    def keep_rows(module, args, kwargs, context):
+        # Else XLA may gather the batch where parameters are cut, not the parameters.
         if context.method_name != "__call__":
-            return next_function(*args, **kwargs)
-        return jax.tree.map(rows, next_function(*jax.tree.map(rows, args), **kwargs))
+            return module(*args, **kwargs)
+        return jax.tree.map(rows, module(*jax.tree.map(rows, args), **kwargs))
 
     def compile(function, *, batch_axis=0, donate=True):
         def sharded(first, second, split):

@@ -34,8 +34,8 @@ def cut_width(
       stacked: names of scanned modules; below them the first axis is the layer's.
 
     >>> rule = cut_width(4, smallest=1)
-    >>> rule(jax.tree_util.tree_flatten_with_path({"layers": 0})[0][0][0], (8, 6, 4))
-    PartitionSpec(None, None, 'fsdp')
+    >>> tuple(rule([jax.tree_util.DictKey("layers")], (8, 6, 4)))
+    (None, None, 'fsdp')
     """
 
     def rule(path, shape):

@@ -24,14 +24,11 @@ from jaxdistill.objectives import combine, hard_labels, soft_targets
 from jaxdistill.runs import Run
 from jaxdistill.steps import init_state, make_train_step, scan_train
 
-STEPS, EVERY, BATCH, SIZE, HEARTBEAT = 50, 10, 16, 90, 4
+STEPS, EVERY, BATCH, SIZE, HEARTBEAT = 50, 10, 16, 90, 5
 SAVES = range(EVERY, STEPS + 1, EVERY)
 KINDS = {2: ("mesh", "fsdp", "pmap"), 4: ("mesh",)}
 MLP = models.MLP((32, 4))
-CPUS = (
-    "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0 "
-    "--xla_cpu_collective_timeout_seconds=120"
-)
+CPUS = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
 
 
 def examples() -> dict:

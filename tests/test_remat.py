@@ -1,13 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradient checkpointing: the same parameters and gradients in less memory."""
+"""Gradient checkpointing: the same parameters and gradients, less kept for them."""
 
 import dataclasses
-import importlib.util
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -61,7 +55,8 @@ def test_remat_changes_nothing(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_remat_keeps_less_for_the_backward_pass(name):
-    """On every backend; how XLA then uses it is the next test's."""
+    """Counted before XLA: its CPU backend undoes the second computation, and its
+    `memory_analysis` shows no difference there."""
 
     def kept(module):
         variables = jax.eval_shape(module.init, jax.random.key(0), batch()["inputs"])
@@ -80,54 +75,3 @@ def test_remat_keeps_less_for_the_backward_pass(name):
 
     plain, remat = (kept(module) for module in both(name))
     assert remat < 0.35 * plain
-
-
-ON_A_CHIP = """
-import json, sys
-import jax, jax.numpy as jnp
-from jax.experimental import topologies
-from test_remat import MODELS, STEP, batch, both
-from jaxdistill import benchmark, models, parallel
-from jaxdistill.steps import init_state, make_train_step
-
-chip = topologies.get_topology_desc("v5e:2x2", platform="tpu").devices[:1]
-run, (objective, optimizer) = parallel.mesh(chip), STEP
-
-def temporaries(module):
-    student = models.student(module)
-    # So many images that what is kept does not fit beside the arithmetic.
-    shapes = {k: jax.ShapeDtypeStruct((8192, *x.shape[1:]), x.dtype)
-              for k, x in batch().items()}
-    start = lambda b: init_state(jax.random.key(0), student, optimizer, b)
-    step = run.compile(make_train_step(student, objective, optimizer))
-    lowered = step.lower(jax.eval_shape(start, shapes), None, shapes)
-    return benchmark.memory(lowered.compile())["temporaries"]
-
-print(json.dumps({name: [temporaries(m) for m in both(name)] for name in ("vit", "resnet")}))
-"""
-
-
-@pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None,
-    reason="libtpu is not installed (pip install 'jaxdistill[tpu]')",
-)
-def test_remat_takes_less_memory_on_a_tpu():
-    """XLA's CPU backend computes the block once all the same, and keeps it."""
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    environment |= {
-        "PYTHONPATH": os.pathsep.join(
-            map(str, [*Path(__file__).parents[:2], *sys.path])
-        ),
-        "TPU_SKIP_MDS_QUERY": "1",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", ON_A_CHIP],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    for name, (plain, remat) in json.loads(done.stdout.splitlines()[-1]).items():
-        print(name, plain, remat)
-        assert remat < 0.6 * plain, name

@@ -25,13 +25,13 @@ Selection on the validation split, report on test, last epoch, all seeds.
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import optax
 
-from jaxdistill import data, models, parallel, report, teachers
+from jaxdistill import data, models, parallel, processes, report, teachers
 from jaxdistill.evaluate import Evaluator
 from jaxdistill.objectives import combine, hard_labels, soft_targets
 from jaxdistill.parallel import Kind
@@ -96,6 +96,8 @@ class Config:
     """what the steps compute in; parameters and losses are float32 either way"""
     parallel: Kind = "auto"
     """how a step runs: a mesh where there are several devices, else jit"""
+    distributed: bool = False
+    """one of several, see jaxdistill.processes; SLURM and TPU pods need no flag"""
     compilation_cache: bool = True
     """keep compiled programs on disk, for the next run"""
     progress: bool = True
@@ -156,6 +158,7 @@ def check(config: Config) -> None:
 
 def execute(config: Config) -> dict[str, Any]:
     """Trains every row for every seed, resuming what a run directory already holds."""
+    processes.start(config.distributed, asdict(config))
     check(config)
     source = data.load(config.data, config.data_dir)
     train, validation = source.train, None
@@ -190,8 +193,10 @@ def execute(config: Config) -> dict[str, Any]:
         return {"untrained": run.place(teachers.trained(row.module, state))}
 
     summary = study.compare(lines, config.seeds, given=untrained)
-    print(report.write(study.log.path))
-    print(study.log)
+    text = processes.on_first(lambda: report.write(study.log.path))
+    if processes.is_first():
+        print(text)
+        print(study.log)
     return summary
 
 

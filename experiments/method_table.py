@@ -31,7 +31,7 @@ Cost: about an hour on two cores; a minute or two with --smoke, nearly all compi
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -39,7 +39,7 @@ from typing import Any, Literal
 import optax
 
 from experiments.methods import METHODS, Layers
-from jaxdistill import data, models, parallel, report, teachers
+from jaxdistill import data, models, parallel, processes, report, teachers
 from jaxdistill.augment import chain, flip, shift
 from jaxdistill.evaluate import Evaluator
 from jaxdistill.objectives import combine, hard_labels
@@ -93,6 +93,8 @@ class Config:
     """what the steps compute in; parameters and losses are float32 either way"""
     parallel: Kind = "auto"
     """how a step runs: a mesh where there are several devices, else jit"""
+    distributed: bool = False
+    """one of several, see jaxdistill.processes; SLURM and TPU pods need no flag"""
     compilation_cache: bool = True
     """keep compiled programs on disk, for the next run"""
     progress: bool = True
@@ -134,6 +136,7 @@ def execute(config: Config) -> dict[str, Any]:
         raise ValueError(
             f"unknown methods {sorted(unknown)}; known: {', '.join(METHODS)}"
         )
+    processes.start(config.distributed, asdict(config))
     task = Task(config)
     weights, scores = search(task)
     task.study.log.write("search.json", scores)
@@ -151,9 +154,11 @@ def execute(config: Config) -> dict[str, Any]:
     )
     chosen = describe(weights, scores)
     task.study.log.write_bytes("chosen.md", chosen.encode())
-    print(report.write(task.study.log.path))
-    print(chosen)
-    print(task.study.log)
+    text = processes.on_first(lambda: report.write(task.study.log.path))
+    if processes.is_first():
+        print(text)
+        print(chosen)
+        print(task.study.log)
     return summary
 
 

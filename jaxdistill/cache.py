@@ -158,7 +158,10 @@ def write(
     begun = folder / "begun.json"
     if begun.exists():
         _compare(folder, json.loads(begun.read_text()), manifest)
-    begun.write_text(json.dumps(asdict(manifest)))
+    # Another process may be reading it: it must never be half there.
+    partial_begun = folder / f"begun_{jax.process_index()}.json"
+    partial_begun.write_text(json.dumps(asdict(manifest)))
+    partial_begun.replace(begun)
     forward = jax.jit(partial(_outputs, manifest=manifest, prepare=prepare))
     shards = range(0, manifest.size, SHARD)
     mine = shards[jax.process_index() :: jax.process_count()]

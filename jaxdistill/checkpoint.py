@@ -13,14 +13,17 @@ import math
 import os
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
+from jaxdistill import processes
 from jaxdistill.teachers import digests
 from jaxdistill.types import TrainState
 
@@ -88,7 +91,8 @@ class Checkpoints:
         """Starts to write a state; returns once its arrays have left the device.
 
         Args:
-          state: one device's copy (`Parallel.fetch`).
+          state: the parts where they are (`Parallel.storable`), all of them a copy of
+            one device, or arrays of the host. Each process writes its own parts.
           position: where the data stands, as JSON.
           metrics: for the choice of the best.
 
@@ -96,7 +100,7 @@ class Checkpoints:
           CheckpointError: this save, or the one before it, could not be written.
         """
         step = int(state.step)
-        arrays = _plain(state)
+        arrays = _of_all_processes(_plain(state))
         meta = {
             "identity": self._identity,
             "position": dict(position),
@@ -132,7 +136,9 @@ class Checkpoints:
         """The step whose `best` metric is highest."""
         return self._manager.best_step()
 
-    def restore(self, like: TrainState, step: int | None = None):
+    def restore(
+        self, like: TrainState, step: int | None = None, *, shardings: Any = None
+    ):
         """The newest intact checkpoint, or the given one.
 
         A damaged checkpoint is named in a warning, moved to `damaged/`, and the one
@@ -141,29 +147,35 @@ class Checkpoints:
         Args:
           like: a state of the expected structure and shapes, on any devices.
           step: a step, or None for the newest.
+          shardings: `Parallel.shardings(like)`, or None for the default device.
 
         Returns:
-          `(state, position)` on the default device, or None where there is none.
+          `(state, position)`, or None where there is none.
 
         Raises:
           CheckpointError: the checkpoint is of another model, configuration or teacher.
         """
         for candidate in [step] if step is not None else reversed(self.steps()):
+            found, reason = None, ""
             try:
-                return self._read(candidate, like)
+                found = self._read(candidate, like, shardings)
             except CheckpointError:
                 raise
             except Exception as error:
                 reason = str(error).strip().split("\n")[0] or type(error).__name__
-                warnings.warn(
-                    f"checkpoint {self.path / str(candidate)} is damaged ({reason}); "
-                    "moved to damaged/, using the one before it",
-                    stacklevel=2,
-                )
-                self._set_aside(candidate)
+            # One process may have read a damaged part that the others have not.
+            if not processes.any_process(found is None):
+                return found
+            warnings.warn(
+                f"checkpoint {self.path / str(candidate)} is damaged ({reason}); "
+                "moved to damaged/, using the one before it",
+                stacklevel=2,
+            )
+            processes.on_first(partial(self._set_aside, candidate))
+            self._manager.reload()
         return None
 
-    def _read(self, step: int, like: TrainState):
+    def _read(self, step: int, like: TrainState, shardings: Any):
         read = self._manager.restore(
             step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
         )["meta"]
@@ -172,11 +184,7 @@ class Checkpoints:
             raise ValueError("its description does not match its checksum")
         self._check_identity(step, meta["identity"])
         self._check_shapes(step, meta["leaves"], _plain(like))
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
-            _plain(like),
-        )
+        abstract = _abstract(like, shardings)
         arrays = self._manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         )["state"]
@@ -211,7 +219,6 @@ class Checkpoints:
         target.mkdir(exist_ok=True)
         number = len(list(target.iterdir()))
         (self.path / str(step)).rename(target / f"{step}-{number}")
-        self._manager.reload()
 
     def _unwritten(self, step: int | None, error: Exception) -> CheckpointError:
         which = (
@@ -237,6 +244,29 @@ def _plain(state: TrainState) -> dict[str, Any]:
         "opt_state": state.opt_state,
         "rng": jax.random.key_data(state.rng),
     }
+
+
+def _of_all_processes(arrays: Any) -> Any:
+    """Orbax takes no array of one process's devices where there are others."""
+    if jax.process_count() == 1:
+        return arrays
+    return jax.tree.map(
+        lambda x: x if not x.is_fully_addressable else np.asarray(x), arrays
+    )
+
+
+def _abstract(like: TrainState, shardings: Any) -> Any:
+    """The shapes of a state's arrays, and where they are to be read to."""
+    if shardings is None and jax.process_count() > 1:
+        return jax.tree.map(lambda x: np.empty(x.shape, x.dtype), _plain(like))
+    if shardings is None:
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        shardings = jax.tree.map(lambda _: device, like)
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        _plain(like),
+        vars(shardings),
+    )
 
 
 def _state(arrays: Mapping[str, Any], like: TrainState) -> TrainState:

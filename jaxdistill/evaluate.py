@@ -112,7 +112,7 @@ class Evaluator:
         devices = len(run.devices)
         batch_size = -(-min(batch_size, size) // devices) * devices
         self._run = run
-        self._examples = run.place(dict(examples))
+        self._examples = run.replicate(dict(examples))
         self._rows = run.split(pad(np.arange(size), batch_size), 1)
         step = make_eval_step(metrics)
         self._cells = cells

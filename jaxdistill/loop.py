@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from jaxdistill import processes
 from jaxdistill.checkpoint import Checkpoints
 from jaxdistill.data.batches import Batches
 from jaxdistill.parallel import Parallel
@@ -52,7 +53,7 @@ def fit(
       state: a fresh state (`steps.init_state`), not placed; it stays usable.
       step: `run.compile(scan_train(train_step), batch_axis=1)`.
       run: see `parallel`.
-      examples: the data set, placed (`run.place`).
+      examples: the data set, on every device (`run.replicate`).
       batches: which examples go into which batch.
       steps: optimizer steps in all, those before a resume included.
       teacher: a placed teacher, or None.
@@ -71,11 +72,15 @@ def fit(
 
     Raises:
       NonFiniteLoss: naming the step; the last good checkpoint stays.
-      SystemExit: after SIGTERM, with the state saved.
+      SystemExit: after SIGTERM to any of the processes, with the state saved.
+      ProcessError: there are fewer examples than processes.
     """
+    processes.check_examples(batches.size)
     run.check_batch(batches.batch_size)
     every = min(evaluate_every or batches.steps_per_epoch, steps)
-    restored = None if checkpoints is None else checkpoints.restore(state)
+    restored = checkpoints and checkpoints.restore(
+        state, shardings=run.shardings(state)
+    )
     state, _ = restored or (state, {})
     saved = done = int(state.step)
     if log is not None:
@@ -83,10 +88,16 @@ def fit(
     if done >= steps:
         return state
     state, scores = run.place(state), {}
+    shown = progress and processes.is_first()
     bar = tqdm(
-        desc=name, total=steps, initial=done, unit="step", delay=2, disable=not progress
+        desc=name, total=steps, initial=done, unit="step", delay=2, disable=not shown
     )
-    with bar, _written(checkpoints), _Preemption() as preempted:
+    with (
+        bar,
+        _written(checkpoints),
+        processes.fail_together(),
+        _Preemption() as preempted,
+    ):
         for start, stop in dispatches(done, steps, every, steps_per_dispatch):
             rows = run.split(batches.rows(start, stop), 1)
             state, sums = step(state, (teacher, examples), rows)
@@ -102,12 +113,14 @@ def fit(
                 epoch = round(stop / batches.steps_per_epoch, 6)
                 log.log({"fit": name, "step": stop, "epoch": epoch, **record})
             due = stop == steps or stop - saved >= (checkpoint_every or every)
-            if checkpoints is not None and (due or preempted.is_set()):
+            # The dispatch's metrics are read: asking the others costs no more waiting.
+            leave = processes.any_process(preempted.is_set())
+            if checkpoints is not None and (due or leave):
                 checkpoints.save(
-                    run.fetch(state), batches.position(stop), _numbers(scores)
+                    run.storable(state), batches.position(stop), _numbers(scores)
                 )
                 saved = stop
-            if preempted.is_set():
+            if leave:
                 _leave(name, stop, checkpoints)
     return run.fetch(state)
 
@@ -175,13 +188,13 @@ class _Preemption:
 
 
 def _leave(name: str, step: int, checkpoints: Checkpoints | None) -> None:
-    if checkpoints is None:
-        print(f"SIGTERM: {name} stopped at step {step}, nothing saved", file=sys.stderr)
-    else:
+    said = f"SIGTERM: {name} stopped at step {step}, nothing saved"
+    if checkpoints is not None:
         checkpoints.wait()
-        print(
+        said = (
             f"SIGTERM: {name} saved at step {step} in {checkpoints.path}; run the same "
-            "command again to resume",
-            file=sys.stderr,
+            "command again to resume"
         )
+    if processes.is_first():
+        print(said, file=sys.stderr)
     raise SystemExit(128 + signal.SIGTERM)

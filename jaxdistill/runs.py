@@ -26,12 +26,13 @@ from typing import Any
 import jax
 from etils import epath
 
-from jaxdistill import compilations
+from jaxdistill import compilations, processes
 
 FREE = (
     "run_dir",
     "data_dir",
     "parallel",
+    "distributed",
     "stored",
     "compilation_cache",
     "progress",
@@ -44,7 +45,10 @@ class RunError(RuntimeError):
 
 
 class Run:
-    """A run directory, opened for one configuration."""
+    """A run directory, opened for one configuration.
+
+    Of several processes the first writes; the others' calls do nothing.
+    """
 
     def __init__(self, directory: str | os.PathLike, config: Mapping[str, Any]):
         """Opens or creates a directory.
@@ -54,24 +58,25 @@ class Run:
         """
         self.path = epath.Path(directory)
         self._opened = time.monotonic()
-        config = json.loads(json.dumps(config))
+        self._environment = environment()
+        self._records: list[dict[str, Any]] = []
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._records = read_records(self.path / "metrics.jsonl")
-            # Without a record nothing was trained, as when a setting was refused: the
-            # corrected command must not be taken for another run.
-            if self._records and (self.path / "config.json").exists():
-                self._compare(
-                    json.loads((self.path / "config.json").read_text()), config
-                )
-            else:
-                self.write("config.json", config)
-            self._environment = environment()
-            self.write("env.json", self._environment)
+            processes.on_first(lambda: self._open(json.loads(json.dumps(config))))
         except OSError as error:
             raise RunError(
                 f"cannot write to run directory {directory}: {error}"
             ) from error
+
+    def _open(self, config: Mapping[str, Any]) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._records = read_records(self.path / "metrics.jsonl")
+        # Without a record nothing was trained, as when a setting was refused: the
+        # corrected command must not be taken for another run.
+        if self._records and (self.path / "config.json").exists():
+            self._compare(json.loads((self.path / "config.json").read_text()), config)
+        else:
+            self.write("config.json", config)
+        self.write("env.json", self._environment)
 
     def write(self, name: str, value: Any) -> None:
         """Writes a JSON file whole: a reader sees the old one or the new one."""
@@ -79,12 +84,16 @@ class Run:
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Writes a file below the directory."""
+        if not processes.is_first():
+            return
         (self.path / name).parent.mkdir(parents=True, exist_ok=True)
         (self.path / name).write_bytes(content)
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Appends a record to metrics.jsonl."""
         self._records.append(dict(record))
+        if not processes.is_first():
+            return
         if "://" in str(self.path):  # an object cannot be appended to
             self._replace("metrics.jsonl", _lines(self._records))
             return
@@ -124,6 +133,8 @@ class Run:
         return list(self._records)
 
     def _replace(self, name: str, text: str) -> None:
+        if not processes.is_first():
+            return
         path = self.path / name
         if "://" in str(path):
             path.write_text(text)

@@ -8,7 +8,7 @@ summary = study.compare({"teacher": Row(...), "scratch": Row(...),
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from jaxdistill import benchmark, cache, report, teachers
+from jaxdistill import benchmark, cache, processes, report, teachers
 from jaxdistill.checkpoint import CheckpointError, Checkpoints
 from jaxdistill.data import Batches, check_labels
 from jaxdistill.evaluate import Evaluator
@@ -161,6 +161,7 @@ class Study:
           DataError: a label is not one of the module's classes.
         """
         examples = self.examples(row, seed)
+        processes.check_examples(len(examples["labels"]))
         fresh = self.fresh(row, seed)
         check_labels(examples["labels"], self._classes(row, seed, fresh))
         taught_by = (
@@ -211,6 +212,8 @@ class Study:
             )
             path = self.log.path / "outputs" / f"{name}-{manifest.content[:16]}"
             cache.write(path, teacher, examples, manifest, progress=self.progress)
+            # The first process finishes the store, and the others wait until then.
+            processes.on_first(partial(cache.check, path, manifest))
             merged = {**examples, "teacher": cache.read(path, manifest)}
             self._lessons = {name: (examples, merged)}
         return self._lessons[name][1]
@@ -266,7 +269,7 @@ class Study:
 
     def _place(self, examples: Mapping[str, np.ndarray]) -> Any:
         if self._placed[0] is not examples:
-            self._placed = (examples, self.run.place(dict(examples)))
+            self._placed = (examples, self.run.replicate(dict(examples)))
         return self._placed[1]
 
 

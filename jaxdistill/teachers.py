@@ -19,6 +19,7 @@ from flax import struct
 
 from jaxdistill.losses.stable import promote
 from jaxdistill.models.adapters import strip
+from jaxdistill.sharding import whole
 from jaxdistill.types import Array, Batch, Outputs, TopK, TrainState
 
 
@@ -148,7 +149,7 @@ def digests(tree: Any) -> dict[str, str]:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
-        array = np.asarray(leaf)
+        array = np.asarray(whole(leaf) if isinstance(leaf, jax.Array) else leaf)
         header = f"{array.dtype.str}{array.shape}".encode()
         result[jax.tree_util.keystr(path)] = hashlib.sha256(
             header + array.tobytes()

@@ -26,6 +26,8 @@ FLOORS = {
     "teachers": 2,
     "convert": 2,
     "augment": 2,
+    "processes": 2,
+    "sharding": 2,
     "steps": 3,
     "parallel": 3,
     "checkpoint": 3,

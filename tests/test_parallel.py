@@ -220,7 +220,7 @@ def test_the_way_is_chosen_by_name():
     for kind in KINDS:
         assert choose(kind).name == kind
     assert len(parallel.choose("pmap").devices) == 8
-    with pytest.raises(ValueError, match="auto, jit, mesh or pmap, got 'ddp'"):
+    with pytest.raises(ValueError, match="auto, jit, mesh, fsdp or pmap, got 'ddp'"):
         parallel.choose("ddp")
 
 

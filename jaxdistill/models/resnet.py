@@ -86,6 +86,8 @@ class ResNet(nn.Module):
         place of 3x3 (CIFAR).
       norm: "batch" or "group".
       axis_name: the pmap axis that BatchNorm sums over, or None.
+      remat: whether the backward pass computes each block again, from its input, in
+        place of keeping what is inside: less memory, a third more time.
 
     References:
       He et al. 2016, Deep Residual Learning for Image Recognition, sections 4.1, 4.2.
@@ -98,6 +100,7 @@ class ResNet(nn.Module):
     large_stem: bool = False
     norm: Norm = "batch"
     axis_name: str | None = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, inputs, mask=None, train=False) -> Outputs:
@@ -112,10 +115,12 @@ class ResNet(nn.Module):
         x = nn.relu(normalise(x, mask, train, self.norm, self.axis_name))
         if self.large_stem:
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-        hiddens = []
+        hiddens, block = [], ResidualBlock
+        if self.remat:
+            block = nn.remat(ResidualBlock, static_argnums=3)  # `train`
         for stage, (blocks, width) in enumerate(zip(self.stages, widths, strict=True)):
             for i in range(blocks):
-                x = ResidualBlock(
+                x = block(
                     width,
                     stride=2 if stage and not i else 1,
                     bottleneck=self.bottleneck,

@@ -535,6 +535,7 @@ class TestProcesses:
             os.kill(worker, signal.SIGTERM)
         time.sleep(1)
         assert script.poll() is None
+        assert sorted(children(script.pid)) == sorted(workers)
         script.terminate()
         script.wait(10)
         wait_until(lambda: not alive(script.pid), 10)

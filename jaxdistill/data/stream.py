@@ -115,8 +115,11 @@ class Stream:
 
         Raises:
           DataError: a record cannot be read or transformed, or has another form than
-            others of its batch; it is named. Or a worker has died.
+            others of its batch; it is named. Or a worker has died, or no step is asked
+            for.
         """
+        if not 0 <= start < stop:
+            raise DataError(f"there are no steps from {start} to {stop}")
         try:
             if self._iterator is None or start != self._at:
                 self._open(start)

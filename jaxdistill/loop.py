@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`fit`: epochs over resident data with evaluation, logs, checkpoints and resume."""
+"""`fit`: epochs over data with evaluation, logs, checkpoints and resume."""
 
 import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -13,12 +15,12 @@ from tqdm.auto import tqdm
 
 from jaxdistill import processes
 from jaxdistill.checkpoint import Checkpoints
-from jaxdistill.data.batches import Batches
+from jaxdistill.data import Batches, DataError, Stream
 from jaxdistill.parallel import Parallel
 from jaxdistill.runs import Run
 from jaxdistill.types import TrainState
 
-STEPS_PER_DISPATCH = 1000
+STEPS_PER_DISPATCH, STREAMED_PER_DISPATCH = 1000, 8
 
 
 class NonFiniteLoss(RuntimeError):
@@ -31,7 +33,7 @@ def fit(
     *,
     run: Parallel,
     examples: Any,
-    batches: Batches,
+    batches: Batches | Stream,
     steps: int,
     teacher: Any = None,
     evaluate: Callable[[TrainState], Mapping[str, Any]] | None = None,
@@ -40,7 +42,7 @@ def fit(
     checkpoint_every: int | None = None,
     log: Run | None = None,
     name: str = "fit",
-    steps_per_dispatch: int = STEPS_PER_DISPATCH,
+    steps_per_dispatch: int | None = None,
     progress: bool = True,
 ) -> TrainState:
     """Trains up to step `steps`, resuming where a checkpoint stands.
@@ -53,8 +55,10 @@ def fit(
       state: a fresh state (`steps.init_state`), not placed; it stays usable.
       step: `run.compile(scan_train(train_step), batch_axis=1)`.
       run: see `parallel`.
-      examples: the data set, on every device (`run.replicate`).
-      batches: which examples go into which batch.
+      examples: the data set, on every device (`run.replicate`); `{}` where it is
+        streamed.
+      batches: which examples go into which batch; a stream, which its owner closes,
+        brings them, of several processes to each its own part.
       steps: optimizer steps in all, those before a resume included.
       teacher: a placed teacher, or None.
       evaluate: `placed state -> {name: number}`.
@@ -64,13 +68,15 @@ def fit(
         state is always saved.
       log: where records go, `{"fit", "step", "epoch", ...}`.
       name: this training's name in logs and messages.
-      steps_per_dispatch: most steps in one dispatch.
+      steps_per_dispatch: most steps in one dispatch; None is 1000, of a stream 8: the
+        devices hold the batches of two dispatches.
       progress: whether to show a bar on what takes longer than two seconds.
 
     Returns:
       The trained state, on one device (`run.fetch`).
 
     Raises:
+      DataError: a stream's; what was trained before it is logged and saved.
       NonFiniteLoss: naming the step; the last good checkpoint stays.
       SystemExit: after SIGTERM to any of the processes, with the state saved.
       ProcessError: there are fewer examples than processes.
@@ -87,6 +93,10 @@ def fit(
         log.rewind(name, done)
     if done >= steps:
         return state
+    if steps_per_dispatch is None:
+        streamed = isinstance(batches, Stream)
+        steps_per_dispatch = STREAMED_PER_DISPATCH if streamed else STEPS_PER_DISPATCH
+    plan = list(dispatches(done, steps, every, steps_per_dispatch))
     state, scores = run.place(state), {}
     shown = progress and processes.is_first()
     bar = tqdm(
@@ -98,9 +108,10 @@ def fit(
         processes.fail_together(),
         _Preemption() as preempted,
     ):
-        for start, stop in dispatches(done, steps, every, steps_per_dispatch):
-            rows = run.split(batches.rows(start, stop), 1)
-            state, sums = step(state, (teacher, examples), rows)
+        rows = _ahead(run, batches, next(iter(plan), None))
+        for (start, stop), after in zip_longest(plan, plan[1:]):
+            state, sums = step(state, (teacher, examples), rows.result())
+            rows = _ahead(run, batches, after)
             record = _record(run.fetch(sums), start, name)
             if log is not None:
                 log.dispatched(stop - start)
@@ -123,6 +134,20 @@ def fit(
             if leave:
                 _leave(name, stop, checkpoints)
     return run.fetch(state)
+
+
+def _ahead(run: Parallel, batches: Batches | Stream, after: tuple | None) -> Future:
+    """The next dispatch's rows, sent to the devices while one runs, before its end.
+
+    Bad data is raised by `result`: the dispatch that runs is logged and saved first.
+    """
+    rows: Future = Future()
+    send = run.join if isinstance(batches, Stream) else run.split
+    try:
+        rows.set_result(after and send(batches.rows(*after), 1))
+    except DataError as error:
+        rows.set_exception(error)
+    return rows
 
 
 def dispatches(done: int, total: int, every: int, most: int):

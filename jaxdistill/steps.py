@@ -138,12 +138,13 @@ def make_eval_step(metrics: Callable[[Outputs, Outputs | None, Batch], Metrics])
 
 
 def scan_train(train_step: Callable) -> Callable:
-    """Many steps in one dispatch, over data that lives on the device.
+    """Many steps in one dispatch, over data that lives on the device, or comes to it.
 
     Returns:
       `(state, (teacher, examples), rows) -> (state, metrics)`: `examples` is a batch of
       the whole data set, `rows` has `index` and `mask` of shape `[K, B]`, and every
-      metric gains a leading axis `[K]`.
+      metric gains a leading axis `[K]`. What `examples` lack, all of it where they are
+      `{}`, `rows` brings as `[K, B, ...]` (`data.Stream`).
     """
 
     def run(state, resident, rows, *, replica=WHOLE):

@@ -49,6 +49,7 @@ FLOORS = {
 }
 # Imported inside the function that needs them: importing no module costs them.
 HEAVY = {"torch", "tensorflow", "tensorflow_datasets", "matplotlib", "transformers"}
+HEAVY |= {"grain"}
 CORE = ["losses", "models", "data", "objectives", "teachers", "steps", "parallel"]
 
 

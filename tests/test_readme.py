@@ -18,14 +18,18 @@ COMMANDS = [
 ]
 
 
-def test_the_model_of_ones_own_trains():
-    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+def test_the_model_of_ones_own_trains_and_streams():
+    own, streamed = re.findall(r"```python\n(.*?)```", README, flags=re.S)
     scope: dict = {}
-    exec(compile(code, "README.md", "exec"), scope)
+    exec(compile(own, "README.md", "exec"), scope)
     assert int(scope["state"].step) == scope["batches"].steps_per_epoch
     assert np.isfinite(scope["metrics"]["loss"][0])
     moved = jax.tree.leaves(scope["run"].fetch(scope["state"]).params)
     assert any(np.abs(leaf).max() > 0 for leaf in moved)
+
+    pytest.importorskip("grain", reason="grain is not installed")
+    exec(compile(streamed, "README.md", "exec"), scope)
+    assert int(scope["state"].step) == 2 * scope["batches"].steps_per_epoch
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/pytorch.md"])

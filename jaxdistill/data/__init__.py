@@ -4,12 +4,14 @@
 from jaxdistill.data.batches import Batches, pad
 from jaxdistill.data.idx import DataError
 from jaxdistill.data.sources import Dataset, check_labels, holdout, load
+from jaxdistill.data.stream import Stream
 from jaxdistill.data.transforms import normalize
 
 __all__ = [
     "Batches",
     "DataError",
     "Dataset",
+    "Stream",
     "check_labels",
     "holdout",
     "load",

@@ -47,13 +47,13 @@ class Batches:
 
         Steps count through all epochs, from 0.
         """
-        first, last = start // self.steps_per_epoch, -(-stop // self.steps_per_epoch)
-        epochs = [_epoch(self, epoch) for epoch in range(first, last)]
-        window = slice(
-            start - first * self.steps_per_epoch, stop - first * self.steps_per_epoch
-        )
+        per, parts = self.steps_per_epoch, []
+        for epoch in range(start // per, -(-stop // per)):
+            # Cut first: a stream asks for one step of a long epoch at a time.
+            window = slice(max(start - epoch * per, 0), stop - epoch * per)
+            parts.append({k: v[window] for k, v in _epoch(self, epoch).items()})
         return {
-            key: np.concatenate([epoch[key] for epoch in epochs])[window]
+            key: np.concatenate([part[key] for part in parts])
             for key in ("index", "mask")
         }
 

@@ -159,7 +159,7 @@ def learn(name, module, objective, examples, teacher=None):
         state,
         run.compile(step, batch_axis=1),
         run=run,
-        examples=run.place(examples),
+        examples=run.replicate(examples),
         batches=data.Batches(len(examples["labels"]), SETTINGS["batch_size"]),
         steps=STEPS,
         teacher=teacher,

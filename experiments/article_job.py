@@ -82,7 +82,7 @@ class Task:
             self._examples(split) for split in (self.source.train, self.source.test)
         )
         self.run = parallel.choose("jit")
-        self.placed = self.run.place(self.train)
+        self.placed = self.run.replicate(self.train)
         self.optimizer = optax.adam(config.learning_rate)
         self.modules = {
             "teacher": models.MLP((*config.teacher, self.source.num_classes)),

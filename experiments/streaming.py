@@ -173,7 +173,7 @@ def measure(config: Config, path: Path) -> dict[str, Any]:
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
     job = Job(config, write(path, config))
-    placed = job.run.place(dict(job.examples))
+    placed = job.run.replicate(dict(job.examples))
     decode = {"png": decode_png, "raw": decode_raw}[config.encoding]
     turns: dict[str, Callable[[], Any]] = {
         "resident": lambda: job.timed(

@@ -185,14 +185,14 @@ def swept(
 
     states = sweep.init_states(cells, student, make_optimizer, task.first())
     step = sweep.make_sweep_step(student, make_objective, make_optimizer)
-    run = jax.jit(sweep.scan_sweep(step), donate_argnums=0)
+    run = sweep.compile_sweep(task.run, step, cells)
     judge = Evaluator(task.run, task.test, cells=True)
     done = 0
 
     def dispatch():
         nonlocal states, done
         rows = task.run.split(batches.rows(done, done + length), 1)
-        states, metrics = run(states, (cells, teachers.Stored(), examples), rows)
+        states, metrics = run(states, (teachers.Stored(), examples), rows)
         done += length
         if steps is None:
             return judge(teachers.trained(module, states))

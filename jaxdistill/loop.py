@@ -168,18 +168,23 @@ def dispatches(done: int, total: int, every: int, most: int):
 
 
 def _record(metrics: Mapping[str, Any], start: int, name: str) -> dict[str, float]:
-    """Means over a dispatch, from per-step sums and counts."""
+    """Means over a dispatch, from per-step sums and counts.
+
+    Of a sweep, also over its cells; one that diverged is left out from there on.
+    """
     losses = np.asarray(metrics["loss"][0])
-    if not np.isfinite(losses).all():
-        at = start + int(np.argmin(np.isfinite(losses))) + 1
+    finite = np.isfinite(losses)
+    lost = np.flatnonzero(~finite.reshape(len(losses), -1).any(1))
+    if len(lost):
+        loss = losses[lost[0]].flat[0]
         raise NonFiniteLoss(
-            f"{name}: the loss is {losses[at - start - 1]} at step {at}; stopped, the "
+            f"{name}: the loss is {loss} at step {start + lost[0] + 1}; stopped, the "
             "last good checkpoint is kept (a lower learning rate or clipping may help)"
         )
     record = {}
-    for key, (sums, counts) in metrics.items():
-        count = np.asarray(counts, np.float64).sum()
-        record[key] = float(np.asarray(sums, np.float64).sum() / max(count, 1e-30))
+    for key, pair in metrics.items():
+        sums, counts = (np.asarray(x, np.float64)[finite].sum() for x in pair)
+        record[key] = float(sums / max(counts, 1e-30))
     return record
 
 

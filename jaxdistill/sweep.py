@@ -2,10 +2,10 @@
 """Many students in one program: a grid of hyperparameters and seeds, by vmap.
 
     cells = grid(temperature=[1.0, 4.0], learning_rate=[1e-3, 3e-3], seed=range(5))
+    run = choose(cells)
     states = init_states(cells, student, make_optimizer, batch)
     step = make_sweep_step(student, make_objective, make_optimizer)
-    run = jax.jit(scan_sweep(step), donate_argnums=0)
-    states, metrics = run(states, (cells, teacher, examples), rows)
+    states = fit(states, compile_sweep(run, step, cells), run=run, ...)
 
 A cell is a mapping of traced numbers. `make_objective(cell)` and `make_optimizer(cell)`
 are called once, under vmap: one compilation serves the whole grid. A small student
@@ -14,7 +14,7 @@ dispatch.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,11 +22,16 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxdistill import parallel
+from jaxdistill.parallel import Parallel
+from jaxdistill.sharding import put, whole
 from jaxdistill.steps import init_state, make_train_step, take
 from jaxdistill.types import Array, Batch, Objective, Student, TrainState
 
 Cell = Mapping[str, Any]
 AXIS = "cells"
+STACKED = TrainState(step=None, params=0, model_state=0, opt_state=0, rng=0)
+"""Which parts of a state have an axis of cells first."""
 
 
 def grid(**axes: Iterable[Any]) -> dict[str, np.ndarray]:
@@ -67,6 +72,8 @@ def init_states(
 ) -> TrainState:
     """A state for each cell, stacked; cell `seed`s are those of single trainings.
 
+    The step is one number: all cells take theirs together.
+
     Args:
       cells: `{name: [cells]}`, with `seed`.
       student: see `models.student`.
@@ -83,7 +90,7 @@ def init_states(
         rng = jax.random.key(cell["seed"])
         return init_state(rng, student, make_optimizer(cell), batch)
 
-    return jax.jit(jax.vmap(one))(dict(cells))
+    return jax.jit(jax.vmap(one, out_axes=STACKED))(dict(cells))
 
 
 def make_sweep_step(
@@ -119,7 +126,8 @@ def make_sweep_step(
 
     def sweep_step(states, cells, teacher, batch):
         own = 0 if batch["mask"].ndim > 1 else None
-        return jax.vmap(one, (0, 0, None, own))(states, dict(cells), teacher, batch)
+        many = jax.vmap(one, (STACKED, 0, None, own), (STACKED, 0))
+        return many(states, dict(cells), teacher, batch)
 
     return sweep_step
 
@@ -144,22 +152,70 @@ def scan_sweep(sweep_step: Callable) -> Callable:
     return run
 
 
+def compile_sweep(run: Parallel, sweep_step: Callable, cells: Mapping[str, Any]):
+    """Many steps of a sweep in one dispatch, as `loop.fit` takes them.
+
+    Args:
+      run: `choose(cells)`.
+      sweep_step: see `make_sweep_step`.
+      cells: `{name: [cells]}`.
+
+    Returns:
+      `(states, (teacher, examples), rows) -> (states, metrics)`.
+    """
+    program = run.compile(scan_sweep(sweep_step), batch_axis=1)
+    placed = run.place(dict(cells))
+
+    def step(states, resident, rows):
+        return program(states, (placed, *resident), rows)
+
+    return step
+
+
 def cell_state(states: TrainState, index: int) -> TrainState:
     """One cell's state, as a single training would have it."""
-    return jax.tree.map(lambda x: x[index], states)
+    one = jax.tree.map(lambda x: x[index], states.replace(step=()))
+    return one.replace(step=states.step)
 
 
-def place(states: TrainState, cells: Mapping[str, Any], devices=None):
-    """States and cells in equal parts on several devices; everything else is copied.
+def choose(cells: Mapping[str, Any], devices: Sequence[Any] | None = None) -> Parallel:
+    """One device, or several that take equal parts of the cells and share all else.
+
+    States and cells are placed (`place`); data and teachers, which have no axis of
+    cells, are on every device (`replicate`).
 
     Raises:
       ValueError: the cells do not divide over the devices.
     """
-    devices = jax.devices() if devices is None else devices
+    devices = tuple(jax.devices() if devices is None else devices)
+    if len(devices) == 1:
+        return parallel.jit(devices)
     if size(cells) % len(devices):
         raise ValueError(
-            f"{size(cells)} cells do not divide over {len(devices)} devices"
+            f"{size(cells)} cells do not divide over {len(devices)} devices; take a "
+            f"multiple of {len(devices)}"
         )
-    mesh = Mesh(np.array(devices), (AXIS,))
-    split = NamedSharding(mesh, PartitionSpec(AXIS))
-    return jax.device_put((states, dict(cells)), split)
+    grid_of = Mesh(np.array(devices), (AXIS,))
+    everywhere = NamedSharding(grid_of, PartitionSpec())
+    parts = NamedSharding(grid_of, PartitionSpec(AXIS))
+
+    def shardings(tree):
+        return jax.tree.map(lambda x: parts if np.ndim(x) else everywhere, tree)
+
+    def place(tree):
+        return jax.tree.map(put, tree, shardings(tree))
+
+    def replicate(tree, axis=0):
+        del axis
+        return jax.tree.map(lambda x: put(x, everywhere), tree)
+
+    def compile(function, *, batch_axis=0, donate=True):
+        del batch_axis
+        return jax.jit(function, donate_argnums=(0,) if donate else ())
+
+    def fetch(tree):
+        return jax.tree.map(whole, tree)
+
+    return Parallel(
+        "cells", devices, place, replicate, replicate, fetch, compile, shardings
+    )

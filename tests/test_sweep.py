@@ -5,20 +5,33 @@ import jax
 import numpy as np
 import optax
 import pytest
-from builders import CLASSES, largest_difference, live, make_batch
+from builders import (
+    CLASSES,
+    assert_identical,
+    largest_difference,
+    live,
+    make_batch,
+)
 
-from jaxdistill import models
+from jaxdistill import models, parallel
+from jaxdistill.checkpoint import Checkpoints
+from jaxdistill.data import Batches
+from jaxdistill.evaluate import Evaluator
+from jaxdistill.loop import fit
 from jaxdistill.objectives import combine, hard_labels, soft_targets
+from jaxdistill.runs import Run
 from jaxdistill.steps import init_state, make_train_step, scan_train
 from jaxdistill.sweep import (
     cell_state,
+    choose,
+    compile_sweep,
     grid,
     init_states,
     make_sweep_step,
-    place,
     scan_sweep,
     size,
 )
+from jaxdistill.teachers import trained
 
 SIZE, BATCH, STEPS = 24, 6, 7
 EXAMPLES = {k: make_batch(0, SIZE)[k] for k in ("inputs", "labels")}
@@ -54,12 +67,13 @@ def alone(number, order):
     return jax.jit(scan_train(step))(state, (TEACHER, EXAMPLES), order)
 
 
-def swept(order, put=lambda states, cells: (states, cells)):
+def swept(order, run=None):
+    run = run or choose(CELLS, jax.devices()[:1])
     states = init_states(CELLS, STUDENT, make_optimizer, FIRST)
-    states, cells = put(states, CELLS)
     step = make_sweep_step(STUDENT, make_objective, make_optimizer)
-    run = jax.jit(scan_sweep(step))
-    return run(states, (cells, TEACHER, EXAMPLES), order)
+    resident = run.replicate((TEACHER, EXAMPLES))
+    step = compile_sweep(run, step, CELLS)
+    return step(run.place(states), resident, run.replicate(order))
 
 
 def check(states, metrics, number, order):
@@ -98,13 +112,76 @@ def test_each_cell_may_have_its_own_batches():
 
 
 def test_cells_divide_over_devices():
-    states, metrics = swept(rows(0), place)
-    assert len(states.step.sharding.device_set) == 8
+    run = choose(CELLS)
+    states, _ = swept(rows(0), run)
+    kernel = states.params["Dense_0"]["kernel"]
+    assert {part.data.shape[0] for part in kernel.addressable_shards} == {1}
     expected, _ = swept(rows(0))
-    assert largest_difference(states.params, expected.params) < 1e-5
+    assert largest_difference(run.fetch(states.params), expected.params) < 1e-5
     cells = {name: values[:6] for name, values in CELLS.items()}
     with pytest.raises(ValueError, match="6 cells do not divide over 8 devices"):
-        place(states, cells)
+        choose(cells)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_a_sweep_trains_evaluates_and_resumes_in_fit(tmp_path, devices):
+    run = choose(CELLS, jax.devices()[:devices])
+    step = make_sweep_step(STUDENT, make_objective, make_optimizer)
+    judge = Evaluator(run, EXAMPLES, cells=True)
+    scores = []
+
+    def train(steps, folder):
+        def evaluate(states):
+            scores.append([cell["nll"] for cell in judge(trained(MODULE, states))])
+            return {"nll": scores[-1]}
+
+        checkpoints = Checkpoints(tmp_path / folder)
+        states = fit(
+            init_states(CELLS, STUDENT, make_optimizer, FIRST),
+            compile_sweep(run, step, CELLS),
+            run=run,
+            examples=run.replicate(EXAMPLES),
+            batches=Batches(SIZE, 8),
+            steps=steps,
+            teacher=run.replicate(TEACHER),
+            evaluate=evaluate,
+            checkpoints=checkpoints,
+            progress=False,
+        )
+        checkpoints.close()
+        return states
+
+    whole = train(9, "whole")
+    train(3, "parts")
+    resumed = train(9, "parts")
+    assert_identical(resumed, whole)
+    assert len(scores[-1]) == size(CELLS)
+    for number in (0, 5):
+        alone = Evaluator(parallel.jit(), EXAMPLES)
+        model = trained(MODULE, cell_state(whole, number))
+        assert alone(model)["nll"] == pytest.approx(scores[-1][number], rel=1e-5)
+
+
+def test_a_cell_that_diverges_leaves_the_others_and_their_mean(tmp_path):
+    cells = grid(temperature=[1.0], learning_rate=[0.1, 1e30], seed=[0])
+    run = choose(cells, jax.devices()[:1])
+    step = make_sweep_step(STUDENT, make_objective, make_optimizer)
+    log = Run(tmp_path, {})
+    states = fit(
+        init_states(cells, STUDENT, make_optimizer, FIRST),
+        compile_sweep(run, step, cells),
+        run=run,
+        examples=EXAMPLES,
+        batches=Batches(SIZE, 8),
+        steps=6,
+        teacher=TEACHER,
+        log=log,
+        progress=False,
+    )
+    kernels = states.params["Dense_0"]["kernel"]
+    assert np.isfinite(kernels[0]).all()
+    assert not np.isfinite(kernels[1]).all()
+    assert all(np.isfinite(record["loss"]) for record in log.records)
 
 
 def test_one_compilation_serves_the_grid():

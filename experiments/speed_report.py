@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables and figures of benchmark's parts."""
 
-import io
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 from experiments.loops import LIVE, SCANNED, STORED, SWEPT
 from jaxdistill import benchmark
+from jaxdistill.figures import new_figure, to_png
 
 KEPT = (".json", ".md", ".png")
 
@@ -145,23 +145,21 @@ def _cold(part: Mapping[str, Any]) -> str:
 
 def _bars(part: Mapping[str, Any]) -> bytes:
     """Seconds per epoch, with the range over the rounds."""
-    plt = _pyplot()
     seconds = part["seconds"]
     names = list(seconds)[::-1]
     medians = [statistics.median(seconds[name]) for name in names]
     low = [m - min(seconds[n]) for n, m in zip(names, medians, strict=True)]
     high = [max(seconds[n]) - m for n, m in zip(names, medians, strict=True)]
-    picture, axis = plt.subplots(figsize=(7, 0.8 + 0.4 * len(names)))
+    picture, axis = new_figure((7, 0.8 + 0.4 * len(names)))
     axis.barh(names, medians, xerr=[low, high], capsize=3)
     axis.set(xlabel="seconds per epoch: median and range", xscale="log")
     axis.spines[["top", "right"]].set_visible(False)
-    return _png(picture)
+    return to_png(picture)
 
 
 def _lines(part: Mapping[str, Any]) -> bytes:
     """Milliseconds a step against each size."""
-    plt = _pyplot()
-    picture, axes = plt.subplots(1, 3, figsize=(10, 3.2))
+    picture, axes = new_figure((10, 3.2), 3)
     for axis, key in zip(axes, ("teacher", "batch", "students"), strict=True):
         for kind in dict.fromkeys(name.split()[0] for name in part[key]):
             points = [n.split()[1] for n in part[key] if n.startswith(f"{kind} ")]
@@ -171,7 +169,7 @@ def _lines(part: Mapping[str, Any]) -> bytes:
         axis.legend(frameon=False)
     axes[0].set(ylabel="ms per step")
     axes[2].set(ylabel="ms per step and student")
-    return _png(picture)
+    return to_png(picture)
 
 
 def _machine(on: Mapping[str, Any]) -> str:
@@ -189,20 +187,3 @@ def _range(values: Sequence[float] | Mapping[str, float], digits: int = 3) -> st
 
 def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
-
-
-def _pyplot():
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
-
-
-def _png(picture) -> bytes:
-    picture.tight_layout()
-    buffer = io.BytesIO()
-    picture.savefig(buffer, format="png", dpi=110)
-    _pyplot().close(picture)
-    return buffer.getvalue()

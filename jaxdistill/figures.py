@@ -28,8 +28,7 @@ def _curves(records: Sequence[Mapping[str, Any]], rows: Any) -> bytes:
 
     Trainings that are no rows of the table, a search's, are left out.
     """
-    plt = _pyplot()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    figure, (left, right) = new_figure((9, 3.2), 2)
     panels = (
         (left, "loss", "training loss"),
         (right, "accuracy", "validation accuracy"),
@@ -45,16 +44,13 @@ def _curves(records: Sequence[Mapping[str, Any]], rows: Any) -> bytes:
         axis.set(title=title, xlabel="step")
     left.set_yscale("log")
     (right if right.has_data() else left).legend(frameon=False)
-    return _png(figure)
+    return to_png(figure)
 
 
 def _comparison(summary: Mapping[str, Any]) -> bytes:
     """Test accuracy by row, a dot per seed."""
-    plt = _pyplot()
     names = list(summary["rows"])
-    figure, axis = plt.subplots(
-        figsize=(1.6 + 1.3 * len(names), 3.2), layout="constrained"
-    )
+    figure, axis = new_figure((1.6 + 1.3 * len(names), 3.2))
     for x, name in enumerate(names):
         seeds = [100 * seed["accuracy"] for seed in summary["seeds"][name]]
         around = np.linspace(-0.12, 0.12, len(seeds)) if len(seeds) > 1 else [0]
@@ -64,7 +60,7 @@ def _comparison(summary: Mapping[str, Any]) -> bytes:
         range(len(names)), [words(name).replace(" ", "\n") for name in names]
     )
     axis.set(ylabel="test accuracy, %", title="a dot per seed, a bar for the mean")
-    return _png(figure)
+    return to_png(figure)
 
 
 def _by_row(records, names, key) -> dict[str, dict[int, list[float]]]:
@@ -87,7 +83,13 @@ def _pyplot():
     return plt
 
 
-def _png(figure) -> bytes:
+def new_figure(size: tuple[float, float], columns: int = 1):
+    """A Matplotlib figure of a size in inches, and its axes in a row."""
+    return _pyplot().subplots(1, columns, figsize=size, layout="constrained")
+
+
+def to_png(figure) -> bytes:
+    """A figure as a PNG; it is closed."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     _pyplot().close(figure)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from jaxdistill import figures
+from jaxdistill import figures, heatmap
 from jaxdistill.figures import words
 from jaxdistill.statistics import holm, paired, spread
 
@@ -129,11 +129,15 @@ def _interval(gap: Mapping[str, float]) -> str:
 
 
 def write(directory: Any) -> str:
-    """Rebuilds table.md and the figures of a run directory; returns the table."""
+    """Rebuilds table.md and the figures of a run or a sweep; returns the table."""
     directory = epath.Path(directory)
-    text = table(json.loads((directory / "summary.json").read_text()))
+    summary = json.loads((directory / "summary.json").read_text())
+    if "axes" in summary:
+        text, pictures = heatmap.table(summary), {"heatmap.png": heatmap.draw(summary)}
+    else:
+        text, pictures = table(summary), figures.draw(directory)
     (directory / "table.md").write_text(text)
-    for name, png in figures.draw(directory).items():
+    for name, png in pictures.items():
         (directory / name).write_bytes(png)
     return text
 

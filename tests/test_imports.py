@@ -43,6 +43,7 @@ FLOORS = {
     "views": 2,
     "cache": 2,
     "figures": 4,
+    "heatmap": 4,
     "report": 4,
     "study": 4,
     "cli": 5,

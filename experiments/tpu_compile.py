@@ -2,19 +2,25 @@
 """Does the train step compile for a TPU slice, and what does a step move and hold?
 
 Question: are jit over a mesh and pmap the same program on TPU, with one sum over the
-chips for all gradients? Nothing runs and no TPU is needed: the step is lowered from
-shapes alone and compiled by libtpu for the chips of a topology. The networks are the
-`article` preset's of `digits_mlp.py`, with the teacher inside the step.
+chips for all gradients? What does a step hold and compute on a chip, from 8 chips to
+1,024? Nothing runs and no TPU is needed: the step is lowered from shapes alone and
+compiled by libtpu for the chips of a topology. The teacher is inside the step.
+
+Jobs:
+  article   the networks of `digits_mlp.py --preset article`.
+  resnet    CIFAR ResNet-56 to ResNet-20, GroupNorm, in bfloat16.
 
 Expected: two all-reduces and no other collective, one for the counts of real examples
-and one for all gradients, as large as the student; FLOPs within a few per cent of the
-matrix products on the chip's own examples.
+and one for all gradients, as large as the student; FLOPs of the article's job within a
+few per cent of the matrix products on the chip's own examples; what a chip holds does
+not grow with their number.
 
   pip install 'jaxdistill[tpu]'
   python experiments/tpu_compile.py
-  python experiments/tpu_compile.py --topology v5p:8x8x16 --parallel mesh
+  python experiments/tpu_compile.py --job resnet --parallel mesh \\
+      --topology v5e:2x4 v5e:16x16 v5p:8x8x16
 
-Cost: seconds on a laptop.
+Cost: seconds on a laptop for the article's job, a minute a topology for the ResNet.
 """
 
 import importlib.util
@@ -25,7 +31,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 # Both must stand before jax is imported: libtpu only compiles, and asks no metadata
 # server which TPU this machine is.
@@ -36,6 +43,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import tyro
+from flax import linen as nn
 from jax.experimental import topologies
 
 from jaxdistill import benchmark, models, parallel, teachers
@@ -43,6 +51,26 @@ from jaxdistill.objectives import combine, hard_labels, soft_targets
 from jaxdistill.steps import init_state, make_train_step
 
 TEACHER, STUDENT = (784, 512, 256, 10), (784, 128, 64, 10)
+
+
+class Job(NamedTuple):
+    """Two modules, an input's shape, and what the step computes in."""
+
+    teacher: nn.Module
+    student: nn.Module
+    shape: tuple[int, ...]
+    dtype: Any = None
+
+
+JOBS = {
+    "article": Job(models.MLP(TEACHER[1:]), models.MLP(STUDENT[1:]), TEACHER[:1]),
+    "resnet": Job(
+        models.resnet_cifar(56, 10, norm="group"),
+        models.resnet_cifar(20, 10, norm="group"),
+        (32, 32, 3),
+        jnp.bfloat16,
+    ),
+}
 
 _COLLECTIVE = re.compile(
     r" = (\S+|\(.*?\)) (all-reduce|all-gather|reduce-scatter|all-to-all"
@@ -55,12 +83,16 @@ _FLOATS = re.compile(r"f32\[([\d,]*)\]")
 class Config:
     """Compile the distillation step for a TPU topology; print what it costs."""
 
-    topology: str = "v5e:2x4"
-    """generation and chip grid, as libtpu names them"""
+    job: Literal["article", "resnet"] = "article"
+    """which teacher and student"""
+    topology: tuple[str, ...] = ("v5e:2x4",)
+    """generations and chip grids, as libtpu names them"""
     parallel: Literal["mesh", "pmap", "both"] = "both"
     """how the step is spread over the chips"""
     batch_per_chip: int = 64
     """examples of a step on each chip"""
+    save: Path | None = None
+    """also write the table there, as experiments/results/tpu/article.md"""
 
 
 def main(argv: Sequence[str] | None = None) -> dict[Any, dict[str, Any]]:
@@ -70,55 +102,73 @@ def main(argv: Sequence[str] | None = None) -> dict[Any, dict[str, Any]]:
         sys.exit(f"error: --batch-per-chip is {config.batch_per_chip}, below 1")
     if importlib.util.find_spec("libtpu") is None:
         sys.exit("error: libtpu is not installed: pip install 'jaxdistill[tpu]'")
-    try:
-        topology = topologies.get_topology_desc(config.topology, platform="tpu")
-    except Exception as error:  # the plugin raises its own types
-        reason = str(error).strip().split("\n")[0]
-        sys.exit(f"error: libtpu has no topology {config.topology!r}: {reason}")
-    chips: Sequence[Any] = topology.devices
     kinds: Sequence[parallel.Kind] = ("mesh", "pmap")
     if config.parallel != "both":
         kinds = (config.parallel,)
-    rows = {kind: costs(kind, chips, config.batch_per_chip) for kind in kinds}
-    each = f"{config.batch_per_chip} examples each"
-    print(f"{len(chips)} x {chips[0].device_kind}, {each}")
-    print(table(rows), end="")
-    for kind, row in rows.items():
+    rows = {}
+    for name in config.topology:
+        chips = find(name)
+        for kind in kinds:
+            title = f"{len(chips)} x {chips[0].device_kind}, {kind}"
+            rows[title] = costs(JOBS[config.job], kind, chips, config.batch_per_chip)
+    text = (
+        f"Job: {config.job}, {config.batch_per_chip} examples on each chip.\n\n"
+        f"{table(rows)}"
+    )
+    print(text, end="")
+    if config.save is not None:
+        config.save.parent.mkdir(parents=True, exist_ok=True)
+        config.save.write_text(text)
+    for title, row in rows.items():
         if row["reduced"] < row["gradients"]:
-            sys.exit(f"error: {kind}: the all-reduces do not carry all gradients")
+            sys.exit(f"error: {title}: the all-reduces do not carry all gradients")
     return rows
 
 
-def costs(kind: parallel.Kind, chips: Sequence[Any], batch: int) -> dict[str, Any]:
+def find(name: str) -> Sequence[Any]:
+    """The chips of a topology."""
+    try:
+        return topologies.get_topology_desc(name, platform="tpu").devices
+    except Exception as error:  # the plugin raises its own types
+        reason = str(error).strip().split("\n")[0]
+        sys.exit(f"error: libtpu has no topology {name!r}: {reason}")
+
+
+def costs(
+    job: Job, kind: parallel.Kind, chips: Sequence[Any], batch: int
+) -> dict[str, Any]:
     """Memory, FLOPs and collectives of one chip's program."""
     run = parallel.choose(kind, chips)
-    step, arguments = abstract_step(kind, len(chips), batch)
+    step, arguments = abstract_step(job, kind, len(chips), batch)
     jitted: Any = run.compile(step)
     compiled = jitted.lower(*arguments).compile()
     found = collectives(compiled.as_text())
     reduced = found.pop("all-reduce", [])
-    return {
+    params = arguments[0].params
+    copies = len(chips) if kind == "pmap" else 1
+    result = {
         **benchmark.memory(compiled),
         "flops": benchmark.flops(compiled),
-        "matmul_flops": matmul_flops(batch),
         "all-reduce": len(reduced),
         "reduced": sum(reduced),
-        "gradients": 4 * sum((a + 1) * b for a, b in pairwise(STUDENT)),
+        "gradients": 4 * sum(leaf.size for leaf in jax.tree.leaves(params)) // copies,
         "other collectives": sum(len(sizes) for sizes in found.values()),
     }
+    if job == JOBS["article"]:
+        result["matmul_flops"] = matmul_flops(batch)
+    return result
 
 
-def abstract_step(kind: str, chips: int, batch: int):
+def abstract_step(job: Job, kind: str, chips: int, batch: int):
     """The train step and the shapes of its three arguments, for all chips."""
-    student = models.student(models.MLP(STUDENT[1:]))
-    teacher = models.MLP(TEACHER[1:])
+    student = models.student(job.student)
     objective = combine(
         {"hard": (0.7, hard_labels()), "soft": (0.3, soft_targets(temperature=2.0))}
     )
     optimizer = optax.adam(1e-3)
     size = batch if kind == "pmap" else batch * chips
     shapes = {
-        "inputs": jax.ShapeDtypeStruct((size, STUDENT[0]), jnp.float32),
+        "inputs": jax.ShapeDtypeStruct((size, *job.shape), jnp.float32),
         "labels": jax.ShapeDtypeStruct((size,), jnp.int32),
         "mask": jax.ShapeDtypeStruct((size,), jnp.float32),
     }
@@ -126,14 +176,16 @@ def abstract_step(kind: str, chips: int, batch: int):
     def start(batch):
         rng = jax.random.key(0)
         state = init_state(rng, student, optimizer, batch)
-        return state, teachers.live(teacher, teacher.init(rng, batch["inputs"]))
+        variables = job.teacher.init(rng, batch["inputs"])
+        return state, teachers.live(job.teacher, variables)
 
     arguments = (*jax.eval_shape(start, shapes), shapes)
     if kind == "pmap":
         arguments = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((chips, *x.shape), x.dtype), arguments
         )
-    return make_train_step(student, objective, optimizer), arguments
+    step = make_train_step(student, objective, optimizer, dtype=job.dtype)
+    return step, arguments
 
 
 def collectives(hlo: str) -> dict[str, list[int]]:
@@ -176,7 +228,9 @@ def table(rows: dict[Any, dict[str, Any]]) -> str:
     lines = [["per chip and step", *rows], ["---"] + ["--:"] * len(rows)]
     for key, title, unit in columns:
         digits = 0 if unit == 1 else 1
-        lines.append([title] + [f"{r[key] * unit:,.{digits}f}" for r in rows.values()])
+        if all(key in row for row in rows.values()):
+            cells = [f"{row[key] * unit:,.{digits}f}" for row in rows.values()]
+            lines.append([title, *cells])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

@@ -11,7 +11,8 @@ import pytest
 pytest.importorskip("torch", reason="comparing with PyTorch needs torch")
 
 from experiments import compare_pytorch, pytorch_parity
-from experiments.article_job import Config, Task
+from experiments.article_job import Task
+from experiments.compare_pytorch import Config
 
 PAGE = Path(__file__).parent.parent / "docs" / "pytorch.md"
 
@@ -45,7 +46,7 @@ def test_200_steps_agree(parity, comparison, bar):
 def test_another_weight_is_seen(task):
     """The bar above is one a wrong loss does not pass."""
     wrong = Task(replace(task.config, parity_steps=2, soft_weight=0.31))
-    wrong.loss, wrong.taught = task.loss, task.taught
+    wrong.torch_loss, wrong.taught = task.torch_loss, task.taught
     assert pytorch_parity.side_by_side(wrong, 0, "float64")["loss"] > 1e-4
 
 
@@ -74,40 +75,24 @@ def test_all_parts_and_their_table(tmp_path, capsys):
         Config(smoke=True, run_dir=str(run), save=saved, threads=1, progress=False)
     )
     summary = json.loads((saved / "summary.json").read_text())
-    assert set(summary) == {"an earlier part", "parity", "speed", "accuracy"}
-    names = ["PyTorch, the article's loop", "PyTorch, tuned", "jaxdistill"]
-    assert list(summary["speed"]["seconds"]) == names
-    assert {len(times) for times in summary["speed"]["seconds"].values()} == {2}
-    assert set(summary["speed"]["ratios"]) == set(names[:2])
+    assert set(summary) == {"an earlier part", "parity", "accuracy"}
     assert len(summary["accuracy"]["seeds"]["PyTorch"]) == 2
     text = (saved / "table.md").read_text()
-    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("|")]
-    assert [row[0].strip("| ") for row in rows] == ["", "---", *names]
-    assert {len(row) for row in rows} == {3}
     assert re.search(r"^- float64: .*of a loss \d\.\de-\d+ ", text, re.M)
     assert re.search(r"^- test accuracy after 2 epochs, %: jaxdistill ", text, re.M)
     assert text in capsys.readouterr().out
     assert json.loads((run / "env.json").read_text())["versions"]["torch"]
-    assert (saved / "speed.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_compiler_that_fails_is_said_in_the_table(monkeypatch):
+def test_a_compiler_that_fails_is_said(monkeypatch):
     from experiments import pytorch_baseline
 
     def broken(*_, **__):
         raise RuntimeError("no C++ compiler found")
 
     monkeypatch.setattr(pytorch_baseline.torch, "compile", broken)
-    part = {
-        "seconds": {"jaxdistill": [1.0, 2.0]},
-        "ratios": {},
-        "skipped": {"PyTorch, compiled": pytorch_baseline.compiler_problem()},
-        "images": 10,
-        "batch_size": 2,
-        "machine": {"threads": 2, "cpu": "a", "jax": "b", "torch": "c"},
-    }
-    text = compare_pytorch.table({"speed": part})
-    assert "| PyTorch, compiled | - | torch.compile does not work here: Runtime" in text
+    problem = pytorch_baseline.compiler_problem()
+    assert problem == "torch.compile does not work here: RuntimeError"
 
 
 def test_missing_torch_is_one_sentence(monkeypatch):

@@ -42,7 +42,9 @@ def python(code: str) -> subprocess.CompletedProcess:
 def rows():
     done = python("import json; print(json.dumps(main([])))")
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert all(title.startswith("8 x TPU v5") for title in found)
+    return {title.split(", ")[1]: row for title, row in found.items()}
 
 
 @needs_libtpu

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What may be rounded: the stored teacher outputs, and the arithmetic of the steps?
+
+Question, part storage: how many bytes does an example's stored teacher output take, and
+how far is the student's soft loss (KL at temperature 2) from that of the exact outputs,
+in nats, for dense logits and for the k largest classes, in each type? Asked of the
+student from scratch, over the training images.
+
+Question, part compute: does a bfloat16 run (both forward passes and the backward pass;
+parameters, optimizer and losses in float32) reach the accuracy of a float32 one?
+Teacher, student from scratch and distilled student, paired by seed, last epoch, on the
+test images.
+
+Expected: float16 is as good as float32 at half the bytes, bfloat16 is not: it has 8
+bits of mantissa where logits need more; no difference in accuracy.
+
+  python -m experiments.precision
+  python -m experiments.precision --data mnist --data-dir ~/mnist --epochs 10
+
+Cost: a minute on two cores for the digits, ten for MNIST.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxdistill import cache, data, losses, models, parallel
+from jaxdistill.evaluate import Evaluator
+from jaxdistill.objectives import combine, hard_labels, soft_targets
+from jaxdistill.runs import Run, parse, settings
+from jaxdistill.statistics import paired, spread
+from jaxdistill.study import FAILURES, Row, Study
+from jaxdistill.types import TopK
+
+TEMPERATURE = 2.0
+PRECISIONS = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Measure what rounding costs: in the store, and in the steps."""
+
+    data: Literal["digits", "mnist", "fashion_mnist"] = "digits"
+    """digits is shipped; the others come from --data-dir or TFDS"""
+    data_dir: Path | None = None
+    """a folder of original IDX files, or TFDS's data folder"""
+    run_dir: str = "runs/precision"
+    """where the run is kept and resumed from"""
+    teacher: tuple[int, ...] = (512, 256)
+    """hidden widths of the teacher"""
+    student: tuple[int, ...] = (128, 64)
+    """hidden widths of the student"""
+    epochs: int = 60
+    """passes over the training images"""
+    batch_size: int = 64
+    """examples in a batch"""
+    seeds: int = 5
+    """runs of everything, each with its own weights and order"""
+    top_k: tuple[int, ...] = (1, 3, 5)
+    """how many classes a sparse store keeps"""
+    compilation_cache: bool = True
+    """keep compiled programs on disk, for the next run"""
+    progress: bool = True
+    """show progress bars"""
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Runs both parts, prints their tables, returns the summary."""
+    config = parse({"": Config()}, argv, __doc__)
+    try:
+        return execute(config)
+    except FAILURES as error:
+        sys.exit(f"error: {error}")
+
+
+def execute(config: Config) -> dict[str, Any]:
+    """Trains in both types, then stores one teacher's outputs in every form."""
+    source = data.load(config.data, config.data_dir)
+    train, test = source.inputs(source.train), source.inputs(source.test)
+    log = Run(config.run_dir, settings(config))
+    studies = {
+        kind: make_study(config, kind, train, test, log.path / kind)
+        for kind in PRECISIONS
+    }
+    lines = rows(config, source.num_classes, studies["float32"].steps)
+    seeds = {
+        kind: study.compare(lines, config.seeds)["seeds"]
+        for kind, study in studies.items()
+    }
+    summary = {
+        "compute": compute(seeds),
+        "storage": storage(config, studies["float32"], lines, train),
+    }
+    log.write("summary.json", summary)
+    texts = {
+        "compute.md": compute_table(summary["compute"]),
+        "storage.md": storage_table(summary["storage"]),
+    }
+    for name, text in texts.items():
+        log.write_bytes(name, text.encode())
+    print("\n".join(texts.values()))
+    print(log)
+    return summary
+
+
+def make_study(config: Config, kind: Any, train, test, path) -> Study:
+    """Trains in one precision, below the run's directory."""
+    run = parallel.choose("auto")
+    batches = data.Batches(len(train["labels"]), config.batch_size)
+    return Study(
+        run,
+        Run(path, {**settings(config), "precision": kind}),
+        examples=lambda row, seed: train,
+        steps=config.epochs * batches.steps_per_epoch,
+        batch_size=config.batch_size,
+        test=Evaluator(run, test),
+        evaluations=1,
+        precision=kind,
+        progress=config.progress,
+    )
+
+
+def rows(config: Config, classes: int, steps: int) -> dict[str, Row]:
+    """Teacher, student from scratch, distilled student."""
+    optimizer = optax.adam(optax.cosine_decay_schedule(1e-3, steps))
+    teacher = models.MLP((*config.teacher, classes))
+    student = models.MLP((*config.student, classes))
+    hard = combine({"hard": (1.0, hard_labels())})
+    soft = soft_targets(temperature=TEMPERATURE)
+    both = combine({"hard": (0.1, hard_labels()), "soft": (0.9, soft)})
+    return {
+        "teacher": Row(teacher, hard, optimizer),
+        "scratch": Row(student, hard, optimizer),
+        "distilled": Row(student, both, optimizer, "teacher"),
+    }
+
+
+def compute(seeds: Mapping[str, Any]) -> dict[str, Any]:
+    """Accuracies in both types, and their differences seed by seed."""
+    result = {}
+    for name in seeds["float32"]:
+        exact, low = ([s["accuracy"] for s in seeds[k][name]] for k in PRECISIONS)
+        result[name] = {
+            "float32": spread(exact),
+            "bfloat16": spread(low),
+            "paired": paired(low, exact),
+        }
+    return result
+
+
+def storage(config: Config, study: Study, lines, train) -> dict[str, Any]:
+    """Bytes per example and the soft loss's error, for each way to store."""
+    teacher = study.train("teacher", lines["teacher"], 0)
+    student = study.train("scratch", lines["scratch"], 0)
+    batch = {**train, "mask": np.ones(len(train["labels"]), np.float32)}
+    forward = jax.jit(lambda model, batch: model(batch).logits)
+    logits, targets = forward(student, batch), forward(teacher, batch)
+    exact = losses.forward_kl(logits, targets, temperature=TEMPERATURE)
+    result: dict[str, Any] = {"exact": {"loss": float(exact.mean())}}
+    for top_k in (None, *config.top_k):
+        for dtype in cache.DTYPES:
+            name = "dense" if top_k is None else f"top-{top_k}"
+            manifest = cache.describe(
+                teacher,
+                train,
+                data=config.data,
+                split="train",
+                transform="normalised",
+                top_k=top_k,
+                dtype=dtype,
+            )
+            path = study.log.path / "outputs" / f"{name}-{dtype}"
+            cache.write(path, teacher, train, manifest, progress=config.progress)
+            found = soft_loss(logits, cache.read(path, manifest))
+            arrays = [f for f in path.rglob("*") if f.is_file()]
+            size = sum(f.stat().length for f in arrays if f.suffix != ".json")
+            result[f"{name}, {dtype}"] = {
+                "bytes": size / len(train["labels"]),
+                "error": float(jnp.abs(found - exact).mean()),
+                "bias": float((found - exact).mean()),
+            }
+    return result
+
+
+def soft_loss(logits, stored: Mapping[str, np.ndarray]):
+    """The loss of each example against stored outputs of one view."""
+    taught = {name: jnp.asarray(array[:, 0]) for name, array in stored.items()}
+    if "logits" in taught:
+        return losses.forward_kl(logits, taught["logits"], temperature=TEMPERATURE)
+    kept = TopK(taught["ids"], taught["log_probs"], taught["logsumexp"])
+    return losses.sparse_forward_kl(logits, kept, temperature=TEMPERATURE)
+
+
+def compute_table(part: Mapping[str, Any]) -> str:
+    """Accuracy by type as Markdown."""
+    lines = [
+        "| test accuracy % | float32 | bfloat16 | difference, points |",
+        "| --- | --: | --: | --: |",
+    ]
+    for name, row in part.items():
+        cells = [
+            f"{100 * row[kind]['mean']:.2f} ± {100 * row[kind]['std']:.2f}"
+            for kind in PRECISIONS
+        ]
+        gap = {k: 100 * row["paired"][k] for k in ("mean", "low", "high")}
+        cells.append(f"{gap['mean']:+.2f} ({gap['low']:+.2f} to {gap['high']:+.2f})")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    count = part["teacher"]["float32"]["n"]
+    return "\n".join([*lines, "", f"{count} seeds; 95% interval.", ""])
+
+
+def storage_table(part: Mapping[str, Any]) -> str:
+    """Bytes against the loss's error as Markdown."""
+    lines = [
+        "| stored | bytes per example | error of the soft loss, nats | its mean |",
+        "| --- | --: | --: | --: |",
+    ]
+    for name, row in part.items():
+        if name == "exact":
+            continue
+        lines.append(
+            f"| {name} | {row['bytes']:.1f} | {row['error']:.1e} | {row['bias']:+.1e} |"
+        )
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "Error: mean distance of an example's loss from that of the exact outputs, "
+            f"which is {part['exact']['loss']:.3f} on average; bytes on disk, "
+            "compressed.",
+            "",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()

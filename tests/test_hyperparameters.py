@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A grid as a user runs it: table, heat map, the best by validation, resume."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments import hyperparameters
+from jaxdistill import heatmap, report
+
+SMALL = ["--temperature", "1", "4", "--soft-weight", "0", "0.9"]
+SMALL += ["--learning-rate", "1e-2", "--epochs", "10", "--seeds", "2"]
+SUMMARY = {
+    "axes": {"temperature": [1.0, 2.0], "rate": [0.1, 0.3], "seed": [0.0, 1.0]},
+    # By hand: the best mean on validation is temperature 2, rate 0.1; on test another.
+    "validation": [0.5, 0.6, 0.7, 0.7, 0.9, 0.7, 0.8, 0.6],
+    "test": [0.5, 0.5, 0.9, 0.9, 0.6, 0.4, 0.7, 0.7],
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("sweep") / "run"
+    arguments = [*SMALL, "--run-dir", str(directory), "--no-progress"]
+    return directory, arguments, hyperparameters.main(arguments)
+
+
+def test_the_best_is_chosen_on_validation():
+    assert heatmap.best(SUMMARY) == {"temperature": 2.0, "rate": 0.1}
+    lines = heatmap.table(SUMMARY).splitlines()
+    assert lines[0] == "| temperature | rate | validation % | test % |"
+    assert lines[2] == "| 2 | 0.1 | 80.00 ± 14.14 | 50.00 ± 14.14 |"
+    assert "chosen on validation: temperature 2, rate 0.1." in lines[-1]
+    assert heatmap.draw(SUMMARY).startswith(b"\x89PNG")
+
+
+def test_a_run_leaves_its_table_and_heat_map(finished):
+    directory, _, summary = finished
+    assert len(summary["validation"]) == len(summary["test"]) == 8
+    text = (directory / "table.md").read_text()
+    assert (directory / "heatmap.png").read_bytes().startswith(b"\x89PNG")
+    (directory / "table.md").unlink()
+    assert report.write(directory) == text
+    assert (directory / "table.md").read_text() == text
+
+
+def test_without_soft_targets_the_temperature_is_nothing(finished):
+    """Weight 0 is the student from scratch at any temperature; another is not."""
+    accuracy = np.reshape(finished[2]["test"], (2, 2, 2))  # temperature, weight, seed
+    np.testing.assert_array_equal(accuracy[0, 0], accuracy[1, 0])
+    assert (accuracy[0, 1] != accuracy[1, 1]).any()
+    assert accuracy[:, 1].mean() > accuracy[:, 0].mean()
+
+
+def test_the_same_command_again_changes_nothing(finished):
+    directory, arguments, summary = finished
+    assert hyperparameters.main(arguments) == summary
+    stored = json.loads((directory / "summary.json").read_text())
+    assert stored == summary
+
+
+def test_cells_that_do_not_divide_are_one_sentence(tmp_path):
+    arguments = [*SMALL, "--seeds", "1", "--soft-weight", "0.5"]
+    with pytest.raises(SystemExit, match="error: 2 cells do not divide over 8 devices"):
+        hyperparameters.main([*arguments, "--run-dir", str(tmp_path / "run")])

@@ -76,7 +76,8 @@ _COLLECTIVE = re.compile(
     r" = (\S+|\(.*?\)) (all-reduce|all-gather|reduce-scatter|all-to-all"
     r"|collective-permute)(?:-start)?\("
 )
-_FLOATS = re.compile(r"f32\[([\d,]*)\]")
+_FLOATS = re.compile(r"\b(b?f\d+)\[([\d,]*)\]")
+_BYTES = {"f32": 4, "bf16": 2}
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,10 @@ def costs(
         "flops": benchmark.flops(compiled),
         "all-reduce": len(reduced),
         "reduced": sum(reduced),
-        "gradients": 4 * sum(leaf.size for leaf in jax.tree.leaves(params)) // copies,
+        # Summed over the chips in the type that the backward pass computes in.
+        "gradients": jnp.dtype(job.dtype or jnp.float32).itemsize
+        * sum(leaf.size for leaf in jax.tree.leaves(params))
+        // copies,
         "other collectives": sum(len(sizes) for sizes in found.values()),
     }
     if job == JOBS["article"]:
@@ -189,16 +193,18 @@ def abstract_step(job: Job, kind: str, chips: int, batch: int):
 
 
 def collectives(hlo: str) -> dict[str, list[int]]:
-    """The collectives in a compiled program, each with the float32 bytes it returns.
+    """The collectives in a compiled program, each with the bytes of floats it returns.
 
-    >>> collectives("%a = (f32[10]{0}, f32[]{:T(128)}) all-reduce(%b, %c)")
-    {'all-reduce': [44]}
+    >>> collectives("%a = (f32[10]{0}, bf16[]{:T(128)}) all-reduce(%b, %c)")
+    {'all-reduce': [42]}
     """
     found: dict[str, list[int]] = {}
     for shapes, name in _COLLECTIVE.findall(hlo):
-        arrays = [text.split(",") for text in _FLOATS.findall(shapes)]
-        size = sum(4 * math.prod(int(n) for n in a if n) for a in arrays)
-        found.setdefault(name, []).append(size)
+        arrays = [
+            _BYTES[kind] * math.prod(int(n) for n in text.split(",") if n)
+            for kind, text in _FLOATS.findall(shapes)
+        ]
+        found.setdefault(name, []).append(sum(arrays))
     return found
 
 

@@ -50,6 +50,7 @@ class Parallel:
         argument is split, `donate` lets the first argument's buffers be reused.
       shardings: where `place` puts the leaves of a tree of arrays or shapes: for a
         checkpoint to be read there, or an init to be compiled there. None under pmap.
+      shares_batch: every device has the whole batch (a sweep's), not a part.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Parallel:
     fetch: Callable[[Any], Any]
     compile: Callable[..., Callable]
     shardings: Callable[[Any], Any]
+    shares_batch: bool = False
 
     def split(self, tree: Any, axis: int = 0) -> Any:
         """Puts a batch, whole in every process, on the devices in equal parts."""
@@ -73,6 +75,8 @@ class Parallel:
 
         A reader of records need read no others: give them to `join`.
         """
+        if self.shares_batch:
+            return slice(0, batch_size)
         index = jax.process_index()
         mine = [i for i, d in enumerate(self.devices) if d.process_index == index]
         each = batch_size // len(self.devices)
@@ -85,7 +89,7 @@ class Parallel:
     def check_batch(self, batch_size: int) -> None:
         """Raise ValueError unless a batch divides evenly over the devices."""
         count = len(self.devices)
-        if batch_size % count:
+        if batch_size % count and not self.shares_batch:
             or_one = ", or --parallel jit" if jax.process_count() == 1 else ""
             raise ValueError(
                 f"a batch of {batch_size} does not divide over {count} devices; take a "

@@ -268,15 +268,17 @@ def _accumulate(function: Callable, carry: Any, parts: Batch, count: int):
 
 
 def _update(state, optimizer, grads, model_state, counts) -> TrainState:
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    old = (state.params, state.model_state, state.opt_state)
+    def move(grads, model_state):
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        return optax.apply_updates(state.params, updates), model_state, opt_state
+
+    def stay(grads, model_state):
+        del grads, model_state
+        return state.params, state.model_state, state.opt_state
+
+    # Not a where of both: XLA would copy the optimizer's state and compute it twice.
     some = sum(counts.values()) > 0
-    params, model_state, opt_state = jax.tree.map(
-        lambda new, was: jnp.where(some, new, was),
-        (params, model_state, opt_state),
-        old,
-    )
+    params, model_state, opt_state = jax.lax.cond(some, move, stay, grads, model_state)
     return state.replace(
         step=state.step + 1,
         params=params,

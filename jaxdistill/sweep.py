@@ -217,5 +217,13 @@ def choose(cells: Mapping[str, Any], devices: Sequence[Any] | None = None) -> Pa
         return jax.tree.map(whole, tree)
 
     return Parallel(
-        "cells", devices, place, replicate, replicate, fetch, compile, shardings
+        name="cells",
+        devices=devices,
+        place=place,
+        replicate=replicate,
+        join=replicate,
+        fetch=fetch,
+        compile=compile,
+        shardings=shardings,
+        shares_batch=True,
     )

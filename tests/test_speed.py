@@ -12,8 +12,15 @@ from experiments import bare_jax, benchmark, loops, speed_report
 from experiments.article_job import Job, Task
 
 JOB = Job(
-    data="digits", teacher=(32,), student=(16, 8), epochs=1, threads=1, progress=False
+    data="digits", teacher=(32,), student=(16, 8), epochs=4, threads=1, progress=False
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def other_peoples_code():
+    """Loops that are not ours broadcast as they like."""
+    with jax.numpy_rank_promotion("allow"):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +43,12 @@ def test_the_scan_by_hand_trains_as_ours_does(task):
 
 
 def test_ours_costs_what_the_scan_by_hand_does(task):
-    """The bar of 1%, in FLOPs and bytes, at the article's size but for the pixels."""
+    """At most 1% more FLOPs and bytes, at the article's size but for the pixels."""
     wide = dataclasses.replace(JOB, teacher=(512, 256), student=(128, 64))
     programs = benchmark.programs(Task(wide), Task(wide).drawn("teacher"))
     by_hand, live = programs[loops.SCANNED], programs[loops.LIVE]
     for key in ("flops", "bytes"):
-        assert live[key] == pytest.approx(by_hand[key], rel=0.01), key
+        assert live[key] < 1.01 * by_hand[key], key
 
 
 def test_every_loop_trains(task):

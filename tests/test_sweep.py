@@ -141,7 +141,7 @@ def test_a_sweep_trains_evaluates_and_resumes_in_fit(tmp_path, devices):
             compile_sweep(run, step, CELLS),
             run=run,
             examples=run.replicate(EXAMPLES),
-            batches=Batches(SIZE, 8),
+            batches=Batches(SIZE, 9),
             steps=steps,
             teacher=run.replicate(TEACHER),
             evaluate=evaluate,

@@ -76,7 +76,7 @@ class Task:
     """The article's job, as both sides need it."""
 
     def __init__(self, config: Job):
-        self.config = config
+        self.config: Any = config  # a script's own, with flags of its own
         self.source = data.load(config.data, config.data_dir)
         self.train, self.test = (
             self._examples(split) for split in (self.source.train, self.source.test)
@@ -184,7 +184,7 @@ class Task:
 
     def torch_weights(self, name: str, variables: Any) -> dict[str, np.ndarray]:
         """The network's weights by their names in PyTorch, which need not be there."""
-        like = {}
+        like: dict[str, np.ndarray] = {}
         for i, (inputs, outputs) in enumerate(pairwise(self._widths(name))):
             like[f"{2 * i + 1}.weight"] = np.empty((outputs, inputs))
             like[f"{2 * i + 1}.bias"] = np.empty(outputs)

@@ -122,9 +122,10 @@ def execute(config: Config) -> dict[str, Any]:
 
 def epochs(task: Task) -> dict[str, Any]:
     """Seconds per epoch of every loop, in turns; what XLA counts of ours."""
-    config: Any = task.config
+    config = task.config
     taught = task.taught(0)
-    jobs, skipped = {}, {}
+    jobs: dict[str, Callable] = {}
+    skipped: dict[str, str] = {}
     for found, missing in (
         loops.torch_loops(task, taught, config.compile),
         loops.keras_loops(task, taught),
@@ -196,7 +197,7 @@ def peak(size: int = 2048) -> float:
 
 def scaling(task: Task) -> dict[str, Any]:
     """Milliseconds per step and student, against what makes a job larger."""
-    config: Any = task.config
+    config = task.config
     steps = 20 if config.smoke else SCALING_STEPS
     result: dict[str, Any] = {}
     widths: dict[str, Callable] = {}
@@ -262,7 +263,7 @@ def in_turns(task: Task, part: str, jobs, rounds: int) -> dict[str, list[float]]
 
 def cold(task: Task) -> dict[str, Any]:
     """Seconds and peak memory of whole processes, ours and the article's, in turns."""
-    config: Any = task.config
+    config = task.config
     sides = (
         ("pytorch", "jaxdistill")
         if importlib.util.find_spec("torch")
@@ -271,9 +272,8 @@ def cold(task: Task) -> dict[str, Any]:
     found: dict[str, list] = {side: [] for side in sides}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        np.savez(
-            folder / "teacher.npz", **task.torch_weights("teacher", task.taught(0))
-        )
+        weights: Any = task.torch_weights("teacher", task.taught(0))
+        np.savez(folder / "teacher.npz", **weights)
         names = [field.name for field in fields(Job)]
         job = {key: getattr(config, key) for key in names}
         (folder / "job.json").write_text(

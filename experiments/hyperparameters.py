@@ -155,7 +155,10 @@ class Task:
         """All students at once, from the teacher's stored outputs; placed."""
         run, module = self.run, models.MLP((*self.config.student, self.classes))
         student = models.student(module)
-        examples = dict(self.examples(Row(module, make_objective, None, "teacher"), 0))
+        cell = {name: values[0] for name, values in self.cells.items()}
+        optimizer = self.make_optimizer(cell)
+        row = Row(module, make_objective(cell), optimizer, "teacher")
+        examples = dict(self.examples(row, 0))
         every = {**examples, "mask": np.ones(len(examples["labels"]), np.float32)}
         logits = jax.jit(lambda teacher, batch: teacher(batch).logits)(teacher, every)
         examples["teacher"] = {"logits": np.asarray(logits)[:, None]}

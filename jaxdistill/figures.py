@@ -43,23 +43,27 @@ def _curves(records: Sequence[Mapping[str, Any]], rows: Any) -> bytes:
             axis.fill_between(at, low, high, alpha=0.2, color=line.get_color())
         axis.set(title=title, xlabel="step")
     left.set_yscale("log")
-    (right if right.has_data() else left).legend(frameon=False)
+    if right.has_data():
+        right.legend(frameon=False)
+    else:  # the names have the panel to themselves
+        right.axis("off")
+        lines, names = left.get_legend_handles_labels()
+        right.legend(lines, names, frameon=False, loc="center", ncols=2)
     return to_png(figure)
 
 
 def _comparison(summary: Mapping[str, Any]) -> bytes:
     """Test accuracy by row, a dot per seed."""
     names = list(summary["rows"])
-    figure, axis = new_figure((1.6 + 1.3 * len(names), 3.2))
-    for x, name in enumerate(names):
+    figure, axis = new_figure((7, 1.2 + 0.35 * len(names)))
+    for y, name in enumerate(names):
         seeds = [100 * seed["accuracy"] for seed in summary["seeds"][name]]
         around = np.linspace(-0.12, 0.12, len(seeds)) if len(seeds) > 1 else [0]
-        axis.plot(x + np.asarray(around), seeds, "o", alpha=0.5)
-        axis.hlines(np.mean(seeds), x - 0.25, x + 0.25, color="black")
-    axis.set_xticks(
-        range(len(names)), [words(name).replace(" ", "\n") for name in names]
-    )
-    axis.set(ylabel="test accuracy, %", title="a dot per seed, a bar for the mean")
+        axis.plot(seeds, y + np.asarray(around), "o", alpha=0.5)
+        axis.vlines(np.mean(seeds), y - 0.25, y + 0.25, color="black")
+    axis.set_yticks(range(len(names)), [words(name) for name in names])
+    axis.invert_yaxis()
+    axis.set(xlabel="test accuracy, %", title="a dot per seed, a bar for the mean")
     return to_png(figure)
 
 

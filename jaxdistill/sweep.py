@@ -15,6 +15,7 @@ dispatch.
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -174,8 +175,8 @@ def compile_sweep(run: Parallel, sweep_step: Callable, cells: Mapping[str, Any])
 
 def cell_state(states: TrainState, index: int) -> TrainState:
     """One cell's state, as a single training would have it."""
-    one = jax.tree.map(lambda x: x[index], states.replace(step=()))
-    return one.replace(step=states.step)
+    one = jax.tree.map(lambda x: x[index], replace(states, step=()))
+    return replace(one, step=states.step)
 
 
 def choose(cells: Mapping[str, Any], devices: Sequence[Any] | None = None) -> Parallel:

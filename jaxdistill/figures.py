@@ -55,7 +55,7 @@ def _curves(records: Sequence[Mapping[str, Any]], rows: Any) -> bytes:
 def _comparison(summary: Mapping[str, Any]) -> bytes:
     """Test accuracy by row, a dot per seed."""
     names = list(summary["rows"])
-    figure, axis = new_figure((7, 1.2 + 0.35 * len(names)))
+    figure, axis = new_figure((7, max(2.8, 1.2 + 0.35 * len(names))))
     for y, name in enumerate(names):
         seeds = [100 * seed["accuracy"] for seed in summary["seeds"][name]]
         around = np.linspace(-0.12, 0.12, len(seeds)) if len(seeds) > 1 else [0]

@@ -10,7 +10,7 @@ from experiments import precision
 def summary(tmp_path_factory):
     directory = tmp_path_factory.mktemp("precision") / "run"
     arguments = ["--epochs", "2", "--seeds", "2", "--teacher", "32", "--student", "8"]
-    arguments += ["--top-k", "3", "10", "--batch-size", "100", "--no-progress"]
+    arguments += ["--top-k", "3", "10", "--batch-size", "96", "--no-progress"]
     return precision.main([*arguments, "--run-dir", str(directory)])
 
 

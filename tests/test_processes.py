@@ -171,7 +171,7 @@ def finish(started, directory: Path) -> list[dict]:
     return [json.loads(file.read_text()) for file in files]
 
 
-@pytest.fixture(scope="module", params=sorted(KINDS))
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
 def trained(request, begin, tmp_path_factory):
     """A finished run's directory, and what each of its processes found."""
     directory = tmp_path_factory.mktemp("trained")

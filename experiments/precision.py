@@ -52,7 +52,7 @@ class Config:
     data_dir: Path | None = None
     """a folder of original IDX files, or TFDS's data folder"""
     run_dir: str = "runs/precision"
-    """where the run is kept and resumed from"""
+    """where the run is kept and resumed from, a local folder"""
     teacher: tuple[int, ...] = (512, 256)
     """hidden widths of the teacher"""
     student: tuple[int, ...] = (128, 64)
@@ -176,11 +176,11 @@ def storage(config: Config, study: Study, lines, train) -> dict[str, Any]:
                 top_k=top_k,
                 dtype=dtype,
             )
-            path = study.log.path / "outputs" / f"{name}-{dtype}"
+            path = Path(study.log.path) / "outputs" / f"{name}-{dtype}"
             cache.write(path, teacher, train, manifest, progress=config.progress)
             found = soft_loss(logits, cache.read(path, manifest))
             arrays = [f for f in path.rglob("*") if f.is_file()]
-            size = sum(f.stat().length for f in arrays if f.suffix != ".json")
+            size = sum(f.stat().st_size for f in arrays if f.suffix != ".json")
             result[f"{name}, {dtype}"] = {
                 "bytes": size / len(train["labels"]),
                 "error": float(jnp.abs(found - exact).mean()),

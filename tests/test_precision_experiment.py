@@ -9,7 +9,7 @@ from experiments import precision
 @pytest.fixture(scope="module")
 def summary(tmp_path_factory):
     directory = tmp_path_factory.mktemp("precision") / "run"
-    arguments = ["--epochs", "2", "--seeds", "2", "--teacher", "32", "--student", "8"]
+    arguments = ["--epochs", "4", "--seeds", "2", "--teacher", "32", "--student", "8"]
     arguments += ["--top-k", "3", "10", "--batch-size", "96", "--no-progress"]
     return precision.main([*arguments, "--run-dir", str(directory)])
 
@@ -33,7 +33,7 @@ def test_fewer_bits_and_fewer_classes_err_more_and_take_less(summary):
 def test_both_types_are_trained_and_compared(summary):
     for row in summary["compute"].values():
         assert row["float32"]["n"] == row["bfloat16"]["n"] == 2
-        assert row["float32"]["mean"] > 0.2  # above chance: it trained
+    assert summary["compute"]["teacher"]["bfloat16"]["mean"] > 0.3  # chance is 0.1
     text = precision.compute_table(summary["compute"])
     assert [line.split(" | ")[0] for line in text.splitlines()[2:5]] == [
         "| teacher",

@@ -9,31 +9,23 @@ from pathlib import Path
 import jax
 
 
-def keep(folder: Path | None = None) -> Path | None:
-    """Keeps all programs compiled from now on, however small; returns where.
+def keep() -> None:
+    """Keeps all programs compiled from now on, however small.
 
-    The user's own settings come first: nothing is changed where JAX has a folder
-    already (JAX_COMPILATION_CACHE_DIR) or is told to keep none
-    (JAX_ENABLE_COMPILATION_CACHE=0).
-
-    Args:
-      folder: where; None is `jaxdistill/` in the user's cache folder, with one part for
-        each kind of processor, as a program made for another may not run.
-
-    Returns:
-      The folder in use, or None.
+    They lie in `jaxdistill/` in the user's cache folder, in one part for each kind of
+    processor, as a program made for another may not run. The user's own settings come
+    first: nothing is changed where JAX has a folder already (JAX_COMPILATION_CACHE_DIR)
+    or is told to keep none (JAX_ENABLE_COMPILATION_CACHE=0).
     """
     setting = jax.config.values.get
-    if not setting("jax_enable_compilation_cache"):
-        return None
-    if chosen := setting("jax_compilation_cache_dir"):
-        return Path(chosen)
-    folder = folder or _caches() / "jaxdistill" / _processor()
+    enabled = setting("jax_enable_compilation_cache")
+    if not enabled or setting("jax_compilation_cache_dir"):
+        return
+    folder = _caches() / "jaxdistill" / _processor()
     jax.config.update("jax_compilation_cache_dir", str(folder))
     # By default only what took a second: small students compile in less, many times.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    return folder
 
 
 def _caches() -> Path:

@@ -13,8 +13,9 @@ be the same for all: a shared file system or object storage.
     TPU pod   gcloud compute tpus tpu-vm ssh NAME --worker=all --command="python ..."
 
 When a process dies, the others cannot go on: they end at once where the connection
-breaks, else within `HEARTBEAT_SECONDS`, and say so. Start all of them again to resume
-from the last checkpoint.
+breaks, else within `HEARTBEAT_SECONDS`, and say so; on CPUs the transport (Gloo) may
+abort one of several before it can. Start all of them again to resume from the last
+checkpoint: each said so when it joined.
 """
 
 import glob
@@ -74,14 +75,13 @@ def start(
             jax.distributed.initialize(**timeouts)
         else:
             jax.distributed.initialize(*_by_hand(), **timeouts)
-        if is_first():
-            print(
-                f"{jax.process_count()} processes, {jax.device_count()} devices; if "
-                f"one process dies, the others end within {heartbeat_seconds} s: start "
-                "all of them again to resume",
-                file=sys.stderr,
-                flush=True,
-            )
+        print(
+            f"process {jax.process_index()} of {jax.process_count()}, "
+            f"{jax.device_count()} devices; if one process dies, the others end within "
+            f"{heartbeat_seconds} s: start all of them again to resume",
+            file=sys.stderr,
+            flush=True,
+        )
     _check_same(settings)
 
 

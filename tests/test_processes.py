@@ -258,14 +258,16 @@ def test_when_one_is_killed_all_end_and_a_restart_resumes(begin, trained, tmp_pa
         started[index].join(60)
         assert started[index].exitcode not in (0, None)
         said = log(tmp_path, index)
-        # Whichever comes first: a connection breaks, or a heartbeat is missed.
+        assert f"the others end within {HEARTBEAT} s: start all of them again" in said
+        # Whichever comes first: a connection breaks, a heartbeat is missed, or Gloo
+        # meets what another survivor sent before it ended and aborts the process.
         assert (
             "one of them has died or left; start all of them again to resume" in said
             or "This most likely indicates that another task died" in said
+            or (count > 2 and "terminate called" in said and "gloo" in said)
         ), said[-2000:]
     assert time.monotonic() - began < 4 * HEARTBEAT
     assert not (tmp_path / "mesh" / "50").exists()
-    assert f"the others end within {HEARTBEAT} s: start all" in log(tmp_path, 0)
     again = finish(begin(train_slowly, tmp_path, count), tmp_path)
     assert [process["mesh"] for process in again] == [p["mesh"] for p in found]
 

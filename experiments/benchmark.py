@@ -50,7 +50,7 @@ from tqdm.auto import tqdm
 
 from experiments import bare_jax, loops, speed_report
 from experiments.article_job import Job, Task, machine
-from jaxdistill import benchmark, teachers
+from jaxdistill import benchmark, sweep, teachers
 from jaxdistill.runs import Run, environment
 from jaxdistill.study import FAILURES
 
@@ -84,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     config = tyro.cli(Config, args=argv, description=__doc__)
     if hasattr(os, "sched_setaffinity"):  # before any side makes its threads
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: config.threads])
+    sweep.use_cores()
     try:
         return execute(config)
     except FAILURES as error:

@@ -81,6 +81,7 @@ class Config:
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs the sweep, prints its table, returns its summary."""
     config = parse({"": Config()}, argv, __doc__)
+    sweep.use_cores()
     try:
         return execute(config)
     except FAILURES as error:
@@ -176,7 +177,7 @@ class Task:
 
         states = fit(
             sweep.init_states(self.cells, student, self.make_optimizer, first),
-            sweep.compile_sweep(run, step, self.cells),
+            sweep.compile_sweep(run, step, self.cells, group=sweep.group_for(run)),
             run=run,
             examples=run.replicate(examples),
             batches=self.batches,

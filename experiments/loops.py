@@ -162,9 +162,11 @@ def swept(
 ) -> Callable[[], Any]:
     """Steps of many students, each with its own schedule, in one dispatch.
 
+    On CPUs each core trains its own, two at a time.
+
     Args:
       task: the job.
-      examples: placed, with stored outputs.
+      examples: with stored outputs.
       students: how many.
       steps: of a dispatch; None is an epoch, and their evaluation on the test images.
     """
@@ -183,16 +185,18 @@ def swept(
         decay = optax.cosine_decay_schedule(1.0, total)
         return optax.adam(lambda count: cell["learning_rate"] * decay(count))
 
+    run = sweep.choose(cells)
     states = sweep.init_states(cells, student, make_optimizer, task.first())
+    states, examples = run.place(states), run.replicate(examples)
     step = sweep.make_sweep_step(student, make_objective, make_optimizer)
-    run = sweep.compile_sweep(task.run, step, cells)
-    judge = Evaluator(task.run, task.test, cells=True)
+    train = sweep.compile_sweep(run, step, cells, group=sweep.group_for(run))
+    judge = Evaluator(run, task.test, cells=True)
     done = 0
 
     def dispatch():
         nonlocal states, done
-        rows = task.run.split(batches.rows(done, done + length), 1)
-        states, metrics = run(states, (teachers.Stored(), examples), rows)
+        rows = run.split(batches.rows(done, done + length), 1)
+        states, metrics = train(states, (teachers.Stored(), examples), rows)
         done += length
         if steps is None:
             return judge(teachers.trained(module, states))

@@ -13,7 +13,9 @@ leaves most of a device idle; thirty of them share one teacher, one batch and on
 dispatch.
 """
 
+import contextlib
 import itertools
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -153,18 +155,70 @@ def scan_sweep(sweep_step: Callable) -> Callable:
     return run
 
 
-def compile_sweep(run: Parallel, sweep_step: Callable, cells: Mapping[str, Any]):
+def in_groups(program: Callable, group: int, devices: int = 1) -> Callable:
+    """`scan_sweep`'s program for some cells after others, each group all its steps.
+
+    Few states stay in a processor's cache where many are read from memory at every
+    step. A live teacher's forward pass is run again for each group.
+
+    Args:
+      program: see `scan_sweep`; batches are shared.
+      group: cells of a device that train at once; a divisor of the cells it has.
+      devices: over which the cells are divided in equal parts.
+    """
+
+    def run(states, resident, rows):
+        cells, *shared = resident
+
+        def part(x):  # [cells, ...] to [groups, cells of a group on all devices, ...]
+            each = x.reshape(devices, -1, group, *x.shape[1:]).swapaxes(0, 1)
+            return each.reshape(-1, devices * group, *x.shape[1:])
+
+        def join(x):
+            each = x.reshape(-1, devices, group, *x.shape[2:]).swapaxes(0, 1)
+            return each.reshape(-1, *x.shape[2:])
+
+        def train(parts):
+            states, cells = parts
+            states = replace(states, step=first)
+            states, metrics = program(states, (cells, *shared), rows)
+            metrics = jax.tree.map(lambda x: x.swapaxes(0, 1), metrics)
+            return replace(states, step=()), metrics, states.step
+
+        first, bodies = states.step, replace(states, step=())
+        parts = jax.tree.map(part, (bodies, cells))
+        bodies, metrics, steps = jax.lax.map(train, parts)
+        bodies, metrics = jax.tree.map(join, (bodies, metrics))
+        metrics = jax.tree.map(lambda x: x.swapaxes(0, 1), metrics)
+        return replace(bodies, step=steps[0]), metrics
+
+    return run
+
+
+def compile_sweep(
+    run: Parallel,
+    sweep_step: Callable,
+    cells: Mapping[str, Any],
+    *,
+    group: int | None = None,
+):
     """Many steps of a sweep in one dispatch, as `loop.fit` takes them.
 
     Args:
       run: `choose(cells)`.
       sweep_step: see `make_sweep_step`.
       cells: `{name: [cells]}`.
+      group: most cells of a device that train at once, see `in_groups`; None is all.
+        See `group_for`.
 
     Returns:
       `(states, (teacher, examples), rows) -> (states, metrics)`.
     """
-    program = run.compile(scan_sweep(sweep_step), batch_axis=1)
+    program, each = scan_sweep(sweep_step), size(cells) // len(run.devices)
+    if group is not None and group < each:
+        at_once = max(n for n in range(1, group + 1) if each % n == 0)
+        program = in_groups(program, at_once, len(run.devices))
+    program = run.compile(program, batch_axis=1)
     placed = run.place(dict(cells))
 
     def step(states, resident, rows):
@@ -179,23 +233,58 @@ def cell_state(states: TrainState, index: int) -> TrainState:
     return replace(one, step=states.step)
 
 
+def group_for(run: Parallel) -> int | None:
+    """How many cells of a device to train at once where outputs are stored.
+
+    All (None) on an accelerator; on a CPU two, whose states stay in a core's cache:
+    MNIST's students of 109,000 weights took 0.24 ms a step and student two by two on
+    two cores, 0.35 all sixteen at once.
+    """
+    return 2 if run.devices[0].platform == "cpu" else None
+
+
+def use_cores() -> None:
+    """Makes each core of a CPU a device of its own, among which `choose` divides cells.
+
+    One student's small products leave cores waiting for each other; two students do
+    not. To be called before anything touches a device; nothing changes where that has
+    happened, or where JAX_NUM_CPU_DEVICES or XLA_FLAGS say how many devices there are.
+    Every device has the data: on many cores set JAX_NUM_CPU_DEVICES lower.
+    """
+    said = os.environ.get("XLA_FLAGS", "")
+    if "xla_force_host_platform_device_count" in said:
+        return
+    if "JAX_NUM_CPU_DEVICES" not in os.environ:
+        usable = getattr(os, "sched_getaffinity", None)  # Linux alone has it
+        cores = len(usable(0)) if usable else os.cpu_count() or 1
+        with contextlib.suppress(RuntimeError):  # devices are in use already
+            jax.config.update("jax_num_cpu_devices", cores)
+
+
 def choose(cells: Mapping[str, Any], devices: Sequence[Any] | None = None) -> Parallel:
     """One device, or several that take equal parts of the cells and share all else.
 
     States and cells are placed (`place`); data and teachers, which have no axis of
     cells, are on every device (`replicate`).
 
+    Args:
+      cells: `{name: [cells]}`.
+      devices: of one process, the most to use, all if None; those beyond the largest
+        number that divides the cells stay idle. Of several processes, all are used.
+
     Raises:
-      ValueError: the cells do not divide over the devices.
+      ValueError: the cells do not divide over the devices of several processes.
     """
     devices = tuple(jax.devices() if devices is None else devices)
+    count, most = size(cells), len(devices)
+    if jax.process_count() > 1 and count % most:
+        raise ValueError(
+            f"{count} cells do not divide over {most} devices of "
+            f"{jax.process_count()} processes; take a multiple of {most}"
+        )
+    devices = devices[: max(n for n in range(1, most + 1) if count % n == 0)]
     if len(devices) == 1:
         return parallel.jit(devices)
-    if size(cells) % len(devices):
-        raise ValueError(
-            f"{size(cells)} cells do not divide over {len(devices)} devices; take a "
-            f"multiple of {len(devices)}"
-        )
     grid_of = Mesh(np.array(devices), (AXIS,))
     everywhere = NamedSharding(grid_of, PartitionSpec())
     parts = NamedSharding(grid_of, PartitionSpec(AXIS))

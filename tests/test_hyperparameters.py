@@ -58,9 +58,3 @@ def test_the_same_command_again_changes_nothing(finished):
     assert hyperparameters.main(arguments) == summary
     stored = json.loads((directory / "summary.json").read_text())
     assert stored == summary
-
-
-def test_cells_that_do_not_divide_are_one_sentence(tmp_path):
-    arguments = [*SMALL, "--seeds", "1", "--soft-weight", "0.5"]
-    with pytest.raises(SystemExit, match="error: 2 cells do not divide over 8 devices"):
-        hyperparameters.main([*arguments, "--run-dir", str(tmp_path / "run")])

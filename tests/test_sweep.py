@@ -1,6 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A swept student is the one that a training of its own would give."""
 
+import os
+import subprocess
+import sys
+from functools import partial
+
 import jax
 import numpy as np
 import optax
@@ -26,6 +31,7 @@ from jaxdistill.sweep import (
     choose,
     compile_sweep,
     grid,
+    in_groups,
     init_states,
     make_sweep_step,
     scan_sweep,
@@ -67,12 +73,14 @@ def alone(number, order):
     return jax.jit(scan_train(step))(state, (TEACHER, EXAMPLES), order)
 
 
-def swept(order, run=None):
+STEP = make_sweep_step(STUDENT, make_objective, make_optimizer)
+
+
+def swept(order, run=None, group=None):
     run = run or choose(CELLS, jax.devices()[:1])
     states = init_states(CELLS, STUDENT, make_optimizer, FIRST)
-    step = make_sweep_step(STUDENT, make_objective, make_optimizer)
     resident = run.replicate((TEACHER, EXAMPLES))
-    step = compile_sweep(run, step, CELLS)
+    step = compile_sweep(run, STEP, CELLS, group=group)
     return step(run.place(states), resident, run.replicate(order))
 
 
@@ -118,15 +126,64 @@ def test_cells_divide_over_devices():
     assert {part.data.shape[0] for part in kernel.addressable_shards} == {1}
     expected, _ = swept(rows(0))
     assert largest_difference(run.fetch(states.params), expected.params) < 1e-5
-    cells = {name: values[:6] for name, values in CELLS.items()}
-    with pytest.raises(ValueError, match="6 cells do not divide over 8 devices"):
-        choose(cells)
+
+
+@pytest.mark.parametrize(("cells", "devices"), [(6, 6), (12, 6), (7, 7), (11, 1)])
+def test_as_many_devices_as_divide_the_cells(cells, devices):
+    assert len(choose(grid(seed=range(cells))).devices) == devices
+
+
+def test_over_processes_all_devices_are_used(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match="6 cells do not divide over 8 devices of 2"):
+        choose(grid(seed=range(6)))
+
+
+@pytest.mark.parametrize(("devices", "group"), [(1, 1), (1, 3), (2, 2)])
+def test_groups_one_after_another_train_the_same(devices, group):
+    run = choose(CELLS, jax.devices()[:devices])
+    states, metrics = swept(rows(0), run, group)
+    expected, expected_metrics = swept(rows(0))
+    assert largest_difference(run.fetch(states.params), expected.params) < 1e-5
+    assert int(states.step) == STEPS
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=1e-4), metrics, expected_metrics
+    )
+
+
+def test_groups_stay_on_their_devices():
+    """Nothing is sent between devices: each trains its own cells."""
+    run = choose(CELLS, jax.devices()[:2])
+    program = in_groups(scan_sweep(STEP), 2, 2)
+    states = run.place(init_states(CELLS, STUDENT, make_optimizer, FIRST))
+    cells, rest = run.place(CELLS), run.replicate((TEACHER, EXAMPLES))
+    lowered = run.compile(program).lower(states, (cells, *rest), run.replicate(rows(0)))
+    text = lowered.compile().as_text()
+    for name in ("all-reduce", "all-gather", "all-to-all", "collective-permute"):
+        assert name not in text
+
+
+@pytest.mark.parametrize(
+    ("environment", "devices"),
+    [({}, len(os.sched_getaffinity(0))), ({"JAX_NUM_CPU_DEVICES": "3"}, 3)],
+)
+def test_each_core_is_a_device(environment, devices):
+    code = "from jaxdistill import sweep; sweep.use_cores(); import jax; "
+    code += "print(jax.device_count()); sweep.use_cores()"
+    unset = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**unset, "JAX_PLATFORMS": "cpu", **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(found.stdout) == devices
 
 
 @pytest.mark.parametrize("devices", [1, 8])
 def test_a_sweep_trains_evaluates_and_resumes_in_fit(tmp_path, devices):
     run = choose(CELLS, jax.devices()[:devices])
-    step = make_sweep_step(STUDENT, make_objective, make_optimizer)
     judge = Evaluator(run, EXAMPLES, cells=True)
     scores = []
 
@@ -138,7 +195,7 @@ def test_a_sweep_trains_evaluates_and_resumes_in_fit(tmp_path, devices):
         checkpoints = Checkpoints(tmp_path / folder)
         states = fit(
             init_states(CELLS, STUDENT, make_optimizer, FIRST),
-            compile_sweep(run, step, CELLS),
+            compile_sweep(run, STEP, CELLS),
             run=run,
             examples=run.replicate(EXAMPLES),
             batches=Batches(SIZE, 9),
@@ -165,11 +222,10 @@ def test_a_sweep_trains_evaluates_and_resumes_in_fit(tmp_path, devices):
 def test_a_cell_that_diverges_leaves_the_others_and_their_mean(tmp_path):
     cells = grid(temperature=[1.0], learning_rate=[0.1, 1e30], seed=[0])
     run = choose(cells, jax.devices()[:1])
-    step = make_sweep_step(STUDENT, make_objective, make_optimizer)
     log = Run(tmp_path, {})
     states = fit(
         init_states(cells, STUDENT, make_optimizer, FIRST),
-        compile_sweep(run, step, cells),
+        compile_sweep(run, STEP, cells),
         run=run,
         examples=EXAMPLES,
         batches=Batches(SIZE, 8),
@@ -186,8 +242,7 @@ def test_a_cell_that_diverges_leaves_the_others_and_their_mean(tmp_path):
 
 def test_one_compilation_serves_the_grid():
     states = init_states(CELLS, STUDENT, make_optimizer, FIRST)
-    step = make_sweep_step(STUDENT, make_objective, make_optimizer)
-    run = jax.jit(scan_sweep(step))
+    run = jax.jit(scan_sweep(STEP))
     for temperature in (1.0, 2.0, 3.0):
         cells = {**CELLS, "temperature": np.full(8, temperature, np.float32)}
         run(states, (cells, TEACHER, EXAMPLES), rows(0))
@@ -200,10 +255,9 @@ def test_a_live_teacher_runs_once_for_all():
 
     def cost(cells):
         states = init_states(cells, STUDENT, make_optimizer, FIRST)
-        step = make_sweep_step(STUDENT, make_objective, make_optimizer)
         batch = {k: v[:BATCH] for k, v in EXAMPLES.items()}
         batch["mask"] = np.ones(BATCH, np.float32)
-        compiled = jax.jit(step).lower(states, cells, wide, batch).compile()
+        compiled = jax.jit(STEP).lower(states, cells, wide, batch).compile()
         return compiled.cost_analysis()["flops"]
 
     one, two, four = (

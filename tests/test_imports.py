@@ -34,6 +34,7 @@ FLOORS = {
     "evaluate": 3,
     "benchmark": 3,
     "compilations": 2,
+    "constraints": 2,
     "runs": 3,
     "export": 3,
     "loop": 4,

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from jaxdistill import figures, heatmap
+from jaxdistill import figures, heatmap, series
 from jaxdistill.figures import words
 from jaxdistill.statistics import holm, paired, spread
 
 COLUMNS = (
+    ("errors", "errors", 1, 1),
     ("accuracy", "accuracy %", 100, 2),
     ("agreement", "agreement %", 100, 2),
     ("nll", "NLL, nats", 1, 4),
@@ -75,12 +76,13 @@ def summarize(
 def table(summary: Mapping[str, Any]) -> str:
     """The comparison as Markdown: mean +- sample deviation over seeds, then pairs."""
     rows = summary["rows"].values()
+    columns = [column for column in COLUMNS if any(column[0] in row for row in rows)]
     costs = [column for column in COSTS if any(column[0] in r["cost"] for r in rows)]
-    head = ["", *(title for _, title, *_ in (*COLUMNS, *costs))]
+    head = ["", *(title for _, title, *_ in (*columns, *costs))]
     lines = [_row(head), _row(["---"] + ["--:"] * (len(head) - 1))]
     for name, row in summary["rows"].items():
         cells = [words(name)]
-        for key, _, scale, digits in COLUMNS:
+        for key, _, scale, digits in columns:
             cells.append(_plus_minus(row[key], scale, digits) if key in row else "-")
         for key, _, unit, digits in costs:
             cost = row["cost"].get(key)
@@ -129,11 +131,14 @@ def _interval(gap: Mapping[str, float]) -> str:
 
 
 def write(directory: Any) -> str:
-    """Rebuilds table.md and the figures of a run or a sweep; returns the table."""
+    """Rebuilds table.md and the figures of a run, as its summary asks; returns the
+    table."""
     directory = epath.Path(directory)
     summary = json.loads((directory / "summary.json").read_text())
     if "axes" in summary:
         text, pictures = heatmap.table(summary), {"heatmap.png": heatmap.draw(summary)}
+    elif "series" in summary:
+        text, pictures = series.table(summary), series.draw(summary)
     else:
         text, pictures = table(summary), figures.draw(directory)
     (directory / "table.md").write_text(text)

@@ -45,6 +45,7 @@ FLOORS = {
     "cache": 2,
     "figures": 4,
     "heatmap": 4,
+    "series": 4,
     "report": 4,
     "study": 4,
     "cli": 5,

@@ -28,9 +28,7 @@ import numpy as np
 import optax
 
 from jaxdistill import data, heatmap, models, parallel, report, sweep, teachers
-from jaxdistill.checkpoint import Checkpoints
 from jaxdistill.evaluate import Evaluator
-from jaxdistill.loop import fit
 from jaxdistill.objectives import combine, hard_labels, soft_targets
 from jaxdistill.runs import Run, parse, settings
 from jaxdistill.study import FAILURES, Row, Study, few_labels
@@ -154,8 +152,7 @@ class Task:
 
     def train_students(self, teacher: teachers.Live) -> teachers.Live:
         """All students at once, from the teacher's stored outputs; placed."""
-        run, module = self.run, models.MLP((*self.config.student, self.classes))
-        student = models.student(module)
+        module = models.MLP((*self.config.student, self.classes))
         cell = {name: values[0] for name, values in self.cells.items()}
         optimizer = self.make_optimizer(cell)
         row = Row(module, make_objective(cell), optimizer, "teacher")
@@ -163,35 +160,27 @@ class Task:
         every = {**examples, "mask": np.ones(len(examples["labels"]), np.float32)}
         logits = jax.jit(lambda teacher, batch: teacher(batch).logits)(teacher, every)
         examples["teacher"] = {"logits": np.asarray(logits)[:, None]}
-        checkpoints = Checkpoints(
-            self.log.path / "checkpoints" / "students",
-            identity={"teacher": teachers.digest(teacher)},
-        )
-        step = sweep.make_sweep_step(student, make_objective, self.make_optimizer)
-        first = {name: value[:1] for name, value in every.items()}
         validation = self.evaluator("validation")
 
-        def evaluate(states):
-            cells = validation(teachers.trained(module, states))
-            return {"best_accuracy": max(cell["accuracy"] for cell in cells)}
+        def evaluate(students):
+            return {"best_accuracy": max(c["accuracy"] for c in validation(students))}
 
-        states = fit(
-            sweep.init_states(self.cells, student, self.make_optimizer, first),
-            sweep.compile_sweep(run, step, self.cells, group=sweep.group_for(run)),
-            run=run,
-            examples=run.replicate(examples),
+        return sweep.train(
+            self.cells,
+            module,
+            make_objective,
+            self.make_optimizer,
+            run=self.run,
+            log=self.log,
+            name="students",
+            examples=examples,
             batches=self.batches,
             steps=self.steps,
             teacher=teachers.Stored(),
             evaluate=evaluate,
-            evaluate_every=-(-self.steps // self.config.evaluations),
-            checkpoints=checkpoints,
-            log=self.log,
-            name="students",
+            evaluations=self.config.evaluations,
             progress=self.config.progress,
         )
-        checkpoints.close()
-        return teachers.trained(module, run.place(states))
 
     def make_optimizer(self, cell: sweep.Cell) -> optax.GradientTransformation:
         """Adam at the cell's rate, which a cosine brings to nothing."""

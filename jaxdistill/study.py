@@ -65,7 +65,7 @@ class Study:
         examples: Callable[[Row, int], Mapping[str, np.ndarray]],
         steps: int,
         batch_size: int,
-        test: Evaluator,
+        test: Callable[[Any, Any], Mapping[str, Any]],
         validation: Evaluator | None = None,
         evaluations: int = 10,
         stored: bool = False,
@@ -81,7 +81,7 @@ class Study:
             is placed on the devices once.
           steps: optimizer steps of a training, unless its row says otherwise.
           batch_size: examples in a batch, over all devices.
-          test: evaluates once, the last state.
+          test: evaluates once, the last state, as an `Evaluator` does.
           validation: evaluates `evaluations` times along the way, or never.
           evaluations: records, checkpoints and validations of a training.
           stored: compute a live teacher's outputs once, below the run directory, for

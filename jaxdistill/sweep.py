@@ -3,9 +3,7 @@
 
     cells = grid(temperature=[1.0, 4.0], learning_rate=[1e-3, 3e-3], seed=range(5))
     run = choose(cells)
-    states = init_states(cells, student, make_optimizer, batch)
-    step = make_sweep_step(student, make_objective, make_optimizer)
-    states = fit(states, compile_sweep(run, step, cells), run=run, ...)
+    students = train(cells, module, make_objective, make_optimizer, run=run, ...)
 
 A cell is a mapping of traced numbers. `make_objective(cell)` and `make_optimizer(cell)`
 are called once, under vmap: one compilation serves the whole grid. A small student
@@ -18,15 +16,21 @@ import itertools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 import optax
+from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxdistill import parallel
+from jaxdistill import models, parallel, teachers
+from jaxdistill.checkpoint import Checkpoints
+from jaxdistill.data import Batches
+from jaxdistill.loop import fit
 from jaxdistill.parallel import Parallel
+from jaxdistill.runs import Run
 from jaxdistill.sharding import put, whole
 from jaxdistill.steps import init_state, make_train_step, take
 from jaxdistill.types import Array, Batch, Objective, Student, TrainState
@@ -225,6 +229,73 @@ def compile_sweep(
         return program(states, (placed, *resident), rows)
 
     return step
+
+
+def train(
+    cells: Mapping[str, Any],
+    module: nn.Module,
+    make_objective: Callable[[Cell], Objective],
+    make_optimizer: Callable[[Cell], optax.GradientTransformation],
+    *,
+    run: Parallel,
+    log: Run,
+    name: str,
+    examples: Mapping[str, Any],
+    batches: Batches,
+    steps: int,
+    teacher: Any = None,
+    evaluate: Callable[[teachers.Live], Mapping[str, Any]] | None = None,
+    evaluations: int = 5,
+    progress: bool = True,
+) -> teachers.Live:
+    """Trains a grid through `loop.fit`, resumed from its checkpoints.
+
+    Args:
+      cells: `{name: [cells]}`, with `seed`.
+      module: the linen module of every cell.
+      make_objective: see `make_sweep_step`.
+      make_optimizer: likewise.
+      run: `choose(cells)`.
+      log: the run directory.
+      name: in logs and of the checkpoint folder.
+      examples: not placed; with stored outputs as `teacher`, see `cache.read`.
+      batches: which examples go into which batch, the same for all cells.
+      steps: optimizer steps.
+      teacher: not placed: `teachers.Stored()`, a live teacher, or None.
+      evaluate: `all students -> {name: number}`.
+      evaluations: records and checkpoints of the training.
+      progress: whether to show a bar.
+
+    Returns:
+      All students as one placed model, whose variables have an axis of cells first.
+    """
+    student = models.student(module)
+    first = {k: v[:1] for k, v in examples.items() if k != "teacher"}
+    first["mask"] = np.ones(1, np.float32)
+    checkpoints = Checkpoints(
+        log.path / "checkpoints" / name,
+        identity={"name": name, "teacher": teachers.digest((teacher, examples))},
+    )
+    step = make_sweep_step(student, make_objective, make_optimizer)
+    stored = isinstance(teacher, teachers.Stored)
+    trained = partial(teachers.trained, module)
+    states = fit(
+        init_states(cells, student, make_optimizer, first),
+        compile_sweep(run, step, cells, group=group_for(run) if stored else None),
+        run=run,
+        examples=run.replicate(dict(examples)),
+        batches=batches,
+        steps=steps,
+        teacher=run.replicate(teacher),
+        evaluate=None if evaluate is None else lambda x: evaluate(trained(x)),
+        evaluate_every=-(-steps // evaluations),
+        checkpoints=checkpoints,
+        log=log,
+        name=name,
+        progress=progress,
+    )
+    checkpoints.close()
+    return trained(run.place(states))
 
 
 def cell_state(states: TrainState, index: int) -> TrainState:

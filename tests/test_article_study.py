@@ -9,6 +9,8 @@ import pytest
 from experiments import article_study
 from experiments.article_study import ARMS, SEARCH_SEED
 
+pytestmark = pytest.mark.slow
+
 TRIALS, SEEDS = 2, 1
 SMALL = f"""--data digits --validation 200 --teacher 8 --student 4 --epochs 1
     --trials {TRIALS} --seeds {SEEDS} --parallel jit --no-progress""".split()

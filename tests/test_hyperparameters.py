@@ -9,6 +9,8 @@ import pytest
 from experiments import hyperparameters
 from jaxdistill import heatmap, report
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["--temperature", "1", "4", "--soft-weight", "0", "0.9"]
 SMALL += ["--learning-rate", "1e-2", "--epochs", "10", "--seeds", "2"]
 SUMMARY = {

@@ -13,6 +13,8 @@ from jaxdistill import models, teachers
 from jaxdistill.objectives import combine
 from jaxdistill.steps import init_state, make_train_step
 
+pytestmark = pytest.mark.slow
+
 TEACHER = models.ConvNet((4, 6), 8, 10)
 STUDENT = models.ConvNet((2, 3), 5, 10)
 IMAGES = np.random.default_rng(0).normal(size=(8, 8, 8)).astype(np.float32)

@@ -5,6 +5,8 @@ import pytest
 
 from experiments import precision
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def summary(tmp_path_factory):

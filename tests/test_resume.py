@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 KILLS, INSIDE_A_SAVE = 20, 6
 SETTINGS = ["--seeds", "1", "--epochs", "4", "--evaluations", "8", "--parallel", "jit"]
 PRELOAD = ["experiments.digits_mlp", "matplotlib.pyplot", "scipy.special"]

@@ -11,6 +11,8 @@ import pytest
 from experiments import bare_jax, benchmark, loops, speed_report
 from experiments.article_job import Job, Task
 
+pytestmark = pytest.mark.slow
+
 JOB = Job(
     data="digits", teacher=(32,), student=(16, 8), epochs=4, threads=1, progress=False
 )
@@ -84,7 +86,6 @@ def test_a_sweep_has_as_many_students_as_it_is_asked_for(students):
     assert {len(values) for values in cells.values()} == {students}
 
 
-@pytest.mark.slow
 def test_all_parts_and_their_tables(tmp_path):
     run, saved = tmp_path / "run", tmp_path / "saved"
     benchmark.execute(

@@ -11,6 +11,8 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from experiments import streaming
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("encoding", ["png", "raw"])
 def test_records_decode_to_the_resident_examples(encoding, tmp_path):

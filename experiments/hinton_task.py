@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hinton's networks, how they train, and on which images: what the parts share."""
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from jaxdistill import augment, data, models, parallel, runs, sweep, teachers
+from jaxdistill.constraints import max_norm
+from jaxdistill.data import Batches
+from jaxdistill.evaluate import Evaluator
+from jaxdistill.objectives import combine, hard_labels, soft_targets
+from jaxdistill.runs import Run
+from jaxdistill.study import Row, Study
+
+CHOICE_SEED = 1_000
+"""The seed of what is chosen on the validation images: none of the final seeds."""
+
+
+class Task:
+    """The data, the networks and their trainings, as a configuration says."""
+
+    def __init__(self, config: Any):
+        self.config = config
+        self.source = data.load(config.data, config.data_dir)
+        fitted, held = data.holdout(self.source.train, config.validation)
+        splits = {
+            "train": self.source.train,
+            "fitted": fitted,
+            "validation": held,
+            "test": self.source.test,
+        }
+        self.examples = {k: self.source.inputs(split) for k, split in splits.items()}
+        self.run = parallel.choose("jit")
+        self.jitter = augment.shift(config.jitter, self.source.background)
+        # The same row again is the same object: it compiles once.
+        self.teacher_row = cache(self._teacher_row)
+
+    def log(self, part: str) -> Run:
+        """The part's own run directory; it refuses other settings of this part."""
+        others = [name for name in PARTS if name != part.split("/")[0]]
+        kept = {
+            name: value
+            for name, value in runs.settings(self.config).items()
+            if name not in ("part", "save") and name.split("_")[0] not in others
+        }
+        return Run(f"{self.config.run_dir}/{part}", kept)
+
+    def study(self, part: str, split: str, examples=None, batch_size=None) -> Study:
+        """A study of this part, on a split; on `fitted` it has the validation images.
+
+        Its test tells the number of errors beside the other measures. Examples and
+        batches may be others than the split's and the configuration's.
+        """
+        config, shown = self.config, self.examples[split]
+        validation = Evaluator(self.run, self.examples["validation"])
+        return Study(
+            self.run,
+            self.log(part),
+            examples=examples or (lambda row, seed: shown),
+            steps=self.steps(config.epochs),
+            batch_size=batch_size or config.batch_size,
+            test=Errors(self.run, self.examples["test"]),
+            validation=validation if split == "fitted" else None,
+            evaluations=5,
+            stored=True,
+            progress=config.progress,
+        )
+
+    def steps(self, epochs: int) -> int:
+        """Optimizer steps of passes over all training images, in every part."""
+        size = len(self.examples["train"]["labels"])
+        return epochs * Batches(size, self.config.batch_size).steps_per_epoch
+
+    def mlp(self, *widths: int, **options: Any) -> models.MLP:
+        """A network on the images."""
+        return models.MLP((*widths, self.source.num_classes), **options)
+
+    def _teacher_row(self) -> Row:
+        """The teacher: dropout, bounded weights, jittered images, the labels."""
+        config = self.config
+        module = self.mlp(
+            *config.teacher, input_dropout=config.input_dropout, dropout=config.dropout
+        )
+        steps = self.steps(config.teacher_epochs)
+        bounded = max_norm(config.max_norm)
+        optimizer = optax.chain(adam(config.teacher_rate, steps), bounded)
+        return Row(module, labels(), optimizer, prepare=self.jitter, steps=steps)
+
+    def soft(self, temperature: Any, hard_weight: float | None = None):
+        """Soft targets at a temperature, and the labels at their weight."""
+        if hard_weight is None:
+            hard_weight = self.config.hard_weight
+        terms: dict[str, Any] = {"soft": (1.0, soft_targets(temperature=temperature))}
+        if hard_weight:
+            terms["hard"] = (hard_weight, hard_labels())
+        return combine(terms)
+
+    def taught(self, teacher: Any, split: str, keep: np.ndarray | None = None):
+        """Examples of a split with a teacher's logits; those at `keep`, or all."""
+        examples = dict(self.examples[split])
+        if keep is not None:
+            examples = {name: values[keep] for name, values in examples.items()}
+        return {
+            **examples,
+            "teacher": {"logits": logits_of(teacher, examples)[:, None]},
+        }
+
+    def sweep(
+        self,
+        log: Run,
+        name: str,
+        module: models.MLP,
+        cells: Mapping[str, np.ndarray],
+        examples: Mapping[str, Any],
+        objective: Callable,
+        epochs: int,
+    ) -> tuple[teachers.Live, sweep.Parallel]:
+        """All cells at once; they have a `seed` and a `learning_rate`."""
+        run, steps = sweep.choose(cells), self.steps(epochs)
+        students = sweep.train(
+            cells,
+            module,
+            objective,
+            lambda cell: adam(cell["learning_rate"], steps),
+            run=run,
+            log=log,
+            name=name,
+            examples=examples,
+            batches=Batches(len(examples["labels"]), self.config.batch_size),
+            steps=steps,
+            teacher=teachers.Stored() if "teacher" in examples else None,
+            progress=self.config.progress,
+        )
+        return students, run
+
+
+class Errors:
+    """An evaluator that also counts the errors."""
+
+    def __init__(self, run, examples: Mapping[str, np.ndarray]):
+        self.evaluate = Evaluator(run, examples)
+        self.size = len(examples["labels"])
+
+    def __call__(self, model: Any, teacher: Any = None) -> dict[str, Any]:
+        found = self.evaluate(model, teacher)
+        return {**found, "errors": round(self.size * (1 - found["accuracy"]))}
+
+
+PARTS = ("triple", "temperature", "transfer", "beyond")
+
+
+def labels(smoothing: float = 0.0):
+    """The labels alone."""
+    return combine({"hard": (1.0, hard_labels(label_smoothing=smoothing))})
+
+
+def adam(rate: Any, steps: int) -> optax.GradientTransformation:
+    """Adam, its rate brought to nothing by a cosine."""
+    decay = optax.cosine_decay_schedule(1.0, steps)
+    return optax.adam(lambda count: rate * decay(count))
+
+
+def logits_of(model: Any, examples: Mapping[str, np.ndarray], cells: bool = False):
+    """A model's logits `[N, C]` on all examples, or `[cells, N, C]` of a sweep's."""
+    parts = np.array_split(examples["inputs"], -(-len(examples["labels"]) // 1000))
+    forward = _cell_logits if cells else _logits
+    return np.concatenate([forward(model, part) for part in parts], axis=-2)
+
+
+@jax.jit
+def _logits(model, inputs):
+    return model({"inputs": inputs, "mask": np.ones(len(inputs), np.float32)}).logits
+
+
+@jax.jit
+def _cell_logits(models, inputs):
+    return jax.vmap(_logits, (0, None))(models, inputs)
+
+
+def errors(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """How many are wrong, along the last axis of the guesses."""
+    return (logits.argmax(-1) != labels).sum(-1)

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The house's floors: which module may import which, and what importing costs."""
+"""The house's floors: which module may import which, and what that loads."""
 
 import ast
-import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -128,16 +126,10 @@ def test_data_needs_no_jax_at_run_time():
     assert not imported_by("import jaxdistill.data") & {"jax", "flax"}
 
 
-@pytest.mark.slow
-def test_importing_costs_at_most_a_fifth_more_than_its_dependencies():
-    def seconds(statement):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-c", statement], check=True)
-        return time.perf_counter() - start
-
+def test_the_core_imports_little_besides_its_dependencies():
     modules = ", ".join(f"jaxdistill.{name}" for name in CORE)
-    ours, theirs = [], []
-    for _ in range(7):  # interleaved, so that other load falls on both
-        ours.append(seconds(f"import jaxdistill, {modules}"))
-        theirs.append(seconds("import jax, flax.linen, optax"))
-    assert statistics.median(ours) <= 1.2 * statistics.median(theirs)
+    found = imported_by(f"import jaxdistill, {modules}")
+    theirs = imported_by("import jax, flax.linen, optax, jaxtyping")
+    # multiprocessing, which data.Stream uses, names __main__ a second time.
+    own = {"jaxdistill", "__mp_main__"}
+    assert found - theirs - sys.stdlib_module_names <= own

@@ -94,6 +94,16 @@ def test_generalized_jsd_tends_to_the_two_kls():
         np.testing.assert_allclose(high, losses.reverse_kl(z, v), rtol=1e-3)
 
 
+def test_reverse_kl_where_the_teacher_excludes_a_class():
+    """+inf, with the gradient of the other classes' sum: q_j (f_j - sum_c q_c f_c)."""
+    z, v = np.array([1.0, 2.0, -1.0]), np.array([-np.inf, 2.0, 0.5])
+    value, slope = jax.value_and_grad(losses.reverse_kl)(*map(jnp.float32, (z, v)))
+    q, p = np.exp(z) / np.exp(z).sum(), np.exp(v) / np.exp(v).sum()
+    f = np.array([0.0, *(np.log(q[1:] / p[1:]) + 1)])
+    assert value == np.inf
+    np.testing.assert_allclose(slope, q * (f - (q * f).sum()), rtol=1e-5)
+
+
 def test_standardize():
     z = SOFT.arguments()[0]
     found = losses.standardize(z)

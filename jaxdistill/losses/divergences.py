@@ -38,7 +38,8 @@ def reverse_kl(student: Logits, teacher: Logits, *, temperature=1.0) -> Values:
     log_q, log_p = tempered("reverse_kl", student, teacher, temperature)
     lost = (log_q > -jnp.inf) & (log_p == -jnp.inf)
     values = divergence(log_q, jnp.where(lost, log_q, log_p))
-    return jnp.where(lost.any(-1), jnp.inf, values) * temperature**2
+    # Added: a choice between the two would cut the gradient.
+    return (values + jnp.where(lost.any(-1), jnp.inf, 0)) * temperature**2
 
 
 def generalized_jsd(

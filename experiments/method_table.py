@@ -11,10 +11,11 @@ Presets:
                  al. 2020, section 4.1): SGD, 240 epochs, rate / 10 at 150, 180, 210,
                  crop and flip. For a GPU or TPU; needs --data-dir.
 
-The learning rate is chosen for the student from scratch, from three, and used for all.
-Every method gets as many trials, on one seed and the validation images: its weight
-from its paper, a third of it and three times it (for label smoothing the amount). The
-best trains on fresh seeds, all methods of a seed from one teacher, and the test set is
+The learning rate is chosen for the student from scratch, and used for all. Every method
+gets as many trials, on one seed and the validation images: its weight from its paper,
+a third of it and three times it (for label smoothing the amount, half and double it),
+then on beyond the best where that lies at an end, or else between it and the better of
+its neighbours. The best trains on fresh seeds, all methods of a seed from one teacher, and the test set is
 looked at once, last epoch. Steps are equal for every student; a teacher has its own
 number. What a method trains beside its student is not counted: two more teachers for
 the ensemble, an assistant, a first generation for the born-again student, a second
@@ -26,7 +27,8 @@ corrected for their number (Holm 1979).
   python -m experiments.method_table --smoke
   python -m experiments.method_table --preset repdistiller --data-dir ~/cifar
 
-Cost: about an hour on two cores; a minute or two with --smoke, nearly all compilation.
+Cost: an hour and a half on two cores; a minute or two with --smoke, nearly all of it
+compilation.
 """
 
 import sys
@@ -38,7 +40,7 @@ from typing import Any, Literal
 
 import optax
 
-from experiments.methods import METHODS, Layers
+from experiments.methods import METHODS, Layers, Method
 from jaxdistill import data, models, parallel, processes, report, teachers
 from jaxdistill.augment import chain, flip, shift
 from jaxdistill.evaluate import Evaluator
@@ -85,7 +87,7 @@ class Config:
     """examples in a batch, over all devices"""
     learning_rate: float = 6e-3
     """the peak rate"""
-    trials: Literal[1, 3] = 3
+    trials: int = 5
     """weights tried for each method; 1 takes the paper's"""
     seeds: int = 5
     """fresh seeds of each method's best"""
@@ -188,7 +190,7 @@ class Task:
             precision=config.precision,
             progress=config.progress,
         )
-        self.steps_per_epoch = batches.steps_per_epoch
+        self.teacher_steps = config.teacher_epochs * batches.steps_per_epoch
         self.teacher, self.assistant, self.student = networks(
             config, source.num_classes
         )
@@ -206,7 +208,7 @@ class Task:
     def _teacher_row(self) -> Row:
         """The teacher, trained on the labels."""
         hard = combine({"hard": (1.0, hard_labels())})
-        steps = self.config.teacher_epochs * self.steps_per_epoch
+        steps = self.teacher_steps
         optimizer = self.optimizer(1.0, steps)
         return Row(self.teacher, hard, optimizer, prepare=self.prepare, steps=steps)
 
@@ -214,7 +216,7 @@ class Task:
         """A network between the two, taught as plain distillation does (Mirzadeh et
         al. 2020, Improved Knowledge Distillation via Teacher Assistant)."""
         kd = METHODS["kd"]
-        terms = kd.terms(kd.weights[0], self.layers, self.steps_per_epoch)
+        terms = kd.terms(kd.weight, self.layers, self.study.steps)
         optimizer = self.optimizer(1.0, self.study.steps)
         return Row(self.assistant, combine(terms), optimizer, "teacher", self.prepare)
 
@@ -224,7 +226,7 @@ class Task:
         module = method.module(self.student, self.layers)
         return Row(
             module,
-            combine(method.terms(weight, self.layers, self.steps_per_epoch)),
+            combine(method.terms(weight, self.layers, self.study.steps)),
             self.optimizer(rate, self.study.steps),
             method.teacher,
             self.prepare,
@@ -248,7 +250,7 @@ class Task:
             row = self.teacher_row()
             members = [study.train(first, row, seed)]
             members += [study.train("other_teacher", row, seed + i) for i in OTHERS]
-            given["ensemble"] = study.run.place(teachers.ensemble(members))
+            given["ensemble_teacher"] = study.run.place(teachers.ensemble(members))
         if "born_again" in self.config.methods:
             row = self.row("scratch", rate, rate)
             model = study.train("first_generation", row, seed + OTHERS[0])
@@ -279,22 +281,43 @@ def search(task: Task) -> tuple[dict[str, float], dict[str, list]]:
     Scratch comes first: its weight is the factor of the rate, which all then train at.
     """
     names = dict.fromkeys(("scratch", "kd", *task.config.methods))
-    best = {name: METHODS[name].weights[0] for name in names}
+    best = {name: METHODS[name].weight for name in names}
     if task.config.trials == 1:
         return best, {}
     study, scores = task.study, {}
     teacher = study.train("search_teacher", task.teacher_row(), SEARCH_SEED)
     given = {"teacher": study.run.place(teacher)}
     for name in names:
-        scores[name] = [
-            {"weight": weight, "accuracy": trial(task, name, weight, best, given)}
-            for weight in METHODS[name].weights
-        ]
+        tried: dict[float, float] = {}
+        while len(tried) < task.config.trials:
+            weight = next_weight(tried, METHODS[name])
+            tried[weight] = trial(task, name, weight, best, given)
+        scores[name] = [{"weight": w, "accuracy": a} for w, a in tried.items()]
         # The first of equals: the paper's.
-        best[name] = max(scores[name], key=lambda t: t["accuracy"])["weight"]
+        best[name] = max(tried, key=lambda weight: tried[weight])
         if name == "scratch":
             given |= task.others(SEARCH_SEED, best["scratch"], "search_teacher")
     return best, scores
+
+
+def next_weight(tried: dict[float, float], method: Method) -> float:
+    """What to try after these weights' accuracies: the paper's, a factor below and above
+    it, then beyond the best at an end, or between it and its better neighbour."""
+    first = [
+        method.weight,
+        method.weight / method.factor,
+        method.weight * method.factor,
+    ]
+    if len(tried) < len(first):
+        return first[len(tried)]
+    line = sorted(tried)
+    at = line.index(max(tried, key=lambda weight: tried[weight]))
+    if at == 0:
+        return line[0] / method.factor
+    if at == len(line) - 1:
+        return line[-1] * method.factor
+    neighbour = max(line[at - 1], line[at + 1], key=lambda weight: tried[weight])
+    return (line[at] * neighbour) ** 0.5
 
 
 def trial(task: Task, name: str, weight: float, best, given) -> float:

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The methods of method_table, one line each: what a student learns beside its labels.
 
-A method is tried at its paper's weight, at a third of it and at three times it, in our
-units. The weights are those of the public recipes: RepDistiller's betas for hints, AT,
+A method is tried at its paper's weight first, in our units, then around it. The weights are those of the public recipes: RepDistiller's betas for hints, AT,
 SP, RKD, PKT (over the batch size, 64: its loss is B times smaller than ours) and CRD;
 0.1 cross-entropy + 0.9 KL for distillation, 0.1 and 9 for standardized logits; DKD's 1
 and 2; DIST's 1, 2 and 2. Ours, for want of one: reverse KL as the KL, JSD four times
 that (its curvature is a quarter), CKA, born-again and mutual learning 1.
 
-CRD is taken in-batch: 63 negatives at most, and the student's side alone.
+CRD is taken in-batch: 63 negatives at most, and the student's side alone. The hints'
+regressor is a 1x1 convolution alone; RepDistiller's has BatchNorm and ReLU behind it.
 """
 
 from collections.abc import Callable
@@ -57,25 +57,27 @@ class Method:
     """A row of the table.
 
     Attributes:
-      lesson: `(weight, layers, steps_per_epoch) -> terms`.
-      weights: what the search tries, the paper's first.
+      lesson: `(weight, layers, steps) -> terms`, of a training of so many steps.
+      weight: the paper's, which the search tries first.
       hard: the weight of the labels' cross-entropy.
       teacher: who teaches, or None.
       projects: which of the student's layers is projected, a field of Layers.
       peers: how many students learn from each other; the first is the result.
+      factor: between a weight and the next that the search tries.
     """
 
     lesson: Callable[[float, Layers, int], Terms]
-    weights: tuple[float, float, float]
+    weight: float
     teacher: str | None = "teacher"
     hard: float = 1.0
     projects: str | None = None
     peers: int = 1
+    factor: float = 3.0
 
-    def terms(self, weight: float, layers: Layers, steps_per_epoch: int) -> Terms:
+    def terms(self, weight: float, layers: Layers, steps: int) -> Terms:
         """The objective's terms: labels, and the lesson at a weight."""
         hard = {"hard": (self.hard, hard_labels())}
-        return hard | self.lesson(weight, layers, steps_per_epoch)
+        return hard | self.lesson(weight, layers, steps)
 
     def module(self, student: nn.Module, layers: Layers) -> nn.Module:
         """The student, with a projection or with peers where the lesson needs them."""
@@ -87,22 +89,17 @@ class Method:
         return models.with_projector(student, models.Projector(widths))
 
 
-def around(weight: float) -> tuple[float, float, float]:
-    """The paper's weight, a third of it, and three times it."""
-    return weight, weight / 3, 3 * weight
-
-
 def logits(loss: Callable, weight: float, hard: float, **settings: Any) -> Method:
     """A loss on logits beside the labels' cross-entropy."""
     term = on_logits(loss, **settings)
-    return Method(lambda w, *_: {"soft": (w, term)}, around(weight), hard=hard)
+    return Method(lambda w, *_: {"soft": (w, term)}, weight, hard=hard)
 
 
 def embeddings(loss: Callable, weight: float, **kwargs: Any) -> Method:
     """A loss between the vectors before the classes."""
     pair = ((-1, -1),)
     return Method(
-        lambda w, *_: {"match": (w, on_hiddens(loss, pair))}, around(weight), **kwargs
+        lambda w, *_: {"match": (w, on_hiddens(loss, pair))}, weight, **kwargs
     )
 
 
@@ -117,7 +114,7 @@ def maps(loss: Callable, weight: float, which: str, **kwargs: Any) -> Method:
         }[which]
         return {"match": (w, on_hiddens(loss, tuple((i, i) for i in chosen)))}
 
-    return Method(lesson, around(weight), **kwargs)
+    return Method(lesson, weight, **kwargs)
 
 
 def smoothed(amount, *_) -> Terms:
@@ -125,10 +122,10 @@ def smoothed(amount, *_) -> Terms:
     return {"hard": (1.0, hard_labels(label_smoothing=amount))}
 
 
-def decoupled(w, _, steps_per_epoch) -> Terms:
-    """DKD, warmed up over an epoch (20 of 240 in the paper)."""
+def decoupled(w, _, steps) -> Terms:
+    """DKD, warmed up over a twelfth of the training: 20 of the paper's 240 epochs."""
     term = on_logits(losses.decoupled_kl, nontarget_weight=2.0, temperature=4.0)
-    return {"soft": (warm_up(w, steps=steps_per_epoch), term)}
+    return {"soft": (warm_up(w, steps=max(1, steps // 12)), term)}
 
 
 def related(w, *_) -> Terms:
@@ -154,14 +151,14 @@ def standardized_kl(student, teacher, *, temperature):
 def soft(weight: float, hard: float, temperature: float, teacher: str) -> Method:
     """Plain distillation from some teacher."""
     term = soft_targets(temperature=temperature)
-    return Method(lambda w, *_: {"soft": (w, term)}, around(weight), teacher, hard)
+    return Method(lambda w, *_: {"soft": (w, term)}, weight, teacher, hard)
 
 
 METHODS = {
-    "scratch": Method(lambda *_: {}, around(1.0), None),
-    "label_smoothing": Method(smoothed, (0.1, 0.05, 0.2), None),
+    "scratch": Method(lambda *_: {}, 1.0, None),
+    "label_smoothing": Method(smoothed, 0.1, None, factor=2.0),
     "kd": soft(0.9, 0.1, 4.0, "teacher"),
-    "dkd": Method(decoupled, around(1.0)),
+    "dkd": Method(decoupled, 1.0),
     "dist": logits(
         losses.dist, 1.0, 1.0, inter_weight=2.0, intra_weight=2.0, temperature=4.0
     ),
@@ -171,12 +168,12 @@ METHODS = {
     "hints": maps(losses.hint_mse, 100.0, "middle", projects="hint"),
     "attention_transfer": maps(losses.attention_transfer, 1000.0, "all"),
     "sp": maps(losses.similarity_preserving, 3000.0, "last"),
-    "rkd": Method(related, around(25.0)),
+    "rkd": Method(related, 25.0),
     "pkt": embeddings(losses.probabilistic_transfer, 30_000 / 64),
     "crd": embeddings(losses.contrastive, 0.8, projects="embedding"),
     "cka": embeddings(losses.linear_cka, 1.0),
-    "ensemble": soft(0.9, 0.1, 4.0, "ensemble"),
+    "ensemble": soft(0.9, 0.1, 4.0, "ensemble_teacher"),
     "assistant": soft(0.9, 0.1, 4.0, "assistant_teacher"),
     "born_again": soft(1.0, 1.0, 1.0, "first_generation"),
-    "mutual": Method(mutual, around(1.0), None, peers=2),
+    "mutual": Method(mutual, 1.0, None, peers=2),
 }

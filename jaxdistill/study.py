@@ -98,6 +98,7 @@ class Study:
         self.dtype = None if precision == "float32" else precision
         self._lessons: dict[str, tuple[Any, dict]] = {}
         self._compiled: dict[Row, Callable] = {}
+        self._costs: dict[nn.Module, dict[str, float]] = {}
         self._placed: tuple[Any, Any] = (None, None)
 
     def compare(
@@ -114,7 +115,8 @@ class Study:
         Args:
           rows: in the order they train, "teacher" among them, before its students.
           seeds: each draws its own weights and batches.
-          given: `seed -> {name: placed teacher}`, teachers that are not rows.
+          given: `seed -> {name: placed teacher}`, teachers that are not rows and have
+            other names.
           pairs: `{row: rows it is compared with}`; None compares "distilled" with
             all but the teacher.
           timed_steps: measure milliseconds per step on so many, if any.
@@ -126,6 +128,8 @@ class Study:
         costs, digests = {}, {}
         for seed in range(seeds):
             trained = dict(given(seed))
+            if both := sorted({*trained} & {*rows}):
+                raise ValueError(f"{both} are rows, and given teachers as well")
             for name, row in rows.items():
                 teacher = None if row.teacher is None else trained[row.teacher]
                 model = self.train(name, row, seed, teacher)
@@ -133,7 +137,7 @@ class Study:
                 results[name].append(self.test(trained[name], trained["teacher"]))
                 digests[f"{name}-{seed}"] = teachers.digest(model.variables)
                 if seed == 0:
-                    costs[name] = benchmark.cost(model, self._example(row, seed))
+                    costs[name] = dict(self._cost(model, self._example(row, seed)))
                     weights = benchmark.weights(model.variables)
                     self.log.write_bytes(f"models/{name}.msgpack", weights)
         if timed_steps:
@@ -225,6 +229,12 @@ class Study:
             jax.random.key(seed), student(row.module), row.optimizer, example
         )
 
+    def _cost(self, model: teachers.Live, example: Batch) -> dict[str, float]:
+        """What a model costs; measured once for rows that are one network."""
+        if model.module not in self._costs:
+            self._costs[model.module] = benchmark.cost(model, example)
+        return self._costs[model.module]
+
     def _step_ms(self, rows, trained, steps: int) -> dict[str, float]:
         """Milliseconds per training step of each row, in turns on an idle machine."""
 
@@ -243,7 +253,7 @@ class Study:
             return steps_on
 
         jobs = {name: job(name, row) for name, row in rows.items()}
-        times = benchmark.interleave(jobs, rounds=3)
+        times = benchmark.interleave(jobs, rounds=5)
         return {name: 1e3 * statistics.median(t) / steps for name, t in times.items()}
 
     def _example(self, row: Row, seed: int) -> dict[str, np.ndarray]:

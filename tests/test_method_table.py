@@ -8,10 +8,11 @@ import optax
 import pytest
 
 from experiments import method_table
-from experiments.methods import METHODS, Layers
+from experiments.methods import METHODS, Layers, Method
 from jaxdistill import models, teachers
 from jaxdistill.objectives import combine
 from jaxdistill.steps import init_state, make_train_step
+from jaxdistill.study import Study
 
 pytestmark = pytest.mark.slow
 
@@ -41,16 +42,21 @@ def test_every_method_is_a_step_that_teaches(name):
     """Its term is in the metrics, above 0, and moves the student."""
     method, layers = METHODS[name], Layers.of(TEACHER, IMAGES[:1])
     student = models.student(method.module(STUDENT, layers))
-    weight = method.weights[0]
-    objective = combine(method.terms(weight, layers, 10))
+    # Halfway through a training whose twelfth is a warm-up.
+    objective = combine(method.terms(method.weight, layers, 10))
     optimizer = optax.sgd(1e-3)
     state = init_state(jax.random.key(0), student, optimizer, BATCH)
     step = make_train_step(student, objective, optimizer)
     teacher = teachers.live(TEACHER, TEACHER.init(jax.random.key(1), IMAGES))
-    shapes = jax.eval_shape(step, state, teacher, BATCH)[1]
-    assert "hard" in shapes
-    alone = name in ("scratch", "label_smoothing")
-    assert (len(shapes) > 2) == (not alone)
+    moved, metrics = jax.jit(step)(state.replace(step=5), teacher, BATCH)
+    taught = set(metrics) - {"hard", "loss"}
+    assert bool(taught) == (name not in ("scratch", "label_smoothing"))
+    for term in {"hard", *taught}:
+        total, count = metrics[term]
+        assert total > 0
+        assert count == 8
+    before, after = (jax.tree.leaves(s.params) for s in (state, moved))
+    assert all((a != b).any() for a, b in zip(before, after, strict=True))
 
 
 def test_a_search_and_a_table(tmp_path, capsys, monkeypatch):
@@ -63,7 +69,10 @@ def test_a_search_and_a_table(tmp_path, capsys, monkeypatch):
     scores = json.loads((run / "search.json").read_text())
     assert set(scores) == set(methods)
     for name, trials in scores.items():
-        assert [trial["weight"] for trial in trials] == list(METHODS[name].weights)
+        paper = METHODS[name].weight
+        weights = [trial["weight"] for trial in trials]
+        assert weights[:3] == [paper, paper / 3, paper * 3]
+        assert len(set(weights)) == 5
     assert set(summary["paired"]["kd"]) == {"scratch"}
     assert summary["rows"]["kd"]["cost"]["step_ms"] > 0
     assert "| kd | " in capsys.readouterr().out
@@ -75,12 +84,50 @@ def test_the_ensemble_has_the_seeds_own_teacher(tmp_path):
     config = method_table.Config(data="digits", images=96, validation=100, epochs=1)
     config = method_table.replace(config, run_dir=str(tmp_path), progress=False)
     task = method_table.Task(config)
-    members = task.others(0, 1.0)["ensemble"].members
+    members = task.others(0, 1.0)["ensemble_teacher"].members
     own = task.study.train("teacher", task.teacher_row(), 0)
     assert len(members) == 3
     digests = [teachers.digest(member.variables) for member in members]
     assert digests[0] == teachers.digest(own.variables)
     assert len(set(digests)) == 3
+
+
+def test_a_weight_is_sought_beyond_an_end_or_between():
+    method = Method(lambda *_: {}, 9.0)
+    tried = {}
+    for accuracy in (0.5, 0.6, 0.4, 0.7, 0.65):
+        tried[method_table.next_weight(tried, method)] = accuracy
+    assert list(tried) == [9.0, 3.0, 27.0, 1.0, 1 / 3]
+    tried = {9.0: 0.7, 3.0: 0.5, 27.0: 0.6}
+    assert method_table.next_weight(tried, method) == pytest.approx((9 * 27) ** 0.5)
+
+
+def test_teachers_that_are_no_rows_teach_and_are_timed(tmp_path, monkeypatch):
+    """An ensemble, an assistant between the two, and a first generation."""
+    timed = {}
+
+    def spy(self, rows, trained, steps):
+        timed.update({k: trained.get(row.teacher) for k, row in rows.items()})
+        return dict.fromkeys(rows, 1.0)
+
+    monkeypatch.setattr(Study, "_step_ms", spy)
+    names = ("ensemble", "assistant", "born_again")
+    argv = [*SMALL, "--trials", "1", "--run-dir", str(tmp_path), "--methods", *names]
+    rows = method_table.main(argv)["rows"]
+    assert list(rows) == ["teacher", "assistant_teacher", "scratch", "kd", *names]
+    assert isinstance(timed["ensemble"], teachers.Ensemble)
+    widths = {k: v.module.features for k, v in timed.items() if hasattr(v, "module")}
+    assert widths["assistant_teacher"] == widths["kd"] == (16, 32)
+    assert widths["assistant"] == (12, 24)
+    assert widths["born_again"] == (8, 16)
+
+
+def test_a_given_teacher_is_no_row(tmp_path):
+    config = method_table.Config(data="digits", images=96, validation=100)
+    task = method_table.Task(method_table.replace(config, run_dir=str(tmp_path)))
+    rows, given = {"teacher": task.teacher_row()}, {"teacher": None}
+    with pytest.raises(ValueError, match=r"\['teacher'\] are rows, and given"):
+        task.study.compare(rows, 1, given=lambda seed: given)
 
 
 def test_unknown_methods_are_named(tmp_path):

@@ -15,13 +15,12 @@ The learning rate is chosen for the student from scratch, and used for all. Ever
 gets as many trials, on one seed and the validation images: its weight from its paper,
 a third of it and three times it (for label smoothing the amount, half and double it),
 then on beyond the best where that lies at an end, or else between it and the better of
-its neighbours. The best trains on fresh seeds, all methods of a seed from one teacher, and the test set is
-looked at once, last epoch. Steps are equal for every student; a teacher has its own
-number. What a method trains beside its student is not counted: two more teachers for
-the ensemble, an assistant, a first generation for the born-again student, a second
-student for mutual learning. The
-differences to scratch and to plain distillation are paired by seed, their p-values
-corrected for their number (Holm 1979).
+its neighbours. The best trains on fresh seeds, all methods of a seed from one teacher,
+and the test set is looked at once, last epoch. Steps are equal for every student; a
+teacher has its own number. What a method trains beside its student is not counted: two
+more teachers for the ensemble, an assistant, a first generation for the born-again
+student, a second student for mutual learning. The differences to scratch and to plain
+distillation are paired by seed, their p-values corrected for their number (Holm 1979).
 
   python -m experiments.method_table --data-dir ~/fashion_mnist
   python -m experiments.method_table --smoke
@@ -301,8 +300,8 @@ def search(task: Task) -> tuple[dict[str, float], dict[str, list]]:
 
 
 def next_weight(tried: dict[float, float], method: Method) -> float:
-    """What to try after these weights' accuracies: the paper's, a factor below and above
-    it, then beyond the best at an end, or between it and its better neighbour."""
+    """What to try after these weights' accuracies: the paper's, a factor below and
+    above it, then beyond the best at an end, or between it and its better neighbour."""
     first = [
         method.weight,
         method.weight / method.factor,

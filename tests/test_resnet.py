@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """ResNets: published sizes, PyTorch's values, and statistics that skip padding."""
 
-import math
 import re
 from functools import partial
 
@@ -175,60 +174,11 @@ def test_convolutions_start_at_the_scale_of_their_outputs():
     np.testing.assert_allclose(kernel.std(), np.sqrt(2 / (9 * 64)), rtol=0.03)
 
 
-def torch_layers(nn, norm, inner, out, size, stride=1):
-    if norm == "batch":
-        layer = nn.BatchNorm2d(out)
-    else:
-        layer = nn.GroupNorm(out // math.gcd(16, out), out)
-    conv = nn.Conv2d(inner, out, size, stride, padding=size // 2, bias=False)
-    return [conv, layer]
-
-
-def torch_block(nn, model, inner, width, stride):
-    layers = partial(torch_layers, nn, model.norm)
-
-    class Block(nn.Module):
-        def __init__(self):
-            super().__init__()
-            if model.bottleneck:
-                self.out = 4 * width
-                main = [*layers(inner, width, 1), nn.ReLU()]
-                main += [*layers(width, width, 3, stride), nn.ReLU()]
-                main += layers(width, self.out, 1)
-            else:
-                self.out = width
-                main = [*layers(inner, width, 3, stride), nn.ReLU()]
-                main += layers(width, width, 3)
-            self.main = nn.Sequential(*main)
-            changes = stride != 1 or inner != self.out
-            shortcut = layers(inner, self.out, 1, stride) if changes else []
-            self.shortcut = nn.Sequential(*shortcut)
-
-        def forward(self, x):
-            return (self.main(x) + self.shortcut(x)).relu()
-
-    return Block()
-
-
 def torch_resnet(torch, model):
-    """The same network in PyTorch: stem, stages, head. Norms and statistics random."""
-    nn = torch.nn
-    inner, *widths = model.widths
-    if model.large_stem:
-        stem = torch_layers(nn, model.norm, 3, inner, 7, 2)
-        stem += [nn.ReLU(), nn.MaxPool2d(3, 2, padding=1)]
-    else:
-        stem = [*torch_layers(nn, model.norm, 3, inner, 3), nn.ReLU()]
-    stages = []
-    for blocks, width in zip(model.stages, widths, strict=True):
-        stage = []
-        for i in range(blocks):
-            stride = 2 if stages and i == 0 else 1
-            stage.append(torch_block(nn, model, inner, width, stride))
-            inner = stage[-1].out
-        stages.append(nn.Sequential(*stage))
-    head = nn.Linear(inner, model.num_classes)
-    network = nn.ModuleList([nn.Sequential(*stem), *stages, head])
+    """The same network in PyTorch. Norms and statistics random."""
+    from experiments.pytorch_resnet import ResNet as TorchResNet
+
+    network = TorchResNet(model)
     for name, value in network.state_dict().items():
         if value.ndim == 1:
             value.uniform_(0.5, 1.5) if "var" in name else value.normal_(0.5, 0.5)

@@ -148,22 +148,6 @@ class Task:
             self._taught[seed] = _variables(self.fit("teacher", seed))
         return self._taught[seed]
 
-    def epoch(self, teacher: Any, examples: Any) -> Callable[[], float]:
-        """A function that trains our student for an epoch in one dispatch; both its
-        arguments are placed."""
-        step, batches = self.step("student"), self.batches(0)
-        state, done = self.run.place(self.fresh("student", 0)), 0
-
-        def epoch() -> float:
-            nonlocal state, done
-            stop = done + batches.steps_per_epoch
-            rows = self.run.split(batches.rows(done, stop), 1)
-            state, metrics = step(state, (teacher, examples), rows)
-            done = stop
-            return float(np.asarray(metrics["loss"][0]).mean())
-
-        return epoch
-
     def teacher(self, taught: Any) -> teachers.Live:
         """A live teacher, not placed."""
         return teachers.live(self.modules["teacher"], taught)
@@ -216,9 +200,16 @@ def machine(threads: int) -> dict[str, Any]:
         "commit": env["commit"],
         "jax": env["versions"]["jax"],
         **versions,
+        "device": _device(),
         "cpu": _processor(),
         "threads": threads,
     }
+
+
+def _device() -> str | None:
+    """An accelerator's name."""
+    first = jax.devices()[0]
+    return None if first.platform == "cpu" else first.device_kind
 
 
 def _version(package: str) -> str | None:

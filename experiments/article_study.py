@@ -36,7 +36,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import optax
 
-from jaxdistill import data, models, parallel, report, teachers
+from jaxdistill import data, models, parallel, processes, report, teachers
 from jaxdistill.augment import shift
 from jaxdistill.evaluate import Evaluator
 from jaxdistill.objectives import combine, hard_labels, soft_targets
@@ -80,6 +80,8 @@ class Config:
     """examples in a batch, over all devices"""
     parallel: Kind = "auto"
     """how a step runs: a mesh where there are several devices, else jit"""
+    distributed: bool = False
+    """one of several, see jaxdistill.processes; SLURM and TPU pods need no flag"""
     compilation_cache: bool = True
     """keep compiled programs on disk, for the next run"""
     progress: bool = True
@@ -136,9 +138,9 @@ def execute(config: Config) -> dict[str, Any]:
     )
     chosen = describe(best, table)
     study.log.write_bytes("chosen.md", chosen.encode())
-    print(report.write(study.log.path))
-    print(chosen)
-    print(study.log)
+    text = processes.on_first(lambda: report.write(study.log.path))
+    if processes.is_first():
+        print(text, chosen, study.log, sep="\n")
     return summary
 
 

@@ -12,6 +12,8 @@ otherwise run, and by ours.
            on the same cores; a ratio is taken pair by pair. Beside them: XLA's FLOPs
            and bytes of ours and of the hand-written scan, and the share of the
            machine's matrix-multiply peak that each reaches.
+  resnet   ResNet-20 teaches ResNet-8 on 32x32 colour images, the same loss: PyTorch's
+           three loops, ours live and stored.
   scaling  milliseconds of a step against the teacher's width, the batch, and the
            number of students.
   cold     the whole job as a process of its own, nothing compiled before: import, read
@@ -48,7 +50,7 @@ import numpy as np
 import tyro
 from tqdm.auto import tqdm
 
-from experiments import bare_jax, loops, speed_report
+from experiments import bare_jax, loops, resnet_job, speed_report
 from experiments.article_job import Job, Task, machine
 from jaxdistill import benchmark, sweep, teachers
 from jaxdistill.runs import Run, environment
@@ -62,7 +64,7 @@ SCALING_STEPS = 200
 class Config(Job):
     """Time the articles' job by every loop there is."""
 
-    part: Literal["loops", "scaling", "cold", "all"] = "all"
+    part: Literal["loops", "resnet", "scaling", "cold", "all"] = "all"
     """what to run"""
     run_dir: str = "runs/benchmark"
     """where the results are kept"""
@@ -72,11 +74,13 @@ class Config(Job):
     """whole processes timed of either side"""
     students: int = 16
     """students of the sweep"""
+    resnet_images: int = 1024
+    """images in an epoch of the ResNets"""
     compile: bool = True
     """also time torch.compile"""
 
 
-PARTS = ("loops", "scaling", "cold")
+PARTS = ("loops", "resnet", "scaling", "cold")
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -95,7 +99,8 @@ def execute(config: Config) -> dict[str, Any]:
     """Runs the parts asked for, beside those the run directory already holds."""
     if config.smoke:
         small: dict[str, Any] = {"data": "digits", "teacher": (32,), "student": (16, 8)}
-        config = replace(config, **small, epochs=2, rounds=2, processes=1, students=4)
+        small |= {"rounds": 2, "processes": 1, "students": 4, "resnet_images": 64}
+        config = replace(config, **small, epochs=2)
     free = ("part", "rounds", "processes", "data_dir", "run_dir", "save", "progress")
     log = Run(
         config.run_dir, {k: v for k, v in asdict(config).items() if k not in free}
@@ -103,7 +108,12 @@ def execute(config: Config) -> dict[str, Any]:
     task = Task(config)
     path = log.path / "summary.json"
     summary = json.loads(path.read_text()) if path.exists() else {}
-    jobs: dict[str, Callable] = {"loops": epochs, "scaling": scaling, "cold": cold}
+    jobs: dict[str, Callable] = {
+        "loops": epochs,
+        "resnet": residual,
+        "scaling": scaling,
+        "cold": cold,
+    }
     for part in PARTS if config.part == "all" else (config.part,):
         result = jobs[part](task)
         summary[part] = {**result, "machine": machine(config.threads)}
@@ -155,6 +165,18 @@ def epochs(task: Task) -> dict[str, Any]:
     }
 
 
+def residual(task: Task) -> dict[str, Any]:
+    """Seconds per epoch of the ResNets' loops, in turns."""
+    config = task.config
+    jobs, skipped = resnet_job.all_loops(config, config.resnet_images, config.compile)
+    return {
+        "seconds": in_turns(task, "resnet", jobs, config.rounds),
+        "skipped": skipped,
+        "images": config.resnet_images,
+        "batch_size": config.batch_size,
+    }
+
+
 def programs(task: Task, taught: Any) -> dict[str, dict[str, float]]:
     """XLA's FLOPs and bytes of a step, and its memory: ours, and the one by hand.
 
@@ -165,7 +187,7 @@ def programs(task: Task, taught: Any) -> dict[str, dict[str, float]]:
     live = task.run.place(task.teacher(taught))
     state = task.run.place(task.fresh("student", 0))
     by_hand, step, data = loops.bare(task, taught)
-    stored = (teachers.Stored(), loops.with_outputs(task, live))
+    stored = (teachers.Stored(), loops.with_outputs(task.placed, live))
     scanned: Any = jax.jit(bare_jax.scan(step), donate_argnums=0)
     ours: Any = task.step("student")
     lowered = {
@@ -206,7 +228,7 @@ def scaling(task: Task) -> dict[str, Any]:
         teacher = tuple(int(factor * width) for width in config.teacher)
         other = Task(replace(config, teacher=teacher))
         live = other.run.place(other.teacher(other.drawn("teacher")))
-        stored = loops.with_outputs(other, live)
+        stored = loops.with_outputs(other.placed, live)
         label = "-".join(map(str, teacher))
         widths[f"live {label}"] = dispatch(other, live, other.placed, steps)
         widths[f"stored {label}"] = dispatch(other, teachers.Stored(), stored, steps)
@@ -217,12 +239,12 @@ def scaling(task: Task) -> dict[str, Any]:
             continue
         other = Task(replace(config, batch_size=size))
         live = other.run.place(other.teacher(other.drawn("teacher")))
-        stored = loops.with_outputs(other, live)
+        stored = loops.with_outputs(other.placed, live)
         batches[f"live {size}"] = dispatch(other, live, other.placed, steps)
         batches[f"stored {size}"] = dispatch(other, teachers.Stored(), stored, steps)
     result["batch"] = per_step(task, "batch", batches, steps)
     live = task.run.place(task.teacher(task.drawn("teacher")))
-    stored = loops.with_outputs(task, live)
+    stored = loops.with_outputs(task.placed, live)
     many = {
         f"swept {count}": loops.swept(task, stored, count, steps) for count in STUDENTS
     }

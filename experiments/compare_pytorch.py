@@ -29,16 +29,15 @@ import os
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
 from tqdm.auto import tqdm
 
 from experiments.article_job import Job, Task, baseline, machine
 from experiments.pytorch_parity import parity
-from jaxdistill.runs import Run, environment
+from jaxdistill.runs import Run, environment, parse, settings
 from jaxdistill.statistics import paired, spread
 from jaxdistill.study import FAILURES
 
@@ -55,6 +54,8 @@ class Config(Job):
     """steps taken side by side"""
     seeds: int = 5
     """trainings of each side whose accuracy is compared"""
+    compilation_cache: bool = True
+    """keep our compiled programs on disk, for the next run"""
 
 
 PARTS = ("parity", "accuracy")
@@ -62,7 +63,7 @@ PARTS = ("parity", "accuracy")
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs the comparison, prints its table, returns its summary."""
-    config = tyro.cli(Config, args=argv, description=__doc__)
+    config = parse({"": Config()}, argv, __doc__)
     if hasattr(os, "sched_setaffinity"):  # before either side makes its threads
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: config.threads])
     try:
@@ -78,9 +79,9 @@ def execute(config: Config) -> dict[str, Any]:
         config = replace(config, **small, epochs=2, seeds=2)
     torch = baseline().torch
     torch.set_num_threads(config.threads)
-    free = ("part", "data_dir", "run_dir", "save", "progress")
+    free = ("part", "save")
     log = Run(
-        config.run_dir, {k: v for k, v in asdict(config).items() if k not in free}
+        config.run_dir, {k: v for k, v in settings(config).items() if k not in free}
     )
     task = Task(config)
     path = log.path / "summary.json"

@@ -27,7 +27,16 @@ import jax
 import numpy as np
 import optax
 
-from jaxdistill import data, heatmap, models, parallel, report, sweep, teachers
+from jaxdistill import (
+    data,
+    heatmap,
+    models,
+    parallel,
+    processes,
+    report,
+    sweep,
+    teachers,
+)
 from jaxdistill.evaluate import Evaluator
 from jaxdistill.objectives import combine, hard_labels, soft_targets
 from jaxdistill.runs import Run, parse, settings
@@ -70,6 +79,8 @@ class Config:
     """examples in a batch; all students see the same"""
     evaluations: int = 5
     """evaluations, log records and checkpoints"""
+    distributed: bool = False
+    """one of several, see jaxdistill.processes; SLURM and TPU pods need no flag"""
     compilation_cache: bool = True
     """keep compiled programs on disk, for the next run"""
     progress: bool = True
@@ -78,8 +89,8 @@ class Config:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs the sweep, prints its table, returns its summary."""
-    config = parse({"": Config()}, argv, __doc__)
     sweep.use_cores()
+    config = parse({"": Config()}, argv, __doc__)
     try:
         return execute(config)
     except FAILURES as error:
@@ -98,8 +109,9 @@ def execute(config: Config) -> dict[str, Any]:
     summary = {"axes": axes, **accuracy}
     summary["best"] = heatmap.best(summary)
     task.log.write("summary.json", summary)
-    print(report.write(task.log.path))
-    print(task.log)
+    text = processes.on_first(lambda: report.write(task.log.path))
+    if processes.is_first():
+        print(text, task.log, sep="\n")
     return summary
 
 
@@ -133,13 +145,15 @@ class Task:
     def train_teacher(self) -> teachers.Live:
         """The teacher, on the labels."""
         config = self.config
+        # A device is enough; several processes have no other way than together.
+        run = parallel.choose("jit" if jax.process_count() == 1 else "mesh")
         study = Study(
-            parallel.choose("jit"),
+            run,
             self.log,
             examples=self.examples,
             steps=self.steps,
             batch_size=config.batch_size,
-            test=Evaluator(parallel.choose("jit"), self.splits["test"]),
+            test=Evaluator(run, self.splits["test"]),
             progress=config.progress,
         )
         widths = (*config.teacher, self.classes)

@@ -8,6 +8,7 @@ images once, in a new order.
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,8 +19,11 @@ import optax
 from experiments import bare_jax
 from experiments.article_job import Task, baseline
 from jaxdistill import models, sweep, teachers
+from jaxdistill.data import Batches
 from jaxdistill.evaluate import Evaluator
 from jaxdistill.objectives import combine, hard_labels, soft_targets
+from jaxdistill.parallel import Parallel
+from jaxdistill.types import TrainState
 
 Loops = tuple[dict[str, Callable[[], Any]], dict[str, str]]
 
@@ -133,20 +137,45 @@ def our_loops(task: Task, taught: Any, students: int) -> Loops:
     on the test images at each epoch's end; the single ones are not.
     """
     live = task.run.place(task.teacher(taught))
-    stored = with_outputs(task, live)
-    name = f"{SWEPT}, each of {students}"
+    stored = with_outputs(task.placed, live)
+    one = partial(one_epoch, task.run, task.step("student"), task.fresh("student", 0))
+    batches = task.batches(0)
     return {
-        LIVE: task.epoch(live, task.placed),
-        STORED: task.epoch(teachers.Stored(), stored),
-        name: swept(task, stored, students),
+        LIVE: one(batches, live, task.placed),
+        STORED: one(batches, teachers.Stored(), stored),
+        f"{SWEPT}, each of {students}": swept(task, stored, students),
     }, {}
 
 
-def with_outputs(task: Task, live: Any) -> Any:
-    """The placed examples with a placed teacher's logits beside them."""
-    batch = {**task.placed, "mask": np.ones(len(task.train["labels"]), np.float32)}
+def one_epoch(
+    run: Parallel, step: Callable, state: TrainState, batches: Batches, *resident: Any
+) -> Callable[[], float]:
+    """A function that trains for an epoch in one dispatch; the steps' mean loss.
+
+    Args:
+      run: see `parallel`.
+      step: of many steps, compiled (`steps.scan_train`).
+      state: where the first epoch starts, not placed.
+      batches: which examples go into which batch.
+      resident: the placed teacher, and the placed examples.
+    """
+    state, done = run.place(state), 0
+
+    def epoch() -> float:
+        nonlocal state, done
+        stop = done + batches.steps_per_epoch
+        state, metrics = step(state, resident, run.split(batches.rows(done, stop), 1))
+        done = stop
+        return float(np.asarray(metrics["loss"][0]).mean())
+
+    return epoch
+
+
+def with_outputs(examples: Any, live: Any) -> Any:
+    """Placed examples with a placed teacher's logits beside them."""
+    batch = {**examples, "mask": np.ones(len(examples["labels"]), np.float32)}
     logits = jax.jit(lambda teacher, batch: teacher(batch).logits)(live, batch)
-    return {**task.placed, "teacher": {"logits": logits[:, None]}}
+    return {**examples, "teacher": {"logits": logits[:, None]}}
 
 
 def cells_for(students: int) -> dict[str, np.ndarray]:

@@ -23,6 +23,7 @@ Cost: a minute on two cores for the digits, ten for MNIST.
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdistill import cache, data, losses, models, parallel
+from jaxdistill import cache, data, losses, models, parallel, processes
 from jaxdistill.evaluate import Evaluator
 from jaxdistill.objectives import combine, hard_labels, soft_targets
 from jaxdistill.runs import Run, parse, settings
@@ -65,6 +66,8 @@ class Config:
     """runs of everything, each with its own weights and order"""
     top_k: tuple[int, ...] = (1, 3, 5)
     """how many classes a sparse store keeps"""
+    distributed: bool = False
+    """one of several, see jaxdistill.processes; SLURM and TPU pods need no flag"""
     compilation_cache: bool = True
     """keep compiled programs on disk, for the next run"""
     progress: bool = True
@@ -105,8 +108,8 @@ def execute(config: Config) -> dict[str, Any]:
     }
     for name, text in texts.items():
         log.write_bytes(name, text.encode())
-    print("\n".join(texts.values()))
-    print(log)
+    if processes.is_first():
+        print(*texts.values(), studies["float32"].log, log, sep="\n")
     return summary
 
 
@@ -178,6 +181,8 @@ def storage(config: Config, study: Study, lines, train) -> dict[str, Any]:
             )
             path = Path(study.log.path) / "outputs" / f"{name}-{dtype}"
             cache.write(path, teacher, train, manifest, progress=config.progress)
+            # The first process finishes the store, and the others wait until then.
+            processes.on_first(partial(cache.check, path, manifest))
             found = soft_loss(logits, cache.read(path, manifest))
             arrays = [f for f in path.rglob("*") if f.is_file()]
             size = sum(f.stat().st_size for f in arrays if f.suffix != ".json")

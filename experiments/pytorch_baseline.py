@@ -18,6 +18,9 @@ from torch.utils.data import DataLoader
 
 Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+"""Where networks are loaded to, and batches go."""
+
 
 def mlp(widths: Sequence[int]) -> nn.Sequential:
     """Linear layers with ReLU between them; widths from the pixels to the classes."""
@@ -28,10 +31,10 @@ def mlp(widths: Sequence[int]) -> nn.Sequential:
 
 
 def load(module: nn.Module, state_dict: dict[str, np.ndarray]) -> nn.Module:
-    """The module with these weights, in their precision."""
+    """The module with these weights, in their precision, on the device."""
     tensors = {key: torch.tensor(value) for key, value in state_dict.items()}
     module.to(next(iter(tensors.values())).dtype).load_state_dict(tensors)
-    return module
+    return module.to(DEVICE)
 
 
 def make_loss(temperature: float, hard_weight: float, soft_weight: float) -> Loss:
@@ -104,6 +107,7 @@ def article_epoch(
     teacher.eval()
     running = 0.0
     for images, labels in loader:
+        images, labels = images.to(DEVICE), labels.to(DEVICE)
         optimizer.zero_grad()
         with torch.no_grad():
             targets = teacher(images)
@@ -132,13 +136,14 @@ def tuned(student, teacher, loss, images, labels, batch_size, learning_rate, **o
     The normalised images lie in memory, a batch is one gather, Adam is fused, and no
     loss is read before the epoch ends. Options: see `make_step`.
     """
-    images, labels = torch.tensor(images), torch.tensor(labels).long()
+    images = torch.tensor(images, device=DEVICE)
+    labels = torch.tensor(labels, device=DEVICE).long()
     optimizer = torch.optim.Adam(student.parameters(), lr=learning_rate, fused=True)
     step = make_step(student, teacher, loss, optimizer, **options)
 
     def epoch() -> float:
-        order = torch.randperm(len(labels)).split(batch_size)
-        total = torch.zeros(())
+        order = torch.randperm(len(labels), device=DEVICE).split(batch_size)
+        total = torch.zeros((), device=DEVICE)
         for index in order:
             total += step(images.index_select(0, index), labels.index_select(0, index))
         return total.item() / len(order)
@@ -181,7 +186,7 @@ def make_step(student, teacher, loss, optimizer, *, compiled: bool = False) -> C
 def compiler_problem() -> str | None:
     """Why torch.compile does not work here, or None if it does."""
     try:
-        torch.compile(lambda x: x + 1, dynamic=False)(torch.zeros(2))
+        torch.compile(lambda x: x + 1, dynamic=False)(torch.zeros(2, device=DEVICE))
     except Exception as error:  # whatever the compiler's search came upon
         return f"torch.compile does not work here: {type(error).__name__}"
     return None
@@ -194,8 +199,9 @@ def follow(student, teacher, loss, batches: Iterable, rates: Iterable) -> np.nda
     losses = []
     for (images, labels), rate in zip(batches, rates, strict=True):
         optimizer.param_groups[0]["lr"] = float(rate)
-        losses.append(step(torch.tensor(images), torch.tensor(labels).long()))
-    return torch.stack(losses).numpy()
+        batch = torch.tensor(images), torch.tensor(labels).long()
+        losses.append(step(*(part.to(DEVICE) for part in batch)))
+    return torch.stack(losses).cpu().numpy()
 
 
 def set_adam(optimizer, model: nn.Module, count: int, first: dict, second: dict):
@@ -203,8 +209,8 @@ def set_adam(optimizer, model: nn.Module, count: int, first: dict, second: dict)
     for name, parameter in model.named_parameters():
         optimizer.state[parameter] = {
             "step": torch.tensor(float(count)),
-            "exp_avg": torch.tensor(first[name]),
-            "exp_avg_sq": torch.tensor(second[name]),
+            "exp_avg": torch.tensor(first[name], device=DEVICE),
+            "exp_avg_sq": torch.tensor(second[name], device=DEVICE),
         }
 
 
@@ -212,5 +218,5 @@ def accuracy(model: nn.Module, images: np.ndarray, labels: np.ndarray) -> float:
     """The share of images whose largest logit is at their label."""
     model.eval()
     with torch.no_grad():
-        guess = model(torch.tensor(images)).argmax(-1)
+        guess = model(torch.tensor(images, device=DEVICE)).argmax(-1).cpu()
     return float((guess == torch.tensor(labels)).double().mean())

@@ -43,7 +43,7 @@ class ResNet(nn.ModuleList):
 
 
 class Block(nn.Module):
-    """A residual block, basic or a bottleneck, with a projection where shapes change."""
+    """A residual block, basic or a bottleneck; a projection where shapes change."""
 
     def __init__(self, like: models.ResNet, inner: int, width: int, stride: int):
         super().__init__()

@@ -15,13 +15,13 @@ KEPT = (".json", ".md", ".png")
 
 def tables(summary: Mapping[str, Any]) -> dict[str, str]:
     """`{file name: Markdown}` of the parts there are."""
-    makers = {"loops": _loops, "scaling": _scaling, "cold": _cold}
+    makers = {"loops": _loops, "resnet": _loops, "scaling": _scaling, "cold": _cold}
     return {f"{k}.md": make(summary[k]) for k, make in makers.items() if k in summary}
 
 
 def figures(summary: Mapping[str, Any]) -> dict[str, bytes]:
     """`{file name: PNG}` of the parts there are."""
-    makers = {"loops": _bars, "scaling": _lines}
+    makers = {"loops": _bars, "resnet": _bars, "scaling": _lines}
     return {f"{k}.png": make(summary[k]) for k, make in makers.items() if k in summary}
 
 
@@ -35,7 +35,7 @@ def save(run: Any, destination: Path) -> None:
 
 def _loops(part: Mapping[str, Any]) -> str:
     seconds = part["seconds"]
-    ours = [LIVE, STORED, next(name for name in seconds if name.startswith(SWEPT))]
+    ours = [name for name in seconds if name.startswith("jaxdistill")]
     head = ["", "seconds per epoch", *(f"over {name.split(', ')[1]}" for name in ours)]
     lines = [_row(head), _row(["---"] + ["--:"] * (len(head) - 1))]
     for name, times in seconds.items():
@@ -46,16 +46,18 @@ def _loops(part: Mapping[str, Any]) -> str:
         lines.append(_row(cells))
     dash = [" - "] * (len(head) - 2)
     lines += [_row([name, why, *dash]) for name, why in part["skipped"].items()]
-    rounds = len(seconds[LIVE])
+    rounds, swept = len(seconds[LIVE]), ""
+    if "students" in part:
+        swept = f"; of {part['students']} swept students each one's share"
     lines += [
         "",
         f"Median (lowest to highest) of {rounds} rounds in turns; a ratio is how much "
         f"longer the row takes, pair by pair. {part['images']:,} images, batch "
-        f"{part['batch_size']}; of {part['students']} swept students each one's share. "
-        f"{_machine(part['machine'])}",
+        f"{part['batch_size']}{swept}. {_machine(part['machine'])}",
         "",
-        *_programs(part),
     ]
+    if "programs" in part:
+        lines += _programs(part)
     return "\n".join(lines) + "\n"
 
 
@@ -176,7 +178,8 @@ def _lines(part: Mapping[str, Any]) -> bytes:
 
 def _machine(on: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{k} {on[k]}" for k in ("jax", "torch", "keras") if on[k])
-    return f"{on['threads']} threads of {on['cpu']}, {versions}."
+    device = f"{on['device']} beside " if on.get("device") else ""
+    return f"{device}{on['threads']} threads of {on['cpu']}, {versions}."
 
 
 def _range(values: Sequence[float] | Mapping[str, float], digits: int = 3) -> str:

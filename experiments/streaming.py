@@ -34,14 +34,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 
 from jaxdistill import benchmark, models, parallel
 from jaxdistill.data import Batches, Stream, normalize
 from jaxdistill.loop import STREAMED_PER_DISPATCH, fit
 from jaxdistill.objectives import combine, hard_labels
 from jaxdistill.parallel import Kind
-from jaxdistill.runs import Run
+from jaxdistill.runs import Run, parse
 from jaxdistill.steps import init_state, make_train_step, scan_train
 from jaxdistill.study import FAILURES
 
@@ -74,11 +73,13 @@ class Config:
     """how a step runs: a mesh where there are several devices, else jit"""
     smoke: bool = False
     """a few steps of a small job: whether it works, not how fast"""
+    compilation_cache: bool = True
+    """keep compiled programs on disk, for the next run"""
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs the experiment, prints its table, returns its summary."""
-    config = tyro.cli(Config, args=argv, description=__doc__)
+    config = parse({"": Config()}, argv, __doc__)
     if config.smoke:
         config = replace(config, depth=8, images=64, batch_size=8, steps=8, rounds=1)
     if config.steps % STREAMED_PER_DISPATCH or config.steps < 1 or config.rounds < 1:

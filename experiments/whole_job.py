@@ -52,7 +52,8 @@ def pytorch(job: dict[str, Any], weights, output: Path) -> float:
     right = 0
     with torch.no_grad():
         for inputs, labels in loader:
-            right += int((student(inputs).argmax(-1) == labels).sum())
+            guess = student(inputs.to(baseline.DEVICE)).argmax(-1).cpu()
+            right += int((guess == labels).sum())
     torch.save(student.state_dict(), output / "student.pt")
     return right / len(test["labels"])
 

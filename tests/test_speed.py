@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import bare_jax, benchmark, loops, speed_report
+from experiments import bare_jax, benchmark, loops, resnet_job, speed_report
 from experiments.article_job import Job, Task
 
 pytestmark = pytest.mark.slow
@@ -86,6 +86,16 @@ def test_a_sweep_has_as_many_students_as_it_is_asked_for(students):
     assert {len(values) for values in cells.values()} == {students}
 
 
+def test_the_resnets_loops_do_the_same_work():
+    """An epoch of one batch has no order: their losses are equal, step after step."""
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    jobs, _ = resnet_job.all_loops(Job(batch_size=16, threads=1), 16, compiled=False)
+    assert len(jobs) == 4
+    for rtol in (1e-5, 1e-3):
+        found = [job() for job in jobs.values()]
+        np.testing.assert_allclose(found, found[0], rtol=rtol)
+
+
 def test_all_parts_and_their_tables(tmp_path):
     run, saved = tmp_path / "run", tmp_path / "saved"
     benchmark.execute(
@@ -94,15 +104,15 @@ def test_all_parts_and_their_tables(tmp_path):
         )
     )
     summary = json.loads((saved / "summary.json").read_text())
-    assert set(summary) == {"loops", "scaling", "cold"}
+    assert set(summary) == {"loops", "resnet", "scaling", "cold"}
     assert {len(times) for times in summary["loops"]["seconds"].values()} == {2}
     assert summary["loops"]["programs"][loops.LIVE]["flops"] > 0
     accuracy = [r["accuracy"] for r in summary["cold"]["processes"]["jaxdistill"]]
     assert min(accuracy) > 0.2  # chance is 0.1
-    for name in ("loops.md", "scaling.md", "cold.md"):
+    for name in ("loops.md", "resnet.md", "scaling.md", "cold.md"):
         rows = [r for r in (saved / name).read_text().splitlines() if r[:1] == "|"]
         assert len(rows) > 2
-    for name in ("loops.png", "scaling.png"):
+    for name in ("loops.png", "resnet.png", "scaling.png"):
         assert (saved / name).read_bytes().startswith(b"\x89PNG")
 
 

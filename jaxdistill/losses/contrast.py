@@ -28,7 +28,9 @@ def contrastive(
     those with another label. It has no zero: the least is that of a student that tells
     its own teacher embedding from all others. The student's embedding goes through a
     learned projection to the teacher's width (`models.adapters`), where the paper
-    projects both; its second, teacher-anchored half is not taken.
+    projects both; its second, teacher-anchored half is not taken. The batch is the
+    global one under jit and a mesh, a device's own under pmap, and a micro-batch
+    under accumulation.
 
     Args:
       student: `[B, D]` embeddings of any float type; normalised here.

@@ -91,7 +91,8 @@ def dist(
     `T^2 (beta (1 - r_i) + gamma mean_c (1 - r_c))`: `r_i` is Pearson's correlation over
     the classes of example i (inter-class), `r_c` that over the examples of class c
     (intra-class). Zero when student and teacher are equal; invariant to a scale and a
-    shift of the probabilities. Without any spread a correlation counts as 0.
+    shift of the probabilities. Without any spread a correlation counts as 0. The authors
+    add 1e-8 to its denominator, which damps rare classes; nothing is added here.
 
     Args:
       student: `[..., C]` logits of any float type; all leading axes are examples.
@@ -103,7 +104,9 @@ def dist(
 
     Returns:
       `[...]` values without unit times `T^2`, at least float32, 0 at masked rows. The
-      intra-class part couples the batch: it is the same at every row.
+      intra-class part couples the batch: it is the same at every row, and the batch is
+      the global one under jit and a mesh, a device's own under pmap, and a
+      micro-batch under accumulation.
 
     Raises:
       ValueError: shapes differ, or the temperature is not above 0.
@@ -141,7 +144,7 @@ def standardize(logits: Logits) -> Logits:
       logits: `[..., C]` of any float type. Gradients flow.
 
     Returns:
-      `[..., C]`, at least float32.
+      `[..., C]` in deviations, at least float32.
 
     >>> import jax.numpy as jnp
     >>> print(standardize(jnp.array([1.0, 2.0, 3.0])))

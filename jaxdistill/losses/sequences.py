@@ -25,13 +25,18 @@ def shift_tokens(
 
     Returns:
       Logits `[B, L-1, V]`, labels `[B, L-1]` and a mask `[B, L-1]`: a position counts
-      where the token it reads and the one it predicts are both real.
+      where the token it reads and the one it predicts are both real. Their units are
+      those given.
 
     >>> import jax.numpy as jnp
     >>> tokens, mask = jnp.array([[5, 6, 7]]), jnp.array([[1, 1, 0]])
     >>> _, labels, mask = shift_tokens(jnp.zeros((1, 3, 9)), tokens, mask)
     >>> print(labels, mask)
     [[6 7]] [[1 0]]
+
+    References:
+      Radford et al. 2018, Improving Language Understanding by Generative Pre-Training,
+      equation 1: each token from those before it.
     """
     return logits[:, :-1], tokens[:, 1:], mask[:, :-1] * mask[:, 1:]
 

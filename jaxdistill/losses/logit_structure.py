@@ -91,8 +91,8 @@ def dist(
     `T^2 (beta (1 - r_i) + gamma mean_c (1 - r_c))`: `r_i` is Pearson's correlation over
     the classes of example i (inter-class), `r_c` that over the examples of class c
     (intra-class). Zero when student and teacher are equal; invariant to a scale and a
-    shift of the probabilities. Without any spread a correlation counts as 0. The authors
-    add 1e-8 to its denominator, which damps rare classes; nothing is added here.
+    shift of the probabilities. Without any spread a correlation counts as 0. The
+    authors add 1e-8 to its denominator, which damps rare classes; nothing is here.
 
     Args:
       student: `[..., C]` logits of any float type; all leading axes are examples.

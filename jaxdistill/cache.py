@@ -12,11 +12,11 @@ or several augmented views (`views`):
 What is stored is free of temperature.
 """
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import jax
@@ -28,60 +28,29 @@ from tqdm.auto import tqdm
 from jaxdistill.augment import Prepare
 from jaxdistill.data import pad
 from jaxdistill.losses.stable import promote
-from jaxdistill.teachers import digest
+from jaxdistill.manifest import (
+    DTYPES,
+    CacheError,
+    Manifest,
+    check_outputs,
+    compare,
+    is_marked,
+    save,
+    save_manifest,
+)
+from jaxdistill.precision import lower
+from jaxdistill.teachers import digest, fingerprint
 from jaxdistill.types import Array, Batch, Outputs
 from jaxdistill.views import view_of
 from jaxdistill.zarr import SHARD, DamagedError, open_array, read_array
 
-FORMAT = 1
-DTYPES = ("float32", "float16", "bfloat16")
-
-
-class CacheError(ValueError):
-    """Stored outputs that cannot be used; one sentence says why."""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What stored outputs are of; all of it is compared when a store is opened.
-
-    Attributes:
-      teacher: `teachers.digest` of its variables.
-      data: the data set's name.
-      split: which part of it.
-      size: examples.
-      content: `teachers.digest` of the inputs.
-      transform: what was done to the inputs, in words.
-      classes: C or V.
-      top_k: K, or None for dense logits.
-      dtype: of the stored floats.
-      views: augmented views of each example.
-      seed: of the views.
-      layers: which hidden states.
-      batch_size: of the teacher's forward pass; a step of another one differs from a
-        live teacher's by rounding.
-      format: of the store.
-    """
-
-    teacher: str
-    data: str
-    split: str
-    size: int
-    content: str
-    transform: str
-    classes: int
-    top_k: int | None = None
-    dtype: str = "float32"
-    views: int = 1
-    seed: int = 0
-    layers: tuple[int, ...] = ()
-    batch_size: int = 512
-    format: int = FORMAT
+__all__ = ["DTYPES", "CacheError", "Manifest", "check", "describe", "read", "verify"]
+__all__ += ["write"]
 
 
 def describe(
     teacher: Any,
-    examples: Mapping[str, np.ndarray],
+    examples: Mapping[str, Any],
     *,
     data: str,
     split: str,
@@ -96,33 +65,41 @@ def describe(
       data: the data set's name.
       split: which part of it.
       transform: what was done to the inputs, in words: normalisation, augmentation.
-      options: `top_k`, `dtype`, `views`, `seed`, `layers`, `batch_size`.
+      options: `top_k`, `dtype`, `views`, `seed`, `layers`, `batch_size`, `devices`,
+        `compute`.
 
     Raises:
-      CacheError: K is larger than the number of classes, or an option is senseless.
+      CacheError: K is larger than the number of classes, a layer is not there, the
+        teacher is an ensemble, or an option is senseless.
     """
-    one = {name: value[:1] for name, value in examples.items()}
-    logits = jax.eval_shape(teacher, {**one, "mask": jnp.ones(1)}).logits
+    inputs = jax.tree.map(np.asarray, examples["inputs"])
     manifest = Manifest(
-        teacher=digest(teacher),
+        teacher=fingerprint(teacher),
         data=data,
         split=split,
-        size=len(examples["inputs"]),
-        content=digest(np.asarray(examples["inputs"])),
+        size=len(jax.tree.leaves(inputs)[0]),
+        content=digest(inputs),
         transform=transform,
-        classes=logits.shape[-1],
+        classes=0,
         **options,
     )
-    if manifest.top_k is not None and not 0 < manifest.top_k <= manifest.classes:
-        raise CacheError(
-            f"top_k must lie between 1 and the {manifest.classes} classes, got "
-            f"{manifest.top_k}"
-        )
-    if manifest.dtype not in DTYPES:
-        raise CacheError(f"dtype must be one of {DTYPES}, got {manifest.dtype!r}")
-    if manifest.views < 1:
-        raise CacheError(f"a store has at least 1 view, got {manifest.views}")
-    return manifest
+    size = manifest.batch_size
+    batch = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), dict(examples)
+    )
+    batch["mask"] = jax.ShapeDtypeStruct((size,), jnp.float32)
+    batch["index"] = jax.ShapeDtypeStruct((size,), jnp.int32)
+    outputs = jax.eval_shape(teacher, batch)
+    check_outputs(outputs, teacher, manifest)
+    one_view = partial(_outputs, manifest=replace(manifest, views=1), prepare=None)
+    return replace(
+        manifest,
+        classes=outputs.logits.shape[-1],
+        arrays={
+            name: {"shape": [manifest.views, *x.shape[2:]], "dtype": x.dtype.name}
+            for name, x in jax.eval_shape(one_view, teacher, batch).items()
+        },
+    )
 
 
 def write(
@@ -155,13 +132,9 @@ def write(
     if (folder / "manifest.json").exists():
         check(folder, manifest)
         return
-    begun = folder / "begun.json"
-    if begun.exists():
-        _compare(folder, json.loads(begun.read_text()), manifest)
-    # Another process may be reading it: it must never be half there.
-    partial_begun = folder / f"begun_{jax.process_index()}.json"
-    partial_begun.write_text(json.dumps(asdict(manifest)))
-    partial_begun.replace(begun)
+    if (folder / "begun.json").exists():
+        compare(folder / "begun.json", manifest)
+    save_manifest(folder / "begun.json", manifest)
     forward = jax.jit(partial(_outputs, manifest=manifest, prepare=prepare))
     shards = range(0, manifest.size, SHARD)
     mine = shards[jax.process_index() :: jax.process_count()]
@@ -169,22 +142,23 @@ def write(
         mine, desc="teacher outputs", unit="shard", delay=2, disable=not progress
     )
     for start in bar:
-        done = folder / f"shard_{start}.json"
-        if done.exists():
-            continue
         stop = min(start + SHARD, manifest.size)
+        mark, shapes = folder / f"shard_{start}.json", manifest.shapes(stop - start)
+        if is_marked(mark, shapes):
+            continue
         index = np.arange(start, stop, dtype=np.int32)
-        arrays = _compute(forward, teacher, examples, index, manifest.batch_size)
+        arrays = _compute(forward, teacher, examples, index, manifest)
         for name, array in arrays.items():
             shape = (manifest.size, *array.shape[1:])
-            store = open_array(folder / name, shape, array.dtype)
+            try:
+                store = open_array(folder / name, shape, array.dtype, create=True)
+            except DamagedError as error:
+                raise CacheError(str(error)) from error
             store[start:stop].write(array).result()
-        done.write_text(
-            json.dumps({name: array.shape for name, array in arrays.items()})
-        )
+        save(mark, shapes)
     if jax.process_index() == 0:
         _wait([folder / f"shard_{start}.json" for start in shards])
-        (folder / "manifest.json").write_text(json.dumps(asdict(manifest), indent=1))
+        save_manifest(folder / "manifest.json", manifest)
 
 
 def read(path: Any, manifest: Manifest) -> dict[str, np.ndarray]:
@@ -205,13 +179,18 @@ def read(path: Any, manifest: Manifest) -> dict[str, np.ndarray]:
     """
     folder = epath.Path(path)
     check(folder, manifest)
-    arrays = {}
     for start in range(0, manifest.size, SHARD):
-        if not (folder / f"shard_{start}.json").exists():
-            raise CacheError(f"{folder} is damaged: shard_{start}.json is missing")
-    for name in json.loads((folder / "shard_0.json").read_text()):
+        rows = min(SHARD, manifest.size - start)
+        mark = folder / f"shard_{start}.json"
+        if not is_marked(mark, manifest.shapes(rows)):
+            raise CacheError(
+                f"{folder} is damaged: {mark.name} is missing, cut short or changed"
+            )
+    arrays = {}
+    for name, shape in manifest.shapes(manifest.size).items():
+        dtype = manifest.arrays[name]["dtype"]
         try:
-            arrays[name] = read_array(folder / name, manifest.size)
+            arrays[name] = read_array(folder / name, shape, dtype)
         except DamagedError as error:
             raise CacheError(str(error)) from error
     return arrays
@@ -225,7 +204,7 @@ def check(path: Any, manifest: Manifest) -> None:
             f"{path} holds no finished teacher outputs; write them (again), the same "
             "command goes on where it stopped"
         )
-    _compare(path, json.loads(stored.read_text()), manifest)
+    compare(stored, manifest)
 
 
 def verify(
@@ -251,30 +230,33 @@ def verify(
     rng = np.random.default_rng(seed)
     chosen = np.sort(rng.permutation(manifest.size)[:rows]).astype(np.int32)
     forward = jax.jit(partial(_outputs, manifest=manifest, prepare=prepare))
-    again = _compute(forward, teacher, examples, chosen, manifest.batch_size)
+    again = _compute(forward, teacher, examples, chosen, manifest)
     name = "logits" if manifest.top_k is None else "log_probs"
     found = np.asarray(stored[name][chosen], np.float32)
     expected = np.asarray(again[name], np.float32)
     guess = (
         stored["logits"][:, 0].argmax(-1)
         if manifest.top_k is None
-        else stored["ids"][:, 0, 0]
+        else stored["ids"][:, 0, ..., 0]
     )
+    right = guess == np.asarray(examples["labels"])
     return {
         "difference": float(abs(found - expected).max() / abs(expected).max()),
-        "accuracy": float((guess == examples["labels"]).mean()),
+        "accuracy": float(np.average(right, weights=examples.get("token_mask"))),
     }
 
 
 def _outputs(teacher, batch: Batch, *, manifest: Manifest, prepare) -> dict[str, Array]:
     """What is stored of a batch, `[B, views, ...]`."""
     size = batch["mask"].shape[0]
+    # Here, not before: compiled with the forward pass, as in a step, it rounds alike.
+    teacher = lower(teacher, manifest.compute)
     views = []
     for number in range(manifest.views):
         view = batch
         if prepare is not None:
             view = view_of(prepare, manifest.seed, batch, jnp.full(size, number))
-        outputs = teacher(view)
+        outputs = teacher({**view, "inputs": lower(view["inputs"], manifest.compute)})
         arrays = _logits(outputs.logits, manifest)
         arrays |= {
             f"hidden_{i}": outputs.hiddens[i].astype(manifest.dtype)
@@ -297,26 +279,19 @@ def _logits(logits: Array, manifest: Manifest) -> dict[str, Array]:
     }
 
 
-def _compute(forward, teacher, examples, index, batch_size) -> dict[str, np.ndarray]:
-    """What is stored of the examples at `index`, in its order."""
-    rows = pad(index, batch_size)
-    parts = []
+def _compute(forward, teacher, examples, index, manifest) -> dict[str, np.ndarray]:
+    """What is stored of the examples at `index`, in its order.
+
+    As many at once as one device has of a batch: it computes its part of it as alone.
+    """
+    rows = pad(index, manifest.batch_size // manifest.devices)
+    examples, parts = jax.tree.map(np.asarray, dict(examples)), []
     for at, mask in zip(rows["index"], rows["mask"], strict=True):
-        batch = {name: np.asarray(value)[at] for name, value in examples.items()}
+        batch = jax.tree.map(itemgetter(at), examples)
         arrays = forward(teacher, {**batch, "index": at, "mask": mask})
         real = int(mask.sum())  # padding comes last
         parts.append({name: np.asarray(x)[:real] for name, x in arrays.items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _compare(path: Any, stored: Mapping[str, Any], manifest: Manifest) -> None:
-    expected = json.loads(json.dumps(asdict(manifest)))
-    for name in sorted({*stored, *expected}):
-        if stored.get(name) != expected.get(name):
-            raise CacheError(
-                f"{path} holds outputs of another {name}: {stored.get(name)!r} is "
-                f"stored, {expected.get(name)!r} was expected"
-            )
 
 
 def _wait(files: Sequence[epath.Path], seconds: float = 3600.0) -> None:

@@ -5,11 +5,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
-from jaxdistill import report
+from jaxdistill import cache, report, saved
+from jaxdistill.runs import RunError
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,44 @@ class Pages:
     """change nothing; fail if a page is not up to date"""
 
 
+@dataclass(frozen=True)
+class Cache:
+    """Store a trained model's outputs on its run's images, for students to learn from.
+
+    The same command again goes on where a kill left it. A script reads them with
+    `teacher, examples, manifest = saved.load_lesson(...)` and `cache.read`.
+    """
+
+    run: tyro.conf.Positional[str]
+    """a run directory"""
+    to: str
+    """the store: a folder for nothing else, or gs://..."""
+    row: str = "teacher"
+    """which of the run's models, of its first seed"""
+    split: Literal["train", "test"] = "train"
+    """which images; of the training ones, those not held out for validation"""
+    data_dir: Path | None = None
+    """a folder of original files, or TFDS's data folder"""
+    top_k: int | None = None
+    """keep only so many classes of each image; None is all"""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """what the outputs are stored in"""
+    batch_size: int | None = None
+    """images in a forward pass; None is those of the run's steps, for equal bits"""
+    verify: bool = False
+    """compute random rows again, and tell the model's accuracy from the store"""
+    progress: bool = True
+    """show progress bars"""
+
+
+MOST = 0.02
+"""The largest difference that rounding may make, bfloat16 on other machines included,
+over the largest output."""
+
 Command = (
     Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Pages, tyro.conf.subcommand("pages")]
+    | Annotated[Cache, tyro.conf.subcommand("cache")]
 )
 
 
@@ -49,16 +85,54 @@ def main(argv: Sequence[str] | None = None) -> None:
             if command.save is not None:
                 report.save(command.run, command.save)
             return
+        if isinstance(command, Cache):
+            print(store(command))
+            return
         stale = [
             str(page)
             for page in command.pages
             if report.fill(page, command.results, write=not command.check)
         ]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RunError) as error:
         sys.exit(f"error: {error}")
     if command.check and stale:
         sys.exit(f"error: run `jaxdistill pages`: {', '.join(stale)} not up to date")
     print(f"rebuilt: {', '.join(stale)}" if stale else "all pages are up to date")
+
+
+def store(command: Cache) -> str:
+    """Writes what a command asks for, or finds it written; says what is there.
+
+    Raises:
+      CacheError: the store holds something else, or differs from the model's outputs.
+    """
+    lesson = saved.load_lesson(
+        command.run,
+        command.row,
+        split=command.split,
+        data_dir=command.data_dir,
+        batch_size=command.batch_size,
+        top_k=command.top_k,
+        dtype=command.dtype,
+    )
+    cache.write(command.to, *lesson, progress=command.progress)
+    manifest = lesson.manifest
+    said = (
+        f"{command.to}: {command.row}'s outputs on {manifest.size} images "
+        f"({manifest.data}, {manifest.split})"
+    )
+    if not command.verify:
+        return said
+    found = cache.verify(command.to, *lesson)
+    if not found["difference"] <= MOST:
+        raise cache.CacheError(
+            f"{command.to} differs from what {command.row} says by "
+            f"{found['difference']:.2g} of the largest; delete it and write it again"
+        )
+    return (
+        f"{said}; recomputed rows differ by {found['difference']:.2g} of the largest, "
+        f"accuracy {100 * found['accuracy']:.2f}%"
+    )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ summary = study.compare({"teacher": Row(...), "scratch": Row(...),
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -16,10 +16,11 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from jaxdistill import benchmark, cache, processes, report, teachers
+from jaxdistill import benchmark, processes, report, saved, teachers
 from jaxdistill.checkpoint import CheckpointError, Checkpoints
 from jaxdistill.data import Batches, check_labels
 from jaxdistill.evaluate import Evaluator
+from jaxdistill.lessons import Lessons
 from jaxdistill.loop import NonFiniteLoss, fit
 from jaxdistill.models import student
 from jaxdistill.parallel import Parallel
@@ -85,7 +86,7 @@ class Study:
           validation: evaluates `evaluations` times along the way, or never.
           evaluations: records, checkpoints and validations of a training.
           stored: compute a live teacher's outputs once, below the run directory, for
-            rows without augmentation; under jit their steps are bit-equal to live ones.
+            rows without augmentation; their steps are bit-equal to live ones.
           precision: what the steps compute in, see `precision`.
           progress: whether to show bars.
         """
@@ -96,7 +97,7 @@ class Study:
         self.evaluations, self.progress = evaluations, progress
         self.stored = stored
         self.dtype = None if precision == "float32" else precision
-        self._lessons: dict[str, tuple[Any, dict]] = {}
+        self._lessons = Lessons(run, log.path / "outputs", self.dtype, progress)
         self._compiled: dict[Row, Callable] = {}
         self._costs: dict[nn.Module, dict[str, float]] = {}
         self._placed: tuple[Any, Any] = (None, None)
@@ -138,8 +139,7 @@ class Study:
                 digests[f"{name}-{seed}"] = teachers.digest(model.variables)
                 if seed == 0:
                     costs[name] = dict(self._cost(model, self._example(row, seed)))
-                    weights = benchmark.weights(model.variables)
-                    self.log.write_bytes(f"models/{name}.msgpack", weights)
+                    saved.save_model(self.log, name, model)
         if timed_steps:
             for name, ms in self._step_ms(rows, trained, timed_steps).items():
                 costs[name]["step_ms"] = ms
@@ -179,7 +179,9 @@ class Study:
         validation, lesson = self.validation, teacher
         steps = row.steps or self.steps
         if self.stored and row.prepare is None and isinstance(teacher, teachers.Live):
-            examples, lesson = self._with_outputs(examples, teacher), teachers.Stored()
+            size = self.batch_size // row.micro_batches
+            examples = self._lessons.of(examples, teacher, size)
+            lesson = teachers.Stored()
         state = fit(
             fresh,
             self._compile(row),
@@ -200,27 +202,6 @@ class Study:
         )
         checkpoints.close()
         return teachers.trained(row.module, state)
-
-    def _with_outputs(self, examples, teacher) -> dict[str, Any]:
-        """The examples with a placed teacher's outputs, from disk if they are there."""
-        teacher = self.run.fetch(teacher)
-        name = teachers.digest(teacher)[:16]
-        if self._lessons.get(name, (None, {}))[0] is not examples:
-            manifest = cache.describe(
-                teacher,
-                examples,
-                data="this run's",
-                split="train",
-                transform="as the examples are",
-                batch_size=self.batch_size,
-            )
-            path = self.log.path / "outputs" / f"{name}-{manifest.content[:16]}"
-            cache.write(path, teacher, examples, manifest, progress=self.progress)
-            # The first process finishes the store, and the others wait until then.
-            processes.on_first(partial(cache.check, path, manifest))
-            merged = {**examples, "teacher": cache.read(path, manifest)}
-            self._lessons = {name: (examples, merged)}
-        return self._lessons[name][1]
 
     def fresh(self, row: Row, seed: int) -> TrainState:
         """The row's state before its first step."""

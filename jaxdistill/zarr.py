@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Arrays of examples on disk: TensorStore's zarr3, sharded, compressed, checksummed."""
 
-import json
 from collections.abc import Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,45 +17,62 @@ class DamagedError(ValueError):
     """A file is missing, cut short or changed; one sentence says which."""
 
 
-def read_array(path: epath.Path, size: int) -> np.ndarray:
-    """A whole array of `size` examples.
+def read_array(path: epath.Path, shape: Sequence[int], dtype: Any) -> np.ndarray:
+    """A whole array, whose first axis is the example.
 
     Raises:
-      DamagedError: a file is missing, cut short or has a flipped bit.
+      DamagedError: a file is missing, cut short or has a flipped bit, or the array is
+        another one.
     """
-    check_files(path, size)
-    try:
-        return np.asarray(open_array(path).read().result())
-    except ValueError as error:
-        reason = str(error).split(" [")[0]
-        raise DamagedError(f"{path} is damaged: {reason}") from error
+    check_files(path, shape)
+    array = open_array(path, shape, dtype)
+    with _damage(path):
+        return np.asarray(array.read().result())
 
 
-def open_array(path: epath.Path, shape: Sequence[int] = (), dtype: Any = None) -> Any:
-    """A zarr3 array; made where there is none and a shape is given."""
+def open_array(
+    path: epath.Path, shape: Sequence[int], dtype: Any, *, create: bool = False
+) -> Any:
+    """A zarr3 array, which must be as it would be made; made where there is none.
+
+    Raises:
+      DamagedError: there is none or another one.
+    """
     import tensorstore
 
-    spec: dict[str, Any] = {"driver": "zarr3", "kvstore": _kvstore(path)}
-    if not shape:
-        return tensorstore.open(spec).result()
     inner = [
         {"name": "bytes", "configuration": {"endian": "little"}},
         {"name": "zstd", "configuration": {"level": 3}},
         {"name": "crc32c"},  # a flipped bit is an error when it is read
     ]
     sharding = {"chunk_shape": [CHUNK, *shape[1:]], "codecs": inner}
-    spec["metadata"] = {
-        "shape": list(shape),
-        "data_type": np.dtype(dtype).name,
-        "chunk_grid": {
-            "name": "regular",
-            "configuration": {"chunk_shape": [SHARD, *shape[1:]]},
+    spec = {
+        "driver": "zarr3",
+        "kvstore": _kvstore(path),
+        "metadata": {
+            "shape": list(shape),
+            "data_type": np.dtype(dtype).name,
+            "chunk_grid": {
+                "name": "regular",
+                "configuration": {"chunk_shape": [SHARD, *shape[1:]]},
+            },
+            "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
         },
-        "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+        # Otherwise a file of zeros is left out, and one that is lost reads as zeros.
+        "store_data_equal_to_fill_value": True,
     }
-    # Otherwise a file of zeros is left out, and one that is lost reads as zeros.
-    spec["store_data_equal_to_fill_value"] = True
-    return tensorstore.open(spec, create=True, open=True).result()
+    with _damage(path):
+        return tensorstore.open(spec, create=create, open=True).result()
+
+
+@contextmanager
+def _damage(path: epath.Path):
+    """TensorStore's errors as one sentence."""
+    try:
+        yield
+    except ValueError as error:
+        reason = str(error).split(" [")[0]
+        raise DamagedError(f"{path} is damaged: {reason}") from error
 
 
 def _kvstore(path: epath.Path) -> Any:
@@ -63,14 +80,13 @@ def _kvstore(path: epath.Path) -> Any:
     return f"{text}/" if "://" in text else {"driver": "file", "path": f"{text}/"}
 
 
-def check_files(path: epath.Path, size: int) -> None:
-    """Raise DamagedError unless an array of `size` examples has all its files.
+def check_files(path: epath.Path, shape: Sequence[int]) -> None:
+    """Raise DamagedError unless an array has all its files.
 
     TensorStore reads what is not there as zeros.
     """
-    axes = len(json.loads((path / "zarr.json").read_text())["shape"])
-    for number in range(-(-size // SHARD)):
-        file = path.joinpath("c", str(number), *["0"] * (axes - 1))
+    for number in range(-(-shape[0] // SHARD)):
+        file = path.joinpath("c", str(number), *["0"] * (len(shape) - 1))
         if not file.exists():
             raise DamagedError(
                 f"{path} is damaged: {file.relative_to(path)} is missing"

@@ -10,16 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from builders import CLASSES, live, make_batch
+from builders import CLASSES, assert_identical, live, make_batch
+from flax import linen as nn
 
-from jaxdistill import cache, losses, models, zarr
+from jaxdistill import cache, losses, models, teachers, zarr
 from jaxdistill.augment import flip
 from jaxdistill.cache import CacheError
 from jaxdistill.objectives import combine, hard_labels, soft_targets
 from jaxdistill.steps import init_state, make_train_step, scan_train
 from jaxdistill.teachers import Stored
 from jaxdistill.teachers import live as make_live
-from jaxdistill.types import TopK
+from jaxdistill.types import Outputs, TopK
 from jaxdistill.views import replay, view_of
 
 SIZE, BATCH = 40, 8
@@ -238,6 +239,9 @@ def test_several_processes_write_one_store(tmp_path, monkeypatch):
         ("seed", 1),
         ("layers", ()),
         ("batch_size", 16),
+        ("devices", 2),
+        ("compute", "bfloat16"),
+        ("arrays", {}),
         ("format", 0),
     ],
 )
@@ -250,6 +254,82 @@ def test_another_stores_outputs_are_refused_by_the_field(store, field, value):
     ):
         with pytest.raises(CacheError, match=f"holds outputs of another {field}: "):
             use()
+
+
+SMALL = ["manifest.json", "shard_0.json", "shard_16.json", "logits/zarr.json"]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_small_file_cut_short_is_named(store, name):
+    path, manifest = store
+    content = (path / name).read_bytes()
+    for size in (0, 1, len(content) // 2, len(content.rstrip()) - 1):
+        (path / name).write_bytes(content[:size])
+        with pytest.raises(CacheError, match=f"{path}.* is damaged: "):
+            cache.read(path, manifest)
+    (path / name).unlink()
+    with pytest.raises(CacheError, match=f"{path}.* is damaged: |no finished"):
+        cache.read(path, manifest)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_no_flipped_bit_of_a_small_file_passes(store, name):
+    """Of zarr.json a few are no part of the array, as the level of compression."""
+    path, manifest = store
+    expected, content = cache.read(path, manifest), (path / name).read_bytes()
+    shape = max(content.find(b'"shape":['), 0)
+    bits = {*range(0, 8 * len(content), 3), *range(8 * shape, 8 * shape + 160)}
+    passed = 0
+    for bit in bits:
+        changed = bytearray(content)
+        changed[bit // 8] ^= 1 << bit % 8
+        (path / name).write_bytes(changed)
+        try:
+            found = cache.read(path, manifest)
+        except CacheError as error:
+            assert str(path) in str(error)  # noqa: PT017
+            continue
+        passed += 1
+        assert_identical(found, expected)
+    assert passed <= (0.05 * len(bits) if name == "logits/zarr.json" else 0)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]", b'{"format": 2}'])
+def test_a_damaged_begin_is_named(store, content):
+    path, manifest = store
+    (path / "manifest.json").unlink()
+    (path / "begun.json").write_bytes(content)
+    with pytest.raises(CacheError, match=f"{path}.* (is damaged|another teacher): "):
+        cache.write(path, TEACHER, EXAMPLES, manifest, progress=False)
+
+
+@pytest.mark.parametrize("damage", [lambda f: f.unlink(), lambda f: f.write_text("")])
+def test_what_the_message_says_brings_a_store_back(store, damage, monkeypatch):
+    """Without its manifest it is unfinished: what is marked is not computed again."""
+    path, manifest = store
+    computed, real = [], cache._compute
+    monkeypatch.setattr(
+        cache, "_compute", lambda *args: computed.append(args[3][0]) or real(*args)
+    )
+    expected = cache.read(path, manifest)
+    (path / "manifest.json").write_text("")
+    with pytest.raises(CacheError, match="delete it and give the command"):
+        cache.write(path, TEACHER, EXAMPLES, manifest, progress=False)
+    (path / "manifest.json").unlink()
+    damage(path / "shard_16.json")
+    cache.write(path, TEACHER, EXAMPLES, manifest, progress=False)
+    assert computed == [16]
+    assert_identical(cache.read(path, manifest), expected)
+    assert not list(path.glob("*.partial"))
+
+
+def test_a_resumed_writer_names_an_array_of_another_kind(store):
+    path, manifest = store
+    (path / "manifest.json").unlink()
+    (path / "shard_0.json").unlink()
+    (path / "logits" / "zarr.json").write_text("{}")
+    with pytest.raises(CacheError, match=f"{path}/logits is damaged: "):
+        cache.write(path, TEACHER, EXAMPLES, manifest, progress=False)
 
 
 def test_the_manifest_knows_teacher_and_inputs():
@@ -296,12 +376,62 @@ def test_damage_is_found_and_named(store, damage):
         ({"top_k": CLASSES + 1}, f"between 1 and the {CLASSES} classes, got 6"),
         ({"top_k": 0}, "got 0"),
         ({"dtype": "int8"}, "dtype must be one of .* got 'int8'"),
-        ({"views": 0}, "at least 1 view, got 0"),
+        ({"batch_size": 0}, "batch_size of a store must be at least 1, got 0"),
+        ({"devices": 0}, "devices of a store must be at least 1, got 0"),
+        ({"devices": 3}, "batch_size of 8 does not divide over 3 devices"),
+        ({"layers": (5,)}, "the teacher's 1 hidden states, counted from 0, got 5"),
+        ({"layers": (-1,)}, "got -1"),
+        ({"views": 0}, "views of a store must be at least 1, got 0"),
     ],
 )
 def test_senseless_options(options, message):
     with pytest.raises(CacheError, match=message):
         describe(**options)
+
+
+@pytest.mark.parametrize("members", [1, 2, BATCH])
+def test_an_ensemble_is_refused(members):
+    teacher = teachers.ensemble([TEACHER] * members)
+    with pytest.raises(CacheError, match="logits of one model.* `mean_logits`"):
+        cache.describe(teacher, EXAMPLES, **OF)
+    mean = teachers.mean_logits([TEACHER] * members)
+    assert cache.describe(mean, EXAMPLES, **OF).classes == CLASSES
+
+
+class Words(nn.Module):
+    """Logits of each token, `[B, L, V]`, from a mapping."""
+
+    @nn.compact
+    def __call__(self, inputs, mask=None, train=False) -> Outputs:
+        x = nn.Embed(11, 6)(inputs["input_ids"])
+        return Outputs(nn.Dense(9)(x * inputs["attention_mask"][..., None]))
+
+
+@pytest.mark.parametrize("top_k", [None, 3])
+def test_a_text_model_takes_a_mapping_and_says_every_token(top_k, tmp_path):
+    rng = np.random.default_rng(0)
+    mask = (rng.random((SIZE, 4)) < 0.7).astype(np.float32)
+    inputs = {
+        "input_ids": rng.integers(0, 11, (SIZE, 4), np.int32),
+        "attention_mask": mask,
+    }
+    labels = rng.integers(0, 9, (SIZE, 4), np.int32)
+    examples = {"inputs": inputs, "labels": labels, "token_mask": mask}
+    teacher = make_live(Words(), Words().init(jax.random.key(0), inputs))
+    manifest = cache.describe(teacher, examples, **OF, top_k=top_k)
+    assert (manifest.size, manifest.classes) == (SIZE, 9)
+    cache.write(tmp_path, teacher, examples, manifest, progress=False)
+    taught = Stored()({"teacher": cache.read(tmp_path, manifest)}).logits
+    logits = teacher({**examples, "mask": np.ones(SIZE)}).logits
+    if top_k is None:
+        np.testing.assert_allclose(taught, logits, rtol=1e-5, atol=1e-6)
+    else:
+        np.testing.assert_array_equal(taught.ids, jax.lax.top_k(logits, 3)[1])
+    found = cache.verify(tmp_path, teacher, examples, manifest)
+    right = (logits.argmax(-1) == labels)[mask > 0].mean()
+    assert found == {"difference": 0, "accuracy": pytest.approx(right)}
+    other = {**examples, "inputs": {**inputs, "attention_mask": 1 - mask}}
+    assert cache.describe(teacher, other, **OF).content != manifest.content
 
 
 def test_verify_computes_random_rows_again(store):

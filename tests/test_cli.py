@@ -2,11 +2,17 @@
 """The `jaxdistill` command on a finished run and on pages."""
 
 import json
+from dataclasses import replace
 
+import jax
+import numpy as np
 import pytest
+from builders import NormNet
+from test_digits_mlp import run as train
 from test_report import summary
 
-from jaxdistill import cli, report
+from jaxdistill import cache, cli, data, models, report, saved, teachers
+from jaxdistill.runs import Run, RunError
 
 
 @pytest.fixture
@@ -45,6 +51,13 @@ def test_report_of_something_else(folder):
         cli.main(["report", "nowhere"])
     assert end.value.code.startswith("error: ")
     assert "nowhere/summary.json" in end.value.code
+
+
+def test_report_of_what_only_its_script_can_report(folder):
+    (folder / RESULT / "summary.json").write_text('{"loops": {}, "cold": {}}')
+    said = "summary.json has no rows, axes or series but loops, cold: the script that"
+    with pytest.raises(SystemExit, match=f"error: {RESULT}/{said} wrote it makes its"):
+        cli.main(["report", RESULT])
 
 
 def test_pages(folder, capsys):
@@ -90,3 +103,179 @@ def test_unknown_commands_list_the_known(arguments, capsys):
     said = capsys.readouterr().err
     assert "report" in said
     assert "pages" in said
+
+
+DIGITS = data.load("digits")
+HELD = 900
+TEACHER, OTHER = models.MLP((8, 10), dropout=0.5), models.MLP((4, 10))
+
+
+def random_model(module, width: int = 64):
+    variables = module.init(jax.random.key(0), np.zeros((1, width), np.float32))
+    return teachers.live(module, variables)
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """What is there of a run of a teacher and another network on the digits."""
+    config = {"data": "digits", "validation": HELD, "batch_size": 32}
+    log = Run(tmp_path / "run", config)
+    saved.save_model(log, "teacher", random_model(TEACHER))
+    saved.save_model(log, "other", random_model(OTHER))
+    saved.save_model(log, "foreign", random_model(NormNet()))
+    return tmp_path / "run"
+
+
+def store(run, to, *flags):
+    cli.main(["cache", str(run), "--to", str(to), "--no-progress", *flags])
+
+
+def test_a_runs_teacher_is_stored_and_read_back(finished, tmp_path, capsys):
+    store(finished, tmp_path / "s", "--verify")
+    assert capsys.readouterr().out.startswith(
+        f"{tmp_path / 's'}: teacher's outputs on 100 images (digits, train, 900 held "
+        "out); recomputed rows differ by 0 of the largest, accuracy "
+    )
+    teacher, examples, manifest = saved.load_lesson(finished)
+    assert teacher.module == TEACHER
+    images = DIGITS.inputs(data.holdout(DIGITS.train, HELD)[0])
+    np.testing.assert_array_equal(examples["inputs"], images["inputs"])
+    assert (manifest.batch_size, manifest.devices, manifest.compute) == (32, 1, None)
+    found = cache.read(tmp_path / "s", manifest)["logits"][:, 0]
+    expected = teacher({**images, "mask": np.ones(100)}).logits
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_options_reach_the_store(finished, tmp_path):
+    flags = ["--row", "other", "--split", "test", "--top-k", "3", "--dtype", "float16"]
+    store(finished, tmp_path / "s", *flags, "--batch-size", "100")
+    manifest = saved.load_lesson(
+        finished, "other", split="test", top_k=3, dtype="float16", batch_size=100
+    ).manifest
+    arrays = cache.read(tmp_path / "s", manifest)
+    assert arrays["log_probs"].dtype == np.float16
+    assert arrays["ids"].shape == (data.sources.DIGITS_TEST, 1, 3)
+
+
+def test_a_bfloat16_runs_outputs_are_computed_in_it(finished):
+    config = {"data": "digits", "batch_size": 32, "micro_batches": 2}
+    config |= {"precision": "bfloat16"}
+    (finished / "config.json").write_text(json.dumps(config))
+    manifest = saved.load_lesson(finished).manifest
+    assert (manifest.batch_size, manifest.compute) == (16, "bfloat16")
+    assert manifest.split == "train"
+
+
+def remove(name):
+    return lambda run: (run / name).unlink()
+
+
+def cut(name):
+    return lambda run: (run / name).write_bytes((run / name).read_bytes()[:-9])
+
+
+def change(name, old, new):
+    def damage(run):
+        content = (run / name).read_bytes()
+        assert old in content
+        (run / name).write_bytes(content.replace(old, new))
+
+    return damage
+
+
+def lose_data(run):
+    (run / "config.json").write_text("{}")
+
+
+RECORD, WEIGHTS = "models/teacher.json", "models/teacher.msgpack"
+
+
+@pytest.mark.parametrize(
+    ("damage", "flags", "sentence"),
+    [
+        (None, ["--row", "tutor"], "holds no model 'tutor'; it has: foreign, other, "),
+        (None, ["--row", "foreign"], "builders.NormNet is no module of jaxdistill"),
+        (None, ["--top-k", "11"], "top_k must lie between 1 and the 10 classes"),
+        (None, ["--batch-size", "0"], "batch_size of a store must be at least 1"),
+        (remove(WEIGHTS), [], "holds no model 'teacher'; it has: foreign, other$"),
+        (remove(RECORD), [], "which tells the module, is missing; give the run's"),
+        (remove("config.json"), [], "config.json names no data set"),
+        (lose_data, [], r"config.json names no data set \(KeyError\('data'\)\)"),
+        (cut(RECORD), [], "teacher.msgpack or teacher.json is damaged: "),
+        (cut(WEIGHTS), [], "teacher.msgpack or teacher.json is damaged: "),
+        (change(RECORD, b"0.5", b"0.4"), [], "is damaged: it was changed"),
+        (change(RECORD, b'"dropout"', b'"droqout"'), [], "is damaged: .*droqout"),
+        (change("config.json", b"digits", b"digit"), [], "unknown data set 'digit'"),
+    ],
+)
+def test_what_cannot_be_stored_is_said(finished, tmp_path, damage, flags, sentence):
+    if damage:
+        damage(finished)
+    with pytest.raises(SystemExit, match=f"error: .*{sentence}"):
+        store(finished, tmp_path / "s", *flags)
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_flipped_bit_of_the_weights_is_found(finished):
+    content = (finished / WEIGHTS).read_bytes()
+    for at in np.random.default_rng(0).choice(len(content), 40, replace=False):
+        changed = bytearray(content)
+        changed[at] ^= 4
+        (finished / WEIGHTS).write_bytes(changed)
+        with pytest.raises(RunError, match="is damaged"):
+            saved.load_model(finished, "teacher")
+
+
+def test_images_that_the_model_does_not_take(finished, tmp_path):
+    saved.save_model(Run(finished, {}), "teacher", random_model(TEACHER, 9))
+    (finished / "config.json").write_text(json.dumps({"data": "digits"}))
+    with pytest.raises(SystemExit, match="'teacher' of .* not take the images of dig"):
+        store(finished, tmp_path / "s")
+
+
+def test_a_store_of_other_outputs_is_refused(finished, tmp_path):
+    store(finished, tmp_path / "s")
+    with pytest.raises(SystemExit, match="holds outputs of another teacher: "):
+        store(finished, tmp_path / "s", "--row", "other")
+    with pytest.raises(SystemExit, match="holds outputs of another split: "):
+        store(finished, tmp_path / "s", "--split", "test")
+
+
+def test_verify_finds_outputs_of_another_model(finished, tmp_path):
+    lesson = saved.load_lesson(finished)
+    noisy = jax.tree.map(lambda x: x + 0.1, lesson.teacher)
+    cache.write(tmp_path / "s", noisy, *lesson[1:], progress=False)
+    with pytest.raises(SystemExit, match="differs from what teacher says by "):
+        store(finished, tmp_path / "s", "--verify")
+
+
+MODULES = [
+    models.MLP((4, 3), input_dropout=0.25),
+    models.ConvNet((2, 3), 4, norm="group"),
+    models.resnet_cifar(8, norm="group"),
+    models.ViT(3, 8, 1, 2, patch=2, distillation_token=True),
+    models.Peers((models.MLP((4, 3)), models.MLP((5, 3)))),
+]
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda m: type(m).__name__)
+def test_a_module_is_made_again_from_its_record(module, tmp_path):
+    model = teachers.live(module, {"params": {"w": np.ones(2, np.float32)}})
+    saved.save_model(Run(tmp_path, {}), "row", model)
+    found = saved.load_model(tmp_path, "row")
+    assert found.module == module
+    assert hash(found.module) == hash(module)
+    np.testing.assert_array_equal(found.variables["params"]["w"], [1, 1])
+
+
+@pytest.mark.slow
+def test_a_script_leaves_what_the_command_needs(tmp_path):
+    result = train(tmp_path / "run", "--epochs", "1", "--evaluations", "1")
+    store(tmp_path / "run", tmp_path / "s", "--verify")
+    lesson = saved.load_lesson(tmp_path / "run")
+    digest = teachers.digest(lesson.teacher.variables)
+    assert digest == result["digests"]["teacher-0"]
+    again = replace(lesson.manifest, content="0")
+    with pytest.raises(cache.CacheError, match="another content"):
+        cache.read(tmp_path / "s", again)
+    cache.read(tmp_path / "s", lesson.manifest)

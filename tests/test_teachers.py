@@ -1,6 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Teachers: any pytree from a batch to outputs, in evaluation mode, never trained."""
 
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,6 +24,7 @@ from builders import (
     start,
 )
 from flax import nnx, struct
+from flax.core import freeze
 
 from jaxdistill import models, teachers
 from jaxdistill.objectives import combine, soft_targets
@@ -198,3 +204,79 @@ def test_digest_is_the_same_for_equal_trees():
 def test_digests_tell_a_scalar_from_one_element():
     scalar, one = jnp.zeros(()), jnp.zeros((1,))
     assert teachers.digest({"a": scalar}) != teachers.digest({"a": one})
+
+
+IMAGES = np.random.default_rng(0).normal(size=(1, 4, 4)).astype(np.float32)
+
+
+def vit(heads: int = 2, **options):
+    module = models.ViT(3, 8, 1, heads, patch=2, **options)
+    variables = models.ViT(3, 8, 1, 2, patch=2).init(jax.random.key(0), IMAGES)
+    return teachers.live(module, variables)
+
+
+def test_fingerprint_knows_what_the_weights_do_not():
+    found = [
+        vit(),
+        vit(heads=4),
+        teachers.ensemble([vit()]),
+        teachers.mean_logits([vit()]),
+        teachers.mean_logits([vit(heads=4)]),
+    ]
+    assert len({teachers.digest(teacher) for teacher in found[:2]}) == 1
+    assert len({teachers.fingerprint(teacher) for teacher in found}) == len(found)
+
+
+def test_fingerprint_is_the_same_for_equal_teachers():
+    frozen = teachers.live(vit().module, freeze(vit().variables))
+    named = teachers.live(vit().module.copy(name="other"), vit().variables)
+    default = vit(remat=False)
+    same = {teachers.fingerprint(teacher) for teacher in (vit(), frozen, named)}
+    assert same == {teachers.fingerprint(default)}
+
+
+def activation(x):
+    return x
+
+
+@struct.dataclass
+class Odd:
+    """Static values of every kind."""
+
+    w: Any
+    static: Any = struct.field(pytree_node=False)
+
+
+ODD = (
+    {"b": 1, "a": frozenset("xyz")},
+    (activation, partial(activation, x=2), jnp.float32, np.dtype("int8")),
+    object(),
+)
+
+
+def fingerprints():
+    odd = Odd(np.zeros(1), ODD)
+    return [teachers.fingerprint(teacher) for teacher in (nnx_teacher(), odd, vit())]
+
+
+def test_fingerprint_is_the_same_in_every_process():
+    """Neither hashes of strings nor addresses are in it."""
+    code = "import test_teachers; print(*test_teachers.fingerprints())"
+    here = {"PYTHONPATH": str(Path(__file__).parent), "PYTHONHASHSEED": "12345"}
+    said = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **here, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert said.stdout.split() == fingerprints()
+
+
+@pytest.mark.parametrize(
+    "static", [1, "1", None, activation, partial(activation, x=3), {"a": 1}, (1, 2)]
+)
+def test_fingerprint_changes_with_a_static_value(static):
+    one, other = Odd(np.zeros(1), static), Odd(np.zeros(1), ODD)
+    assert teachers.digest(one) == teachers.digest(other)
+    assert teachers.fingerprint(one) != teachers.fingerprint(other)

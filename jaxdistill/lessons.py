@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A study's examples with a teacher's outputs beside them, computed once."""
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from etils import epath
+
+from jaxdistill import cache, processes, teachers
+from jaxdistill.parallel import Parallel
+
+
+class Lessons:
+    """The stores of one run; the last lesson read stays in memory."""
+
+    def __init__(self, run: Parallel, folder: epath.Path, compute: Any, progress: bool):
+        """Nothing is written yet.
+
+        Args:
+          run: how the steps run that read them.
+          folder: for stores, one for each teacher, data set and batch shape.
+          compute: what the steps compute in, see `cache.Manifest`.
+          progress: whether to show bars.
+        """
+        self.run, self.folder = run, folder
+        self.compute, self.progress = compute, progress
+        self._last: tuple[str, Any, dict[str, Any]] = ("", None, {})
+
+    def of(
+        self, examples: Mapping[str, Any], teacher: Any, batch_size: int
+    ) -> dict[str, Any]:
+        """The examples with a placed teacher's outputs, from disk if they are there.
+
+        They are computed as in a step on `batch_size` examples, split over the run's
+        devices and in its precision, and so are equal to the live teacher's.
+        """
+        teacher = self.run.fetch(teacher)
+        # What does not divide is split in no way that is known here.
+        devices = math.gcd(batch_size, len(self.run.devices))
+        name = f"{teachers.fingerprint(teacher)[:16]}-{batch_size}-{devices}"
+        if self._last[0] != name or self._last[1] is not examples:
+            manifest = cache.describe(
+                teacher,
+                examples,
+                data="this run's",
+                split="train",
+                transform="as the examples are",
+                batch_size=batch_size,
+                devices=devices,
+                compute=self.compute,
+            )
+            path = self.folder / f"{name}-{manifest.content[:16]}"
+            cache.write(path, teacher, examples, manifest, progress=self.progress)
+            # The first process finishes the store, and the others wait until then.
+            processes.on_first(partial(cache.check, path, manifest))
+            merged = {**examples, "teacher": cache.read(path, manifest)}
+            self._last = (name, examples, merged)
+        return self._last[2]

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trained models in a run directory: what a finished run can be used for.
+
+models/ROW.msgpack   the variables of the first seed (`benchmark.weights`)
+models/ROW.json      the module that takes them, and the model's fingerprint
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+from etils import epath
+from flax import errors, serialization
+from flax import linen as nn
+
+from jaxdistill import benchmark, cache, data, models, teachers
+from jaxdistill.runs import Run, RunError
+
+
+class Lesson(NamedTuple):
+    """What a store of teacher outputs is written from, and read with (`cache`)."""
+
+    teacher: teachers.Live
+    examples: dict[str, Any]
+    manifest: cache.Manifest
+
+
+def save_model(log: Run, row: str, model: teachers.Live) -> None:
+    """Writes a trained model below a run directory."""
+    log.write_bytes(f"models/{row}.msgpack", benchmark.weights(model.variables))
+    print_of = teachers.fingerprint(model)
+    record = {"module": _recipe(model.module), "fingerprint": print_of}
+    log.write_bytes(f"models/{row}.json", json.dumps(record, indent=1).encode())
+
+
+def load_model(run_dir: Any, row: str) -> teachers.Live:
+    """A row's trained model, of the first seed.
+
+    Args:
+      run_dir: a run directory; object storage works.
+      row: its name in the run's table.
+
+    Raises:
+      RunError: there is no such model, it is damaged, or its module is none of
+        `jaxdistill.models`.
+    """
+    folder = epath.Path(run_dir) / "models"
+    weights, record = folder / f"{row}.msgpack", folder / f"{row}.json"
+    if not weights.exists():
+        there = sorted(path.stem for path in folder.glob("*.msgpack"))
+        raise RunError(
+            f"{run_dir} holds no model {row!r}; it has: {', '.join(there) or 'none'}"
+        )
+    if not record.exists():
+        raise RunError(
+            f"{record}, which tells the module, is missing; give the run's command "
+            "again to have it written: what is trained is not trained again"
+        )
+    try:
+        saved = json.loads(record.read_text())
+        module = _build(saved["module"])
+        model = teachers.live(
+            module, serialization.msgpack_restore(weights.read_bytes())
+        )
+        same = teachers.fingerprint(model) == saved["fingerprint"]
+    except RunError:
+        raise
+    except Exception as error:  # whatever the bytes have become
+        raise RunError(f"{weights} or {record.name} is damaged: {error}") from error
+    if not same:
+        raise RunError(f"{weights} or {record.name} is damaged: it was changed")
+    return model
+
+
+def load_lesson(
+    run_dir: Any,
+    row: str = "teacher",
+    *,
+    split: Literal["train", "test"] = "train",
+    data_dir: Any = None,
+    batch_size: int | None = None,
+    **options: Any,
+) -> Lesson:
+    """A row's model as the teacher of its run's images.
+
+    Args:
+      run_dir: a run directory whose config.json names a data set.
+      row: which model.
+      split: "train" is without the images that the run held out for validation.
+      data_dir: see `data.load`.
+      batch_size: of the forward pass; None is that of the run's steps.
+      options: others of `cache.describe`.
+
+    Raises:
+      RunError: as `load_model`, or there is no such data.
+    """
+    model = load_model(run_dir, row)
+    path = epath.Path(run_dir) / "config.json"
+    try:
+        config = json.loads(path.read_text())
+        name = config["data"]
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"{path} names no data set ({error!r})") from error
+    source = data.load(name, data_dir)
+    images, part = getattr(source, split), str(split)
+    if split == "train" and config.get("validation"):
+        images, held = data.holdout(images, config["validation"])
+        part = f"train, {len(held['labels'])} held out"
+    examples = source.inputs(images)
+    if batch_size is None:
+        batch_size = config.get("batch_size", 512) // config.get("micro_batches", 1)
+    precision = config.get("precision", "float32")
+    try:
+        manifest = cache.describe(
+            model,
+            examples,
+            data=name,
+            split=part,
+            transform="normalised",
+            batch_size=batch_size,
+            compute=None if precision == "float32" else precision,
+            **options,
+        )
+    except errors.FlaxError as error:
+        raise RunError(
+            f"the model {row!r} of {run_dir} does not take the images of {name}, "
+            f"{examples['inputs'].shape[1:]}: {error}"
+        ) from error
+    return Lesson(model, examples, manifest)
+
+
+def _recipe(value: Any) -> Any:
+    """A module of `models` as JSON; of others the class alone."""
+    if isinstance(value, tuple | list):
+        return [_recipe(item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    kind = type(value)
+    if getattr(models, kind.__name__, None) is not kind:
+        return {"class": f"{kind.__module__}.{kind.__qualname__}"}
+    fields = [f.name for f in dataclasses.fields(value)]
+    return {
+        "class": kind.__name__,
+        "fields": {
+            name: _recipe(getattr(value, name))
+            for name in fields
+            if name not in ("parent", "name")
+        },
+    }
+
+
+def _build(recipe: Any) -> Any:
+    if isinstance(recipe, list):  # JSON has no tuples, and a module's fields no lists
+        return tuple(_build(item) for item in recipe)
+    if not isinstance(recipe, Mapping):
+        return recipe
+    kind: Any = getattr(models, recipe["class"], None)
+    known = isinstance(kind, type) and issubclass(kind, nn.Module)
+    if not known or "fields" not in recipe:
+        raise RunError(
+            f"{recipe['class']} is no module of jaxdistill.models; make it yourself, "
+            "and read its variables with flax.serialization.msgpack_restore"
+        )
+    return kind(**{name: _build(value) for name, value in recipe["fields"].items()})

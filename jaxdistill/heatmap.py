@@ -16,9 +16,16 @@ from jaxdistill.statistics import spread
 
 
 def best(summary: Mapping[str, Any]) -> dict[str, float]:
-    """The settings with the highest mean validation accuracy over the seeds."""
+    """The settings with the highest mean validation accuracy over the seeds.
+
+    Raises:
+      ValueError: no setting's accuracies are all numbers.
+    """
     settings, validation, _ = _by_settings(summary)
-    return settings[int(validation.mean(1).argmax())]
+    means = validation.mean(1)
+    if np.isnan(means).all():
+        raise ValueError("no setting of the sweep has a validation accuracy, all NaN")
+    return settings[int(np.nanargmax(means))]
 
 
 def table(summary: Mapping[str, Any], most: int = 10) -> str:
@@ -48,27 +55,33 @@ def table(summary: Mapping[str, Any], most: int = 10) -> str:
 def draw(summary: Mapping[str, Any]) -> bytes:
     """Validation accuracy by the first two axes, the others at their best; a PNG.
 
-    Each field has the mean and the sample deviation over the seeds.
+    One axis alone is a row. Each field has the mean and the sample deviation over the
+    seeds.
     """
     axes = [name for name in summary["axes"] if name != "seed"]
     settings, validation, _ = _by_settings(summary)
     chosen = best(summary)
-    rows, columns = (summary["axes"][name] for name in axes[:2])
+    *down, across = axes[:2]
+    columns = summary["axes"][across]
+    rows = summary["axes"][down[0]] if down else [0.0]
     figure, axis = new_figure((1.5 + 1.1 * len(columns), 1.2 + 0.5 * len(rows)))
     field = np.full((len(rows), len(columns)), np.nan)
     for i, setting in enumerate(settings):
         if all(setting[name] == chosen[name] for name in axes[2:]):
-            at = rows.index(setting[axes[0]]), columns.index(setting[axes[1]])
+            row = rows.index(setting[down[0]]) if down else 0
+            at = row, columns.index(setting[across])
             field[at] = 100 * validation[i].mean()
             text = _percent(validation[i]).replace(" ± ", "\n± ")
             axis.text(at[1], at[0], text, ha="center", va="center", fontsize=8)
     axis.imshow(field, cmap="Blues", aspect="auto", alpha=0.6)
     axis.set_xticks(range(len(columns)), [f"{value:g}" for value in columns])
-    axis.set_yticks(range(len(rows)), [f"{value:g}" for value in rows])
+    axis.set_yticks(
+        range(len(rows)), [f"{value:g}" for value in rows] if down else [""]
+    )
     others = ", ".join(f"{words(name)} {chosen[name]:g}" for name in axes[2:])
     axis.set(
-        xlabel=words(axes[1]),
-        ylabel=words(axes[0]),
+        xlabel=words(across),
+        ylabel=words(down[0]) if down else "",
         title="validation accuracy, %" + (f" ({others})" if others else ""),
     )
     return to_png(figure)
@@ -78,6 +91,8 @@ def _by_settings(summary: Mapping[str, Any]):
     """The settings, and accuracies `[settings, seeds]` on validation and test."""
     axes = dict(summary["axes"])
     seeds = len(axes.pop("seed"))
+    if not axes:
+        raise ValueError("a sweep's table needs an axis besides the seed")
     mesh = np.meshgrid(*axes.values(), indexing="ij")
     settings = [
         dict(zip(axes, (float(x) for x in values), strict=True))

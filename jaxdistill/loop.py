@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from itertools import zip_longest
 from typing import Any
 
+import jax
 import numpy as np
 from tqdm.auto import tqdm
 
-from jaxdistill import processes
+from jaxdistill import memory, processes
 from jaxdistill.checkpoint import Checkpoints
 from jaxdistill.data import Batches, DataError, Stream
 from jaxdistill.parallel import Parallel
@@ -78,6 +79,7 @@ def fit(
     Raises:
       DataError: a stream's; what was trained before it is logged and saved.
       NonFiniteLoss: naming the step; the last good checkpoint stays.
+      OutOfMemory: naming a batch that would fit on the devices.
       SystemExit: after SIGTERM to any of the processes, with the state saved.
       ProcessError: there are fewer examples than processes.
     """
@@ -110,9 +112,14 @@ def fit(
     ):
         rows = _ahead(run, batches, next(iter(plan), None))
         for (start, stop), after in zip_longest(plan, plan[1:]):
-            state, sums = step(state, (teacher, examples), rows.result())
-            rows = _ahead(run, batches, after)
-            record = _record(run.fetch(sums), start, name)
+            resident, sent = (teacher, examples), rows.result()
+            try:
+                state, sums = step(state, resident, sent)
+                rows = _ahead(run, batches, after)
+                record = _record(run.fetch(sums), start, name)
+            except jax.errors.JaxRuntimeError as error:
+                memory.explain(error, run, step, (state, resident, sent))
+                raise
             if log is not None:
                 log.dispatched(stop - start)
             bar.update(stop - start)

@@ -66,7 +66,9 @@ def start(
       ProcessError: the environment does not say who the others are, or the settings
         differ.
     """
-    if not jax.distributed.is_initialized() and (distributed or _in_a_cluster()):
+    if not jax.distributed.is_initialized():
+        if not (distributed or _in_a_cluster()):
+            return  # and nothing has touched a device
         timeouts: dict[str, Any] = {
             "heartbeat_timeout_seconds": heartbeat_seconds,
             "shutdown_timeout_seconds": heartbeat_seconds,
@@ -83,6 +85,15 @@ def start(
             flush=True,
         )
     _check_same(settings)
+
+
+def check_alone() -> None:
+    """Raise ProcessError where a cluster runs a script of one process several times."""
+    if _in_a_cluster():
+        raise ProcessError(
+            "this script is one process's, and several were started; start one task "
+            "of it, on one machine"
+        )
 
 
 def is_first() -> bool:
@@ -120,11 +131,14 @@ def any_process(flag: bool) -> bool:
 
 @contextmanager
 def fail_together():
-    """Ends this process where a computation with the others fails: one of them died."""
+    """Ends this process where a computation with the others fails: one of them died.
+
+    Not where a device of its own ran out of memory.
+    """
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+        if jax.process_count() == 1 or out_of_memory(error):
             raise
         reason = str(error).strip().split("\n")[0]
         print(
@@ -136,6 +150,11 @@ def fail_together():
         )
         # Any clean-up would wait for the dead, or talk past those who still live.
         os._exit(1)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error of JAX's says that a device's memory is full."""
+    return "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error)
 
 
 def check_examples(size: int) -> None:

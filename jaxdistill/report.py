@@ -132,15 +132,24 @@ def _interval(gap: Mapping[str, float]) -> str:
 
 def write(directory: Any) -> str:
     """Rebuilds table.md and the figures of a run, as its summary asks; returns the
-    table."""
+    table.
+
+    Raises:
+      ValueError: only the run's own script makes its tables.
+    """
     directory = epath.Path(directory)
     summary = json.loads((directory / "summary.json").read_text())
     if "axes" in summary:
         text, pictures = heatmap.table(summary), {"heatmap.png": heatmap.draw(summary)}
     elif "series" in summary:
         text, pictures = series.table(summary), series.draw(summary)
-    else:
+    elif "rows" in summary:
         text, pictures = table(summary), figures.draw(directory)
+    else:
+        raise ValueError(
+            f"{directory}/summary.json has no rows, axes or series but "
+            f"{', '.join(summary)}: the script that wrote it makes its tables"
+        )
     (directory / "table.md").write_text(text)
     for name, png in pictures.items():
         (directory / name).write_bytes(png)

@@ -17,6 +17,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -159,7 +160,9 @@ class Run:
 def parse(presets: Mapping[str, Any], argv: Sequence[str] | None, description: Any):
     """A script's command line as its configuration; `--preset` chooses the defaults.
 
-    Compiled programs are kept on disk, unless its `compilation_cache` is False.
+    Compiled programs are kept on disk, unless its `compilation_cache` is False. Where
+    the script has a flag `distributed`, its processes join (`processes.start`); one
+    without it ends where there are several.
 
     Args:
       presets: `{name: configuration}`, dataclasses; the first is the default.
@@ -178,6 +181,13 @@ def parse(presets: Mapping[str, Any], argv: Sequence[str] | None, description: A
     )
     if config.compilation_cache:
         compilations.keep()
+    try:
+        if hasattr(config, "distributed"):
+            processes.start(config.distributed, asdict(config))
+        else:
+            processes.check_alone()
+    except processes.ProcessError as error:
+        sys.exit(f"error: {error}")
     return config
 
 

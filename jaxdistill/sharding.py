@@ -85,4 +85,7 @@ def whole(x: jax.Array) -> Any:
         return x.addressable_data(0)
     if x.is_fully_addressable:
         return jax.device_get(x)
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        data = whole(jax.random.key_data(x))
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
     return multihost_utils.process_allgather(x, tiled=True)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiled programs on disk: the second process finds what the first compiled."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -8,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from jaxdistill import compilations
 
 SCRIPT = """
 import json, sys
@@ -64,3 +67,15 @@ def test_a_folder_of_the_users_own_is_left_alone(tmp_path):
     own = str(tmp_path / "own")
     assert run(tmp_path, JAX_COMPILATION_CACHE_DIR=own)["folder"] == own
     assert not (tmp_path / "jaxdistill").exists()
+
+
+@pytest.mark.parametrize("name", ["compare_pytorch", "streaming"])
+@pytest.mark.parametrize(("flags", "kept"), [([], 1), (["--no-compilation-cache"], 0)])
+def test_timing_scripts_have_the_flag_too(name, flags, kept, monkeypatch):
+    script = importlib.import_module(f"experiments.{name}")
+    calls: list = []
+    monkeypatch.setattr(compilations, "keep", lambda: calls.append(1))
+    monkeypatch.setattr(script, "Run", lambda *_: sys.exit("the rest"))
+    with pytest.raises(SystemExit):
+        script.main([*flags, "--smoke"])
+    assert len(calls) == kept

@@ -7,18 +7,12 @@ import numpy as np
 import pytest
 
 from experiments import hyperparameters
-from jaxdistill import heatmap, report
+from jaxdistill import report
 
 pytestmark = pytest.mark.slow
 
 SMALL = ["--temperature", "1", "4", "--soft-weight", "0", "0.9"]
 SMALL += ["--learning-rate", "1e-2", "--epochs", "10", "--seeds", "2"]
-SUMMARY = {
-    "axes": {"temperature": [1.0, 2.0], "rate": [0.1, 0.3], "seed": [0.0, 1.0]},
-    # By hand: the best mean on validation is temperature 2, rate 0.1; on test another.
-    "validation": [0.5, 0.6, 0.7, 0.7, 0.9, 0.7, 0.8, 0.6],
-    "test": [0.5, 0.5, 0.9, 0.9, 0.6, 0.4, 0.7, 0.7],
-}
 
 
 @pytest.fixture(scope="module")
@@ -26,15 +20,6 @@ def finished(tmp_path_factory):
     directory = tmp_path_factory.mktemp("sweep") / "run"
     arguments = [*SMALL, "--run-dir", str(directory), "--no-progress"]
     return directory, arguments, hyperparameters.main(arguments)
-
-
-def test_the_best_is_chosen_on_validation():
-    assert heatmap.best(SUMMARY) == {"temperature": 2.0, "rate": 0.1}
-    lines = heatmap.table(SUMMARY).splitlines()
-    assert lines[0] == "| temperature | rate | validation % | test % |"
-    assert lines[2] == "| 2 | 0.1 | 80.00 ± 14.14 | 50.00 ± 14.14 |"
-    assert "chosen on validation: temperature 2, rate 0.1." in lines[-1]
-    assert heatmap.draw(SUMMARY).startswith(b"\x89PNG")
 
 
 def test_a_run_leaves_its_table_and_heat_map(finished):

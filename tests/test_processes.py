@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Several processes train as one does; when one dies all end, and a restart resumes."""
 
+import importlib
 import json
 import multiprocessing
 import os
+import re
 import signal
 import socket
+import subprocess
+import sys
 import time
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,7 +20,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdistill import models, parallel, processes, teachers
+from jaxdistill import models, parallel, processes, runs, teachers
 from jaxdistill.checkpoint import Checkpoints
 from jaxdistill.data import Batches
 from jaxdistill.evaluate import Evaluator
@@ -39,7 +44,7 @@ def examples() -> dict:
     }
 
 
-def train(kind: str, directory: Path | None = None, pause: float = 0.0):
+def train(kind: str, directory: Path | None = None, pause: float = 0.0, step=None):
     """50 steps of SGD under a live teacher; the state, and its scores on all data."""
     run, data = parallel.choose(kind), examples()
     if kind == "fsdp":
@@ -58,7 +63,8 @@ def train(kind: str, directory: Path | None = None, pause: float = 0.0):
 
     state = fit(
         state,
-        run.compile(
+        step
+        or run.compile(
             scan_train(make_train_step(student, objective, optimizer)), batch_axis=1
         ),
         run=run,
@@ -74,6 +80,10 @@ def train(kind: str, directory: Path | None = None, pause: float = 0.0):
         progress=False,
     )
     return jax.device_get(state), evaluate(run.place(state))
+
+
+def exhausted(*_):
+    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
 
 
 def attempt(function) -> str:
@@ -120,6 +130,7 @@ def train_every_way(directory: Path, index: int) -> None:
         "first": attempt(lambda: processes.on_first(fail)),
         "jit": attempt(lambda: parallel.choose("jit")),
         "batch": attempt(lambda: run.check_batch(count)),
+        "memory": attempt(lambda: train("mesh", step=exhausted)),
     }
     for kind in KINDS[count]:
         state, scores = train(kind, directory)
@@ -133,6 +144,25 @@ def train_slowly(directory: Path, index: int) -> None:
     state, scores = train("mesh", directory, pause=0.2)
     found = {"mesh": [teachers.digest(state.params), scores]}
     (directory / f"found{index}.json").write_text(json.dumps(found))
+
+
+SCRIPTS = {
+    "article_study": "--data digits --validation 200 --teacher 8 --student 4 "
+    "--epochs 1 --trials 1 --seeds 1",
+    "hyperparameters": "--temperature 1 4 --soft-weight 0 0.9 --learning-rate 1e-2 "
+    "--epochs 2 --seeds 2 --batch-size 48",
+    "precision": "--epochs 1 --seeds 1 --teacher 8 --student 4 --top-k 3",
+}
+
+
+def run_scripts(directory: Path, index: int) -> None:
+    """Each script as its command starts it, but for the start made already."""
+    found = {}
+    for name, flags in SCRIPTS.items():
+        script = importlib.import_module(f"experiments.{name}")
+        where = ["--run-dir", str(directory / name), "--distributed", "--no-progress"]
+        found[name] = script.main([*flags.split(), *where])
+    (directory / f"found{index}.json").write_text(json.dumps(found, default=str))
 
 
 @pytest.fixture(scope="module")
@@ -162,10 +192,10 @@ def log(directory: Path, index: int) -> str:
     return (directory / f"{index}.log").read_text()
 
 
-def finish(started, directory: Path) -> list[dict]:
+def finish(started, directory: Path, seconds: int = 90) -> list[dict]:
     """What each process found, once all have ended well."""
     for index, process in enumerate(started):
-        process.join(90)
+        process.join(seconds)
         assert process.exitcode == 0, log(directory, index)[-3000:]
     files = [directory / f"found{index}.json" for index in range(len(started))]
     return [json.loads(file.read_text()) for file in files]
@@ -235,6 +265,10 @@ def test_bad_input_gives_every_process_one_sentence(trained):
             f"a batch of {count} does not divide over {2 * count} devices; take a "
             f"multiple of {2 * count}"
         )
+        assert process["memory"] == (
+            f"out of device memory: a batch of {BATCH} does not fit on a cpu; try "
+            f"{BATCH // 2}, which is a guess, or more micro-batches"
+        )
 
 
 def wait_for(path: Path, started) -> None:
@@ -281,6 +315,73 @@ def sigterm_to_one(begin, directory: Path) -> None:
         assert process.exitcode == 128 + signal.SIGTERM
     said = "SIGTERM: mesh saved at step"
     assert [log(directory, index).count(said) for index in (0, 1)] == [1, 0]
+
+
+@pytest.mark.slow
+def test_scripts_train_together_and_the_first_writes(begin, tmp_path):
+    found = finish(begin(run_scripts, tmp_path, 2), tmp_path, seconds=300)
+    # What the models cost is timed in each.
+    search, other = (process["article_study"]["digests"] for process in found)
+    assert search == other
+    for name in ("hyperparameters", "precision"):
+        assert found[0][name] == found[1][name]
+    for name in SCRIPTS:
+        said = f"run directory: {tmp_path / name}"
+        assert [log(tmp_path, index).count(said) > 0 for index in (0, 1)] == [1, 0]
+    assert re.search(r"precision/float32 \(first 16 steps after", log(tmp_path, 0))
+    for path in tmp_path.glob("**/metrics.jsonl"):
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        steps = [(record["fit"], record["step"]) for record in records]
+        assert len(steps) == len(set(steps)) > 0
+
+
+@dataclass(frozen=True)
+class OneProcess:
+    compilation_cache: bool = False
+
+
+@dataclass(frozen=True)
+class Several(OneProcess):
+    distributed: bool = False
+
+
+def test_a_command_line_starts_the_processes(monkeypatch):
+    given: list = []
+    monkeypatch.setattr(processes, "start", lambda *a: given.append(a))
+    for flags in ([], ["--distributed"]):
+        runs.parse({"": Several()}, flags, "")
+    settings = {"compilation_cache": False}
+    assert given == [(on, {**settings, "distributed": on}) for on in (False, True)]
+
+
+@pytest.mark.parametrize(
+    ("config", "flags", "environment", "sentence"),
+    [
+        (Several(), ["--distributed"], {}, "error: --distributed needs JAX_COORD"),
+        (
+            OneProcess(),
+            [],
+            {"SLURM_STEP_NUM_TASKS": "4"},
+            "error: this script is one process's, and several were started; start one",
+        ),
+    ],
+)
+def test_a_command_line_refuses(config, flags, environment, sentence, monkeypatch):
+    for name in processes.BY_HAND:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit, match=sentence):
+        runs.parse({"": config}, flags, "")
+
+
+def test_a_process_alone_may_still_choose_its_devices():
+    code = "from jaxdistill import processes; import jax; processes.start(False, {}); "
+    code += "jax.config.update('jax_num_cpu_devices', 3); print(jax.device_count())"
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.stdout.strip() == "3", done.stderr
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,16 @@ Jobs:
 
 Expected: two all-reduces and no other collective, one for the counts of real examples
 and one for all gradients, as large as the student; FLOPs of the article's job within a
-few per cent of the matrix products on the chip's own examples; what a chip holds does
-not grow with their number.
+few per cent of the matrix products on the chip's own examples. Arguments, outputs and
+what is sent do not grow with the number of chips; temporaries and the program are the
+compiler's choice for their generation, and within one grow by a few per cent.
 
   pip install 'jaxdistill[tpu]'
   python experiments/tpu_compile.py
   python experiments/tpu_compile.py --job resnet --parallel mesh \\
       --topology v5e:2x4 v5e:16x16 v5p:8x8x16
+
+Beside it a chip's part on this machine's CPU, compiled alike, and how long it takes.
 
 Cost: seconds on a laptop for the article's job, a minute a topology for the ResNet.
 """
@@ -27,6 +30,7 @@ import importlib.util
 import math
 import os
 import re
+import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -92,6 +96,8 @@ class Config:
     """how the step is spread over the chips"""
     batch_per_chip: int = 64
     """examples of a step on each chip"""
+    cpu: bool = True
+    """also compile a chip's part for this machine's CPU, and time it"""
     save: Path | None = None
     """also write the table there, as experiments/results/tpu/article.md"""
 
@@ -110,8 +116,12 @@ def main(argv: Sequence[str] | None = None) -> dict[Any, dict[str, Any]]:
     for name in config.topology:
         chips = find(name)
         for kind in kinds:
-            title = f"{len(chips)} x {chips[0].device_kind}, {kind}"
+            # Grids of equal count, v5e:2x4 and v5e:4x2, are different topologies.
+            title = f"{len(chips)} x {chips[0].device_kind} ({name}), {kind}"
             rows[title] = costs(JOBS[config.job], kind, chips, config.batch_per_chip)
+    if config.cpu:
+        title = f"this CPU, {os.cpu_count()} cores, measured"
+        rows[title] = on_cpu(JOBS[config.job], config.batch_per_chip)
     text = (
         f"Job: {config.job}, {config.batch_per_chip} examples on each chip.\n\n"
         f"{table(rows)}"
@@ -121,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> dict[Any, dict[str, Any]]:
         config.save.parent.mkdir(parents=True, exist_ok=True)
         config.save.write_text(text)
     for title, row in rows.items():
-        if row["reduced"] < row["gradients"]:
+        if row.get("reduced", math.inf) < row["gradients"]:
             sys.exit(f"error: {title}: the all-reduces do not carry all gradients")
     return rows
 
@@ -145,32 +155,56 @@ def costs(
     compiled = jitted.lower(*arguments).compile()
     found = collectives(compiled.as_text())
     reduced = found.pop("all-reduce", [])
-    params = arguments[0].params
     copies = len(chips) if kind == "pmap" else 1
+    return {
+        **counted(job, compiled, arguments[0].params, batch, copies),
+        "all-reduce": len(reduced),
+        "reduced": sum(reduced),
+        "other collectives": sum(len(sizes) for sizes in found.values()),
+    }
+
+
+def on_cpu(job: Job, batch: int) -> dict[str, Any]:
+    """The same of a chip's part on this machine's CPU, and a step's milliseconds."""
+    run = parallel.choose("jit")
+    step, start, shapes = make_step(job, batch)
+    batch_of = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    state, teacher = run.place(start(batch_of))
+    compiled = run.compile(step).lower(state, teacher, batch_of).compile()
+
+    def once():
+        nonlocal state
+        state, metrics = compiled(state, teacher, batch_of)
+        jax.block_until_ready(metrics)
+
+    found = counted(job, compiled, state.params, batch)
+    once()
+    times = [benchmark.seconds(once) for _ in range(50)]
+    return {**found, "step_ms": 1e3 * statistics.median(times)}
+
+
+def counted(job: Job, compiled: Any, params: Any, batch: int, copies: int = 1):
+    """Memory, FLOPs, and the bytes of the student's gradients."""
     result = {
         **benchmark.memory(compiled),
         "flops": benchmark.flops(compiled),
-        "all-reduce": len(reduced),
-        "reduced": sum(reduced),
         # Summed over the chips in the type that the backward pass computes in.
         "gradients": jnp.dtype(job.dtype or jnp.float32).itemsize
         * sum(leaf.size for leaf in jax.tree.leaves(params))
         // copies,
-        "other collectives": sum(len(sizes) for sizes in found.values()),
     }
     if job == JOBS["article"]:
         result["matmul_flops"] = matmul_flops(batch)
     return result
 
 
-def abstract_step(job: Job, kind: str, chips: int, batch: int):
-    """The train step and the shapes of its three arguments, for all chips."""
+def make_step(job: Job, size: int):
+    """The train step, `batch -> (state, teacher)` to start with, the batch's shapes."""
     student = models.student(job.student)
     objective = combine(
         {"hard": (0.7, hard_labels()), "soft": (0.3, soft_targets(temperature=2.0))}
     )
     optimizer = optax.adam(1e-3)
-    size = batch if kind == "pmap" else batch * chips
     shapes = {
         "inputs": jax.ShapeDtypeStruct((size, *job.shape), jnp.float32),
         "labels": jax.ShapeDtypeStruct((size,), jnp.int32),
@@ -183,12 +217,18 @@ def abstract_step(job: Job, kind: str, chips: int, batch: int):
         variables = job.teacher.init(rng, batch["inputs"])
         return state, teachers.live(job.teacher, variables)
 
+    step = make_train_step(student, objective, optimizer, dtype=job.dtype)
+    return step, start, shapes
+
+
+def abstract_step(job: Job, kind: str, chips: int, batch: int):
+    """The train step and the shapes of its three arguments, for all chips."""
+    step, start, shapes = make_step(job, batch if kind == "pmap" else batch * chips)
     arguments = (*jax.eval_shape(start, shapes), shapes)
     if kind == "pmap":
         arguments = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((chips, *x.shape), x.dtype), arguments
         )
-    step = make_train_step(student, objective, optimizer, dtype=job.dtype)
     return step, arguments
 
 
@@ -230,12 +270,16 @@ def table(rows: dict[Any, dict[str, Any]]) -> str:
         ("reduced", "all-reduced, kB", 1e-3),
         ("gradients", "the student's gradients, kB", 1e-3),
         ("other collectives", "other collectives", 1),
+        ("step_ms", "ms", 1),
     )
     lines = [["per chip and step", *rows], ["---"] + ["--:"] * len(rows)]
     for key, title, unit in columns:
-        digits = 0 if unit == 1 else 1
-        if all(key in row for row in rows.values()):
-            cells = [f"{row[key] * unit:,.{digits}f}" for row in rows.values()]
+        digits = 0 if unit == 1 and key != "step_ms" else 1
+        if any(key in row for row in rows.values()):
+            cells = [
+                f"{row[key] * unit:,.{digits}f}" if key in row else "-"
+                for row in rows.values()
+            ]
             lines.append([title, *cells])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 

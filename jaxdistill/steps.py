@@ -276,8 +276,10 @@ def _update(state, optimizer, grads, model_state, counts) -> TrainState:
         del grads, model_state
         return state.params, state.model_state, state.opt_state
 
-    # Not a where of both: XLA would copy the optimizer's state and compute it twice.
-    some = sum(counts.values()) > 0
+    # Not a where of both: XLA would copy the optimizer's state and compute it twice. The
+    # barrier keeps the sums over devices before the choice, where a TPU's compiler makes
+    # one of them; it summed the biases' gradients apart.
+    some, grads = sum(counts.values()) > 0, jax.lax.optimization_barrier(grads)
     params, model_state, opt_state = jax.lax.cond(some, move, stay, grads, model_state)
     return state.replace(
         step=state.step + 1,

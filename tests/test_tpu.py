@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,12 @@ def rows():
     done = python("import json; print(json.dumps(main([])))")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    assert all(title.startswith("8 x TPU v5") for title in found)
+    *chips, cpu = found
+    assert all(title.startswith("8 x TPU v5") for title in chips)
+    assert cpu.startswith("this CPU")
+    assert found[cpu]["step_ms"] > 0
+    assert found[cpu]["flops"] == pytest.approx(found[cpu]["matmul_flops"], rel=0.05)
+    del found[cpu]
     return {title.split(", ")[1]: row for title, row in found.items()}
 
 
@@ -68,6 +74,23 @@ class TestCompiledStep:
 
     def test_reuses_the_donated_state(self, rows, kind):
         assert rows[kind]["aliased"] == pytest.approx(STATE, rel=0.05)
+
+
+def test_topologies_of_equal_count_and_kind_have_a_row_each():
+    code = """
+    from types import SimpleNamespace
+    import experiments.tpu_compile as it
+    it.importlib.util.find_spec = lambda name: name
+    it.find = lambda name: [SimpleNamespace(device_kind="TPU v5 lite")] * 8
+    it.costs = lambda *_: {"reduced": 1, "gradients": 1}
+    grids = ["v5e:2x4", "v5e:4x2"]
+    found = it.main(["--parallel", "mesh", "--no-cpu", "--topology", *grids])
+    print(*found, sep=";")
+    """
+    done = python(textwrap.dedent(code))
+    assert done.stdout.splitlines()[-1] == (
+        "8 x TPU v5 lite (v5e:2x4), mesh;8 x TPU v5 lite (v5e:4x2), mesh"
+    ), done.stderr
 
 
 @needs_libtpu

@@ -333,6 +333,7 @@ def trial(task: Task, name: str, weight: float, best, given) -> float:
     taught_by = None if row.teacher is None else given[row.teacher]
     label = f"search_{name}_{weight:g}".replace(".", "_")
     model = study.train(label, row, SEARCH_SEED, taught_by)
+    study.forget(row)
     return validation(study.run.place(model), taught_by)["accuracy"]
 
 

@@ -210,6 +210,10 @@ class Study:
             jax.random.key(seed), student(row.module), row.optimizer, example
         )
 
+    def forget(self, row: Row) -> None:
+        """Drops a row's compiled program: of many, a process has no room for all."""
+        self._compiled.pop(row, None)
+
     def _cost(self, model: teachers.Live, example: Batch) -> dict[str, float]:
         """What a model costs; measured once for rows that are one network."""
         if model.module not in self._costs:

@@ -11,7 +11,8 @@ Jobs:
   resnet    CIFAR ResNet-56 to ResNet-20, GroupNorm, in bfloat16.
 
 Expected: two all-reduces and no other collective, one for the counts of real examples
-and one for all gradients, as large as the student; FLOPs of the article's job within a
+and one for all gradients, as large as the student (of the ResNet's the small ones may be
+apart); FLOPs of the article's job within a
 few per cent of the matrix products on the chip's own examples. Arguments, outputs and
 what is sent do not grow with the number of chips; temporaries and the program are the
 compiler's choice for their generation, and within one grow by a few per cent.
@@ -23,7 +24,7 @@ compiler's choice for their generation, and within one grow by a few per cent.
 
 Beside it a chip's part on this machine's CPU, compiled alike, and how long it takes.
 
-Cost: seconds on a laptop for the article's job, a minute a topology for the ResNet.
+Cost: seconds on a laptop for the article's job, two minutes a topology for the ResNet.
 """
 
 import importlib.util
@@ -131,7 +132,8 @@ def main(argv: Sequence[str] | None = None) -> dict[Any, dict[str, Any]]:
         config.save.parent.mkdir(parents=True, exist_ok=True)
         config.save.write_text(text)
     for title, row in rows.items():
-        if row.get("reduced", math.inf) < row["gradients"]:
+        # What is equal is summed once: the gradients of two biases that are added.
+        if row.get("reduced", math.inf) < 0.999 * row["gradients"]:
             sys.exit(f"error: {title}: the all-reduces do not carry all gradients")
     return rows
 

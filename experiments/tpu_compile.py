@@ -12,8 +12,8 @@ Jobs:
 
 Expected: two all-reduces and no other collective, one for the counts of real examples
 and one for all gradients, as large as the student (a ResNet's small ones may be apart);
-FLOPs of the article's job within a few per cent of the matrix products on the chip's own
-examples. Arguments, outputs and what is sent do not grow with the number of chips;
+FLOPs of the article's job within a few per cent of the matrix products on the chip's
+own examples. Arguments, outputs and what is sent do not grow with the number of chips;
 temporaries and the program are the compiler's choice for their generation, and within
 one grow by a few per cent.
 

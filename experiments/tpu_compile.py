@@ -172,7 +172,8 @@ def on_cpu(job: Job, batch: int) -> dict[str, Any]:
     step, start, shapes = make_step(job, batch)
     batch_of = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     state, teacher = run.place(start(batch_of))
-    compiled = run.compile(step).lower(state, teacher, batch_of).compile()
+    jitted: Any = run.compile(step)
+    compiled = jitted.lower(state, teacher, batch_of).compile()
 
     def once():
         nonlocal state

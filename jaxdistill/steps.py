@@ -276,9 +276,9 @@ def _update(state, optimizer, grads, model_state, counts) -> TrainState:
         del grads, model_state
         return state.params, state.model_state, state.opt_state
 
-    # Not a where of both: XLA would copy the optimizer's state and compute it twice. The
-    # barrier keeps the sums over devices before the choice, where a TPU's compiler makes
-    # one of them; it summed the biases' gradients apart.
+    # Not a where of both: XLA would copy the optimizer's state and compute it twice.
+    # The barrier keeps the sums over devices before the choice, where a TPU's compiler
+    # makes one of them; without it the biases' gradients were summed apart.
     some, grads = sum(counts.values()) > 0, jax.lax.optimization_barrier(grads)
     params, model_state, opt_state = jax.lax.cond(some, move, stay, grads, model_state)
     return state.replace(

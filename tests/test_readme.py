@@ -8,8 +8,13 @@ import jax
 import numpy as np
 import pytest
 
+from jaxdistill import huggingface, teachers
+from jaxdistill.huggingface_config import module_of
+from jaxdistill.steps import init_state
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
 COMMANDS = [
     line
     for block in re.findall(r"```sh\n(.*?)```", README, flags=re.S)
@@ -19,7 +24,7 @@ COMMANDS = [
 
 
 def test_the_model_of_ones_own_trains_and_streams():
-    own, streamed = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+    own, _, streamed = BLOCKS
     scope: dict = {}
     exec(compile(own, "README.md", "exec"), scope)
     assert int(scope["state"].step) == scope["batches"].steps_per_epoch
@@ -30,6 +35,34 @@ def test_the_model_of_ones_own_trains_and_streams():
     pytest.importorskip("grain", reason="grain is not installed")
     exec(compile(streamed, "README.md", "exec"), scope)
     assert int(scope["state"].step) == 2 * scope["batches"].steps_per_epoch
+
+
+def test_a_bert_of_ones_own_teaches(tmp_path, monkeypatch):
+    """A folder as Hugging Face's library writes it, of a small model."""
+    pytest.importorskip("safetensors", reason="safetensors is not installed")
+    numbers = {"hidden_size": 8, "num_hidden_layers": 4, "num_attention_heads": 4}
+    numbers |= {"vocab_size": 30_522, "type_vocab_size": 2, "intermediate_size": 8}
+    config = {"model_type": "bert", **numbers, "max_position_embeddings": 16}
+    config["architectures"] = ["BertForSequenceClassification"]
+    ids = np.arange(6, dtype=np.int32).reshape(2, 3)
+    batch = {
+        "inputs": {"input_ids": ids, "attention_mask": np.ones_like(ids)},
+        "labels": np.array([0, 1], np.int32),
+        "mask": np.ones(2, np.float32),
+    }
+    module = module_of(config)
+    variables = jax.jit(module.init)(jax.random.key(0), batch["inputs"])
+    huggingface.save(tmp_path / "bert-sst2", variables, config)
+    monkeypatch.chdir(tmp_path)
+    scope: dict = {}
+    own, text, _ = BLOCKS
+    exec(compile(own, "README.md", "exec"), scope)
+    exec(compile(text, "README.md", "exec"), scope)
+    student, optimizer = scope["text_student"], scope["optimizer"]
+    state = init_state(jax.random.key(0), student, optimizer, batch)
+    teacher = teachers.live(scope["module"], scope["variables"])
+    _, metrics = jax.jit(scope["text_step"])(state, teacher, batch)
+    assert all(total > 0 for total, _ in metrics.values())
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/pytorch.md"])

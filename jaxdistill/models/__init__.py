@@ -6,24 +6,49 @@ A module is called as `module(inputs, mask=None, train=False)`: `mask` is the ba
 """
 
 from jaxdistill.models.adapters import Peers, Projector, with_projector
+from jaxdistill.models.bert import (
+    BERT_BASE,
+    BERT_MEDIUM,
+    BERT_MINI,
+    BERT_SMALL,
+    BERT_TINY,
+    BertClassifier,
+    BertMaskedLM,
+    Encoder,
+)
 from jaxdistill.models.conv import ConvNet
+from jaxdistill.models.gpt import DISTILGPT2, GPT, GPT2, gpt_size
 from jaxdistill.models.mlp import MLP
 from jaxdistill.models.norm import BatchNorm
 from jaxdistill.models.resnet import ResNet, resnet_cifar, resnet_imagenet
 from jaxdistill.models.student import student
+from jaxdistill.models.transformer import Size
 from jaxdistill.models.vit import ViT, deit_base, deit_small, deit_tiny
 
 __all__ = [
+    "BERT_BASE",
+    "BERT_MEDIUM",
+    "BERT_MINI",
+    "BERT_SMALL",
+    "BERT_TINY",
+    "DISTILGPT2",
+    "GPT",
+    "GPT2",
     "MLP",
     "BatchNorm",
+    "BertClassifier",
+    "BertMaskedLM",
     "ConvNet",
+    "Encoder",
     "Peers",
     "Projector",
     "ResNet",
+    "Size",
     "ViT",
     "deit_base",
     "deit_small",
     "deit_tiny",
+    "gpt_size",
     "resnet_cifar",
     "resnet_imagenet",
     "student",

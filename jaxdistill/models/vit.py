@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Vision transformers, with DeiT's distillation token if wanted."""
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxdistill.models.conv import with_channels
+from jaxdistill.models.transformer import attend
 from jaxdistill.types import Array, Outputs
 
 # The official code truncates at +-2, a hundred standard deviations: never.
@@ -19,29 +19,6 @@ def _dense(width: int, name: str | None = None) -> nn.Dense:
 def _layer_norm(name: str | None = None) -> nn.LayerNorm:
     # Flax's fast variance cancels where the mean is large.
     return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, name=name)
-
-
-def attend(qkv: Array, heads: int) -> tuple[Array, Array]:
-    """Self-attention: `softmax(q k' / sqrt(d)) v` in each head.
-
-    Args:
-      qkv: `[B, L, 3 D]`, queries, keys, values; in each the heads one after another.
-      heads: H, with `d = D / H`.
-
-    Returns:
-      `[B, L, D]`, and the probabilities `[B, H, L, L]`, whose last axis sums to one.
-
-    References:
-      Vaswani et al. 2017, Attention Is All You Need, section 3.2.
-    """
-    batch, length, width = qkv.shape
-    size = width // (3 * heads)
-    q, k, v = jnp.moveaxis(qkv.reshape(batch, length, 3, heads, size), 2, 0)
-    scores = jnp.einsum("blhd,bmhd->bhlm", q * size**-0.5, k)
-    wide = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
-    probabilities = jax.nn.softmax(wide).astype(scores.dtype)
-    mixed = jnp.einsum("bhlm,bmhd->blhd", probabilities, v)
-    return mixed.reshape(batch, length, width // 3), probabilities
 
 
 class TransformerBlock(nn.Module):
@@ -66,7 +43,9 @@ class TransformerBlock(nn.Module):
         width = x.shape[-1]
         if width % self.heads:
             raise ValueError(f"{self.heads} heads do not divide a width of {width}")
-        mixed, attention = attend(_dense(3 * width)(_layer_norm()(x)), self.heads)
+        qkv = jnp.split(_dense(3 * width)(_layer_norm()(x)), 3, axis=-1)
+        heads = (*x.shape[:2], self.heads, -1)
+        mixed, attention = attend(*(side.reshape(heads) for side in qkv))
         x = x + _dense(width)(mixed)
         inner = nn.gelu(_dense(4 * width)(_layer_norm()(x)), approximate=False)
         return x + _dense(width)(inner), attention

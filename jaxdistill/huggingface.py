@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""BERT, DistilBERT and GPT-2 from Hugging Face folders to linen variables, and back.
+
+A folder holds `config.json` and `model.safetensors`. Every tensor is accounted for: one
+without a place, or a place without a tensor, is an error that names it. Queries, keys
+and values are one product here; nothing else changes but the order of axes, so both
+directions together are the identity.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax import traverse_util
+
+from jaxdistill.huggingface_config import (
+    CONFIG,
+    architecture_of,
+    module_of,
+    read_config,
+    size_of,
+)
+from jaxdistill.huggingface_names import (
+    BODIES,
+    BUFFERS,
+    HEADS,
+    LEAVES,
+    PREFIXES,
+    TIED,
+    Place,
+)
+
+WEIGHTS = "model.safetensors"
+
+
+def load(
+    folder: str | Path, *, scan: bool = False, remat: bool = False, maps: bool = True
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A module and its variables from a folder, or by a hub's id.
+
+    Args:
+      folder: with `config.json` and `model.safetensors`; where there is no such folder,
+        a hub's id, which needs `transformers` and a network.
+      scan: see `models.transformer.Blocks`.
+      remat: likewise.
+      maps: likewise.
+
+    Raises:
+      ValueError: an architecture that is not known, or a file that is missing, cut
+        short, or does not fit the configuration.
+    """
+    folder = _find(folder)
+    config = read_config(folder)
+    module = module_of(config, scan=scan, remat=remat, maps=maps)
+    return module, to_linen(_read_weights(folder / WEIGHTS), config, scan=scan)
+
+
+def to_linen(
+    state: Mapping[str, np.ndarray], config: Mapping[str, Any], *, scan: bool = False
+) -> dict[str, Any]:
+    """Linen variables from tensors by their Hugging Face names.
+
+    Args:
+      state: `{name: array}`.
+      config: the configuration's content.
+      scan: stack the blocks' parameters, as `scan=True` has them.
+
+    Raises:
+      ValueError: a tensor without a place, a place without a tensor, or a shape that
+        is not the module's; it names the first.
+    """
+    state = {name: array for name, array in state.items() if not BUFFERS.search(name)}
+    state = _without_copies(state)
+    found, used = {}, set()
+    for place, names, path in _places(config):
+        for theirs, leaf in LEAVES[place.kind].items():
+            keys = [f"{name}.{theirs}" for name in names]
+            missing = [key for key in keys if key not in state]
+            if missing:
+                raise ValueError(f"the weights lack {missing[0]!r}")
+            parts = [np.asarray(state[key]) for key in keys]
+            if place.kind == "linear" and leaf == "kernel":
+                parts = [part.T for part in parts]
+            # A copy: the module may train on, and a device may share the host's memory.
+            found[(*path, leaf)] = np.concatenate(parts, axis=-1)
+            used |= {*keys}
+    left = sorted({*state} - used)
+    if left:
+        raise ValueError(f"the weights hold {left[0]!r}, which has no place here")
+    _check_shapes(found, config)
+    params = traverse_util.unflatten_dict(found)
+    return {"params": _map_blocks(_stack, params) if scan else params}
+
+
+def from_linen(
+    variables: Mapping[str, Any], config: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    """Tensors by their Hugging Face names, of variables scanned or not.
+
+    Raises:
+      ValueError: variables of another module; it names the first that does not fit.
+    """
+    params = _map_blocks(_unstack, jax.tree.map(np.asarray, dict(variables["params"])))
+    flat = traverse_util.flatten_dict(params)
+    _check_shapes(flat, config)
+    state = {}
+    for place, names, path in _places(config):
+        for theirs, leaf in LEAVES[place.kind].items():
+            parts = np.split(flat[(*path, leaf)], len(names), axis=-1)
+            for name, part in zip(names, parts, strict=True):
+                linear = place.kind == "linear" and leaf == "kernel"
+                array = part.T if linear else part
+                state[f"{name}.{theirs}"] = np.array(array, order="C")
+    return state
+
+
+def _places(config) -> Iterator[tuple[Place, list[str], tuple[str, ...]]]:
+    """Every place of a model, its tensors' layer names, and its path in `params`."""
+    kind, size = config["model_type"], size_of(config)
+    prefix, root = PREFIXES[kind], () if kind == "gpt2" else ("encoder",)
+    for place in BODIES[kind]:
+        if place.ours == "segments" and not size.types:
+            continue
+        for i in range(size.depth if "{}" in place.ours else 1):
+            names = [prefix + name.format(i) for name in place.theirs]
+            yield place, names, (*root, *place.ours.format(i).split("/"))
+    for place in HEADS[architecture_of(config)]:
+        yield place, list(place.theirs), tuple(filter(None, (place.ours,)))
+
+
+def _check_shapes(flat: Mapping[tuple, np.ndarray], config) -> None:
+    inputs = {"input_ids": jnp.zeros((1, 1), jnp.int32)}
+    shapes = jax.eval_shape(module_of(config).init, jax.random.key(0), inputs)
+    expected = traverse_util.flatten_dict(dict(shapes["params"]))
+    for path in sorted({*expected, *flat}):
+        name = "/".join(path)
+        if path not in flat or path not in expected:
+            side = "lack" if path in expected else "hold"
+            raise ValueError(f"the variables {side} {name!r}")
+        if flat[path].shape != expected[path].shape:
+            raise ValueError(
+                f"{name!r} has the shape {flat[path].shape}, config.json asks for "
+                f"{expected[path].shape}"
+            )
+
+
+def _without_copies(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Without what a file holds twice, which must be equal."""
+    kept = dict(state)
+    for copy, source in TIED.items():
+        if copy not in kept:
+            continue
+        if source not in kept:
+            kept[source] = kept.pop(copy)
+        elif not np.array_equal(kept.pop(copy), kept[source]):
+            raise ValueError(
+                f"the weights hold {copy!r} other than {source!r}; here the two are one"
+            )
+    return kept
+
+
+def _map_blocks(change, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters with `change` at each `blocks`."""
+    return {
+        name: change(tree)
+        if name == "blocks"
+        else _map_blocks(change, tree)
+        if isinstance(tree, Mapping)
+        else tree
+        for name, tree in params.items()
+    }
+
+
+def _stack(blocks: Mapping[str, Any]) -> dict[str, Any]:
+    trees = [blocks[f"layer_{i}"] for i in range(len(blocks))]
+    return {"layers": jax.tree.map(lambda *x: np.stack(x), *trees)}
+
+
+def _unstack(blocks: Mapping[str, Any]) -> dict[str, Any]:
+    if "layers" not in blocks:
+        return dict(blocks)
+    depth = len(jax.tree.leaves(blocks["layers"])[0])
+    return {
+        f"layer_{i}": jax.tree.map(lambda x, i=i: x[i], blocks["layers"])
+        for i in range(depth)
+    }
+
+
+def save(folder: str | Path, variables: Mapping[str, Any], config: Mapping[str, Any]):
+    """Writes a folder that Hugging Face's library loads.
+
+    Args:
+      folder: made where there is none.
+      variables: linen variables, scanned or not.
+      config: the configuration's content, as `read_config` gives it.
+
+    Raises:
+      ValueError: variables of another module.
+    """
+    from safetensors.numpy import save_file
+
+    folder = Path(folder)
+    state = from_linen(variables, config)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(dict(config), indent=2) + "\n")
+
+
+def _find(folder: str | Path) -> Path:
+    path = Path(folder)
+    if path.is_dir():
+        return path
+    try:
+        from huggingface_hub import snapshot_download
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{folder} is no folder, and asking the hub for it needs transformers: "
+            "pip install 'jaxdistill[huggingface]'"
+        ) from error
+    try:
+        found = snapshot_download(str(folder), allow_patterns=[CONFIG, WEIGHTS])
+    except Exception as error:  # whatever the network says
+        raise ValueError(
+            f"{folder} is neither a folder nor to be had from the hub: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    return Path(found)
+
+
+def _read_weights(path: Path) -> dict[str, np.ndarray]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            "reading safetensors needs it: pip install 'jaxdistill[huggingface]'"
+        ) from error
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hugging Face's names for the layers of BERT, DistilBERT and GPT-2, and ours."""
+
+import re
+from typing import NamedTuple
+
+
+class Place(NamedTuple):
+    """Where tensors of a layer go.
+
+    Attributes:
+      theirs: layer names; `{}` is the block's number. Several make one product.
+      ours: the module's path.
+      kind: "linear" `[out, in]`, "conv1d" `[in, out]`, "norm", "embed" or "bias".
+    """
+
+    theirs: tuple[str, ...]
+    ours: str
+    kind: str = "linear"
+
+
+def _block(theirs: str, ours: str, kind: str = "linear", parts=("",)) -> Place:
+    names = tuple(f"{theirs}{part}" for part in parts)
+    return Place(names, f"blocks/layer_{{}}/{ours}", kind)
+
+
+_BERT = (
+    Place(("embeddings.word_embeddings",), "words", "embed"),
+    Place(("embeddings.position_embeddings",), "places", "embed"),
+    Place(("embeddings.token_type_embeddings",), "segments", "embed"),
+    Place(("embeddings.LayerNorm",), "norm", "norm"),
+    _block(
+        "encoder.layer.{}.attention.self.",
+        "attention/qkv",
+        parts=("query", "key", "value"),
+    ),
+    _block("encoder.layer.{}.attention.output.dense", "attention/out"),
+    _block("encoder.layer.{}.attention.output.LayerNorm", "attention_norm", "norm"),
+    _block("encoder.layer.{}.intermediate.dense", "feed_forward/inner"),
+    _block("encoder.layer.{}.output.dense", "feed_forward/outer"),
+    _block("encoder.layer.{}.output.LayerNorm", "feed_forward_norm", "norm"),
+)
+_DISTILBERT = (
+    Place(("embeddings.word_embeddings",), "words", "embed"),
+    Place(("embeddings.position_embeddings",), "places", "embed"),
+    Place(("embeddings.LayerNorm",), "norm", "norm"),
+    _block(
+        "transformer.layer.{}.attention.",
+        "attention/qkv",
+        parts=("q_lin", "k_lin", "v_lin"),
+    ),
+    _block("transformer.layer.{}.attention.out_lin", "attention/out"),
+    _block("transformer.layer.{}.sa_layer_norm", "attention_norm", "norm"),
+    _block("transformer.layer.{}.ffn.lin1", "feed_forward/inner"),
+    _block("transformer.layer.{}.ffn.lin2", "feed_forward/outer"),
+    _block("transformer.layer.{}.output_layer_norm", "feed_forward_norm", "norm"),
+)
+_GPT2 = (
+    Place(("wte",), "words", "embed"),
+    Place(("wpe",), "places", "embed"),
+    _block("h.{}.ln_1", "attention_norm", "norm"),
+    _block("h.{}.attn.c_attn", "attention/qkv", "conv1d"),
+    _block("h.{}.attn.c_proj", "attention/out", "conv1d"),
+    _block("h.{}.ln_2", "feed_forward_norm", "norm"),
+    _block("h.{}.mlp.c_fc", "feed_forward/inner", "conv1d"),
+    _block("h.{}.mlp.c_proj", "feed_forward/outer", "conv1d"),
+    Place(("ln_f",), "norm", "norm"),
+)
+HEADS = {
+    "BertForSequenceClassification": (
+        Place(("bert.pooler.dense",), "pooler"),
+        Place(("classifier",), "classifier"),
+    ),
+    "BertForMaskedLM": (
+        Place(("cls.predictions.transform.dense",), "transform"),
+        Place(("cls.predictions.transform.LayerNorm",), "transform_norm", "norm"),
+        Place(("cls.predictions",), "", "bias"),
+    ),
+    "DistilBertForSequenceClassification": (
+        Place(("pre_classifier",), "pooler"),
+        Place(("classifier",), "classifier"),
+    ),
+    "DistilBertForMaskedLM": (
+        Place(("vocab_transform",), "transform"),
+        Place(("vocab_layer_norm",), "transform_norm", "norm"),
+        Place(("vocab_projector",), "", "bias"),
+    ),
+    "GPT2LMHeadModel": (),
+}
+BODIES = {"bert": _BERT, "distilbert": _DISTILBERT, "gpt2": _GPT2}
+PREFIXES = {"bert": "bert.", "distilbert": "distilbert.", "gpt2": "transformer."}
+TIED = {
+    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
+    "vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight",
+    "lm_head.weight": "transformer.wte.weight",
+}
+"""Names under which a file may hold a tensor a second time."""
+BUFFERS = re.compile(r"(position_ids|\.attn\.(masked_)?bias)$")
+"""Constants that older files hold beside the weights."""
+LEAVES = {
+    "linear": {"weight": "kernel", "bias": "bias"},
+    "conv1d": {"weight": "kernel", "bias": "bias"},
+    "norm": {"weight": "scale", "bias": "bias"},
+    "embed": {"weight": "embedding"},
+    "bias": {"bias": "bias"},
+}

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""BERT and DistilBERT: an encoder, with a head for classes or for masked tokens."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxdistill.models.transformer import (
+    ACTIVATIONS,
+    NORMAL,
+    Blocks,
+    Size,
+    check_length,
+    dense,
+    layer_norm,
+    outputs_of,
+)
+from jaxdistill.types import Array, Outputs
+
+BERT_TINY, BERT_MINI, BERT_SMALL, BERT_MEDIUM, BERT_BASE = (
+    Size(30_522, width, depth, heads)
+    for depth, width, heads in (
+        (2, 128, 2),
+        (4, 256, 4),
+        (4, 512, 8),
+        (8, 512, 8),
+        (12, 768, 12),
+    )
+)
+"""Published sizes of the uncased models: 4,385,920 to 109,482,240 parameters with the
+pooler, without a head (Turc et al. 2019, Well-Read Students Learn Better, table 1)."""
+
+
+class Encoder(nn.Module):
+    """Embeddings and bidirectional layers, normalised after each sum.
+
+    Attributes:
+      size: the model's numbers.
+      scan: see `transformer.Blocks`.
+      remat: likewise.
+      maps: likewise.
+
+    References:
+      Devlin et al. 2019, BERT, section 3.
+    """
+
+    size: Size
+    scan: bool = False
+    remat: bool = False
+    maps: bool = True
+
+    def setup(self):
+        size = self.size
+
+        def table(rows: int) -> nn.Embed:
+            return nn.Embed(rows, size.width, embedding_init=NORMAL)
+
+        self.words, self.places = table(size.vocab), table(size.positions)
+        if size.types:
+            self.segments = table(size.types)
+        self.norm = layer_norm(size)
+        self.drop = nn.Dropout(size.dropout)
+        self.blocks = Blocks(size, False, self.scan, self.remat, self.maps)
+
+    def __call__(self, inputs: Mapping[str, Array], train: bool = False) -> Outputs:
+        """Hidden states of tokens; there are no logits.
+
+        Args:
+          inputs: `input_ids` `[B, L]`; `attention_mask` `[B, L]`, 0 for padding, and
+            `token_type_ids` `[B, L]` may be missing.
+          train: whether dropout is on.
+
+        Returns:
+          `hiddens` after each layer, `attentions`, and in `extras` `embeddings`,
+          `queries`, `keys`, `values`, each a tuple by layer.
+
+        Raises:
+          ValueError: a sequence is longer than the positions.
+        """
+        ids = inputs["input_ids"]
+        check_length(ids, self.size)
+        x = self.words(ids) + self.places(jnp.arange(ids.shape[1]))[None]
+        if self.size.types:
+            types = inputs.get("token_type_ids", jnp.zeros_like(ids))
+            x = x + self.segments(types)
+        x = self.drop(self.norm(x), deterministic=not train)
+        keep = inputs.get("attention_mask")
+        keep = None if keep is None else keep[:, None, None] > 0
+        return outputs_of(x, *self.blocks(x, keep, train)[:2])
+
+
+class BertClassifier(nn.Module):
+    """A class for each sequence, from its first token.
+
+    Attributes:
+      encoder: see `Encoder`.
+      num_classes: C.
+      pool: between the two dense layers: tanh in BERT, ReLU in DistilBERT.
+    """
+
+    encoder: Encoder
+    num_classes: int
+    pool: str = "tanh"
+
+    @nn.compact
+    def __call__(self, inputs, mask=None, train=False) -> Outputs:
+        """Logits `[B, C]`, and what `Encoder` returns."""
+        del mask  # no layer here looks across examples
+        outputs: Any = self.encoder(inputs, train)
+        size = self.encoder.size
+        pool = nn.tanh if self.pool == "tanh" else ACTIVATIONS[self.pool]
+        first = pool(dense(size.width, "pooler")(outputs.hiddens[-1][:, 0]))
+        first = nn.Dropout(size.dropout, deterministic=not train)(first)
+        return outputs.replace(logits=dense(self.num_classes, "classifier")(first))
+
+
+class BertMaskedLM(nn.Module):
+    """A token for each position; the last matrix is that of the embeddings.
+
+    Attributes:
+      encoder: see `Encoder`.
+    """
+
+    encoder: Encoder
+
+    @nn.compact
+    def __call__(self, inputs, mask=None, train=False) -> Outputs:
+        """Logits `[B, L, V]`, and what `Encoder` returns."""
+        del mask
+        outputs: Any = self.encoder(inputs, train)
+        size = self.encoder.size
+        x = dense(size.width, "transform")(outputs.hiddens[-1])
+        x = layer_norm(size, "transform_norm")(ACTIVATIONS[size.activation](x))
+        bias = self.param("bias", nn.initializers.zeros, (size.vocab,))
+        return outputs.replace(logits=self.encoder.words.attend(x) + bias[None, None])

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""GPT-2: a decoder of tokens, each predicted from those before it."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxdistill.models.transformer import (
+    NORMAL,
+    Blocks,
+    KeyValues,
+    Size,
+    check_length,
+    layer_norm,
+    outputs_of,
+)
+from jaxdistill.types import Array, Outputs
+
+
+def gpt_size(vocab: int, width: int, depth: int, heads: int, **numbers) -> Size:
+    """A size with GPT-2's other numbers: 1,024 positions, no token types, tanh GELU."""
+    usual = {"positions": 1024, "types": 0, "epsilon": 1e-5, "activation": "gelu_new"}
+    return Size(vocab, width, depth, heads, **{**usual, **numbers})
+
+
+GPT2 = gpt_size(50_257, 768, 12, 12)
+"""The smallest published size: 124,439,808 parameters."""
+DISTILGPT2 = replace(GPT2, depth=6)
+"""Half its layers: 81,912,576 parameters."""
+
+
+class Cache(NamedTuple):
+    """The keys and values of the tokens so far, for generation.
+
+    Attributes:
+      layers: of all layers, `KeyValues` of `[N, B, S, H, D / H]`.
+      mask: `[B, S]`, 1 where a position holds a real token.
+    """
+
+    layers: KeyValues
+    mask: Array
+
+
+class GPT(nn.Module):
+    """A decoder with causal attention; the last matrix is that of the embeddings.
+
+    Attributes:
+      size: the model's numbers.
+      scan: see `transformer.Blocks`.
+      remat: likewise.
+      maps: likewise.
+
+    References:
+      Radford et al. 2019, Language Models are Unsupervised Multitask Learners, section
+      2.3.
+    """
+
+    size: Size
+    scan: bool = False
+    remat: bool = False
+    maps: bool = True
+
+    @nn.compact
+    def __call__(
+        self,
+        inputs: Mapping[str, Array],
+        mask=None,
+        train: bool = False,
+        cache: Cache | None = None,
+    ) -> Outputs:
+        """Logits `[B, L, V]`, those at position l predicting token l + 1.
+
+        Args:
+          inputs: `input_ids` `[B, L]`; `attention_mask` `[B, L]`, 0 for padding, and
+            `position_ids` `[B, L]` may be missing.
+          mask: the batch's; no layer here looks across examples.
+          train: whether dropout is on.
+          cache: the tokens before these; `extras["cache"]` then has these too.
+
+        Returns:
+          `hiddens` after each layer, the last one after the last norm, as transformers
+          returns it; `attentions`, and in `extras` `embeddings`, `queries`, `keys`,
+          `values`, each a tuple by layer.
+
+        Raises:
+          ValueError: a sequence is longer than the positions.
+        """
+        del mask
+        ids, size = inputs["input_ids"], self.size
+        check_length(ids, size)
+        start = 0 if cache is None else cache.layers.length
+        at = start + jnp.arange(ids.shape[1])
+        places = inputs.get("position_ids", at[None])
+        words = nn.Embed(size.vocab, size.width, embedding_init=NORMAL, name="words")
+        table = nn.Embed(
+            size.positions, size.width, embedding_init=NORMAL, name="places"
+        )
+        x = words(ids) + table(places)
+        embeddings = x = nn.Dropout(size.dropout, deterministic=not train)(x)
+        real = inputs.get("attention_mask", jnp.ones(ids.shape, jnp.int32))
+        if cache is not None:
+            zero = jnp.zeros_like(start)
+            new = real.astype(cache.mask.dtype)
+            real = jax.lax.dynamic_update_slice(cache.mask, new, (zero, start))
+        causal = jnp.arange(real.shape[1])[None] <= at[:, None]
+        keep = causal[None, None] & (real[:, None, None] > 0)
+        blocks = Blocks(size, True, self.scan, self.remat, self.maps, name="blocks")
+        before = None if cache is None else cache.layers
+        hiddens, layers, after = blocks(x, keep, train, before)
+        last = layer_norm(size, "norm")(hiddens[-1])
+        hiddens = hiddens.at[-1].set(last) if self.scan else (*hiddens[:-1], last)
+        outputs = outputs_of(embeddings, hiddens, layers)
+        outputs = outputs.replace(logits=words.attend(last))
+        if cache is None:
+            return outputs
+        return outputs.replace(extras={**outputs.extras, "cache": Cache(after, real)})
+
+
+def empty_cache(size: Size, batch: int, length: int, dtype=jnp.float32) -> Cache:
+    """A cache for so many sequences of at most so many tokens.
+
+    Raises:
+      ValueError: more tokens than the model has positions.
+    """
+    if length > size.positions:
+        raise ValueError(
+            f"a cache of {length} tokens is longer than the model's {size.positions} "
+            "positions"
+        )
+    shape = (size.depth, batch, length, size.heads, size.width // size.heads)
+    keys, values = jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
+    layers = KeyValues(keys, values, jnp.zeros((), jnp.int32))
+    return Cache(layers, jnp.zeros((batch, length), jnp.int32))

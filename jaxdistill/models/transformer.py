@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What BERT and GPT-2 are made of: attention, blocks, and stacks of them.
+
+Every array that distillation matches is returned: hidden states, attention
+probabilities, and the queries, keys and values of each layer.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxdistill.types import Array, Outputs
+
+NORMAL = nn.initializers.normal(0.02)
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": partial(nn.gelu, approximate=False),
+    "gelu_new": partial(nn.gelu, approximate=True),
+    "gelu_pytorch_tanh": partial(nn.gelu, approximate=True),
+    "relu": nn.relu,
+    "silu": nn.silu,
+}
+"""By the names that a Hugging Face configuration gives them."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """The numbers of a text model.
+
+    Attributes:
+      vocab: V.
+      width: D, of the hidden states.
+      depth: layers.
+      heads: H, a divisor of D.
+      inner: width of the feed-forward networks, None for 4 D.
+      positions: the longest sequence.
+      types: token types (segments), 0 for none.
+      epsilon: of the layer norms.
+      activation: a name in `ACTIVATIONS`.
+      dropout: rate after embeddings, attention and feed-forward networks.
+      attention_dropout: rate on attention probabilities.
+    """
+
+    vocab: int
+    width: int
+    depth: int
+    heads: int
+    inner: int | None = None
+    positions: int = 512
+    types: int = 2
+    epsilon: float = 1e-12
+    activation: str = "gelu"
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+
+    def __post_init__(self):
+        if self.width % self.heads:
+            raise ValueError(
+                f"{self.heads} heads do not divide a width of {self.width}"
+            )
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(
+                f"unknown activation {self.activation!r}; known: "
+                f"{', '.join(ACTIVATIONS)}"
+            )
+
+
+class Layer(NamedTuple):
+    """What a block returns beside its hidden state; of several blocks, by layer.
+
+    Attributes:
+      attention: probabilities, `[B, H, L, S]`.
+      queries: `[B, L, D]`, all heads one after another.
+      keys: `[B, L, D]`.
+      values: `[B, L, D]`.
+    """
+
+    attention: Any
+    queries: Any
+    keys: Any
+    values: Any
+
+
+class KeyValues(NamedTuple):
+    """A layer's keys and values of the tokens so far.
+
+    Attributes:
+      keys: `[B, S, H, D / H]`, of which those before `length` are there; new ones go
+        behind them.
+      values: likewise.
+      length: `[]`, tokens so far.
+    """
+
+    keys: Array
+    values: Array
+    length: Array
+
+
+def attend(
+    q: Array, k: Array, v: Array, keep: Array | None = None, drop=lambda x: x
+) -> tuple[Array, Array]:
+    """Attention: `softmax(q k' / sqrt(d)) v` in each head.
+
+    Args:
+      q: `[B, L, H, d]`.
+      k: `[B, S, H, d]`.
+      v: `[B, S, H, d]`.
+      keep: which keys a query may look at, broadcast to `[B, H, L, S]`, or None for
+        all. A query without any looks at all alike.
+      drop: dropout on the probabilities.
+
+    Returns:
+      `[B, L, H d]`, and the probabilities `[B, H, L, S]`, whose last axis sums to one.
+
+    References:
+      Vaswani et al. 2017, Attention Is All You Need, section 3.2.
+    """
+    scores = jnp.einsum("blhd,bshd->bhls", q * q.shape[-1] ** -0.5, k)
+    wide = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    if keep is not None:
+        wide = jnp.where(keep, wide, jnp.finfo(wide.dtype).min)
+    probabilities = jax.nn.softmax(wide).astype(scores.dtype)
+    mixed = jnp.einsum("bhls,bshd->blhd", drop(probabilities), v)
+    return mixed.reshape(*mixed.shape[:2], -1), probabilities
+
+
+class SelfAttention(nn.Module):
+    """Queries, keys and values by one product, attention, and the output's product."""
+
+    size: Size
+
+    @nn.compact
+    def __call__(self, x, keep, train, before: KeyValues | None = None):
+        """`[B, L, D]` to `[B, L, D]`, its `Layer`, and the keys and values so far."""
+        size = self.size
+        qkv = dense(3 * size.width, "qkv")(x)
+        q, k, v = jnp.split(qkv, 3, axis=-1)
+        layer = Layer(None, q, k, v)
+        q, k, v = (y.reshape(*y.shape[:2], size.heads, -1) for y in (q, k, v))
+        after = None
+        if before is not None:
+            start = (0, before.length, 0, 0)
+            k, v = (
+                jax.lax.dynamic_update_slice(old, new.astype(old.dtype), start)
+                for old, new in ((before.keys, k), (before.values, v))
+            )
+            after = KeyValues(k, v, before.length + x.shape[1])
+        drop = nn.Dropout(size.attention_dropout, deterministic=not train)
+        mixed, attention = attend(q, k, v, keep, drop)
+        layer = layer._replace(attention=attention)
+        return dense(size.width, "out")(mixed), layer, after
+
+
+class FeedForward(nn.Module):
+    """Two dense layers with the activation between them."""
+
+    size: Size
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """`[B, L, D]` to `[B, L, D]`."""
+        inner = dense(self.size.inner or 4 * self.size.width, "inner")(x)
+        return dense(self.size.width, "outer")(ACTIVATIONS[self.size.activation](inner))
+
+
+class Block(nn.Module):
+    """Attention, then a feed-forward network, each added to what it reads.
+
+    Attributes:
+      size: the model's numbers.
+      norm_first: normalise what each of the two reads (GPT-2), not what it adds up to
+        (BERT).
+
+    References:
+      Vaswani et al. 2017, Attention Is All You Need, section 3.1; Radford et al. 2019,
+      Language Models are Unsupervised Multitask Learners, section 2.3 (norms first).
+    """
+
+    size: Size
+    norm_first: bool
+
+    @nn.compact
+    def __call__(self, x, keep, train, before: KeyValues | None = None):
+        """`[B, L, D]` to `[B, L, D]`, its `Layer`, and the keys and values so far."""
+        size = self.size
+        drop = nn.Dropout(size.dropout, deterministic=not train)
+        attention = SelfAttention(size, name="attention")
+        feed = FeedForward(size, name="feed_forward")
+        norm = layer_norm(size, "attention_norm"), layer_norm(size, "feed_forward_norm")
+        if self.norm_first:
+            y, layer, after = attention(norm[0](x), keep, train, before)
+            x = x + drop(y)
+            return x + drop(feed(norm[1](x))), layer, after
+        y, layer, after = attention(x, keep, train, before)
+        x = norm[0](x + drop(y))
+        return norm[1](x + drop(feed(x))), layer, after
+
+
+class Blocks(nn.Module):
+    """All layers, one after another.
+
+    Attributes:
+      size: the model's numbers.
+      norm_first: see `Block`.
+      scan: run them by `nn.scan`, their parameters stacked under `layers`: one
+        compilation of a block, however many there are. What is returned is stacked too.
+      remat: whether the backward pass computes each block again, from its input.
+      maps: whether attention probabilities, queries, keys and values are returned. A
+        scan keeps them all for the backward pass, even if one is used.
+    """
+
+    size: Size
+    norm_first: bool
+    scan: bool = False
+    remat: bool = False
+    maps: bool = True
+
+    @nn.compact
+    def __call__(self, x, keep, train, before: Any = None):
+        """The hidden states after each block, the `Layer`s, the keys and values.
+
+        Args:
+          x: `[B, L, D]`.
+          keep: which keys a query may look at.
+          train: whether dropout is on.
+          before: `KeyValues` with an axis of layers first (their length has none), or
+            None.
+        """
+        block = nn.remat(Block, static_argnums=3) if self.remat else Block
+        if self.scan:
+            return self._scanned(block, x, keep, train, before)
+        hiddens, layers, afters = [], [], []
+        for i in range(self.size.depth):
+            mine = None
+            if before is not None:
+                mine = KeyValues(before.keys[i], before.values[i], before.length)
+            one = block(self.size, self.norm_first, name=f"layer_{i}")
+            x, layer, after = one(x, keep, train, mine)
+            hiddens.append(x)
+            layers.append(layer)
+            afters.append(after)
+        found = Layer(*map(tuple, zip(*layers, strict=True))) if self.maps else None
+        if before is None:
+            return tuple(hiddens), found, None
+        keys, values = (jnp.stack(side) for side in list(zip(*afters, strict=True))[:2])
+        return tuple(hiddens), found, KeyValues(keys, values, afters[0].length)
+
+    def _scanned(self, block, x, keep, train, before):
+        def body(module, x, mine):
+            if mine is not None:
+                mine = KeyValues(mine[0], mine[1], before.length)
+            x, layer, after = module(x, keep, train, mine)
+            return x, (x, layer if self.maps else None, after and after[:2])
+
+        many = nn.scan(
+            body,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            length=self.size.depth,
+        )
+        module = block(self.size, self.norm_first, name="layers")
+        _, (hiddens, found, after) = many(module, x, before and before[:2])
+        if before is not None:
+            after = KeyValues(after[0], after[1], before.length + x.shape[1])
+        return hiddens, found, after
+
+
+def dense(width: int, name: str) -> nn.Dense:
+    """A dense layer as BERT and GPT-2 start it."""
+    return nn.Dense(width, kernel_init=NORMAL, name=name)
+
+
+def layer_norm(size: Size, name: str | None = None) -> nn.LayerNorm:
+    """A layer norm; Flax's fast variance cancels where the mean is large."""
+    return nn.LayerNorm(epsilon=size.epsilon, use_fast_variance=False, name=name)
+
+
+def check_length(ids: Array, size: Size) -> None:
+    """Raise ValueError where a sequence is longer than the positions."""
+    if ids.shape[-1] > size.positions:
+        raise ValueError(
+            f"a sequence of {ids.shape[-1]} tokens is longer than the model's "
+            f"{size.positions} positions"
+        )
+
+
+def outputs_of(embeddings: Array, hiddens: Any, layers: Layer | None) -> Any:
+    """What distillation matches, by layer, without logits."""
+    extras = {"embeddings": (embeddings,)}
+    if layers is None:
+        return Outputs(None, hiddens, extras=extras)
+    extras |= {
+        "queries": layers.queries,
+        "keys": layers.keys,
+        "values": layers.values,
+    }
+    return Outputs(None, hiddens, layers.attention, extras=extras)

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""GPT's cache and generation: the same tokens and draws as without a cache."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdistill import models, teachers
+from jaxdistill.generate import generate
+from jaxdistill.models.gpt import empty_cache, gpt_size
+
+SIZE = gpt_size(19, 12, 2, 3, positions=16)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["loop", "scan"])
+def model(request):
+    """Weights ten times as large as they start: its choices are not all alike."""
+    module = models.GPT(SIZE, scan=request.param)
+    variables = jax.jit(module.init)(jax.random.key(0), prompt())
+    return teachers.live(module, jax.tree.map(lambda x: 10 * x, variables))
+
+
+def prompt(rows=3, length=5):
+    ids = np.random.default_rng(0).integers(1, 19, (rows, length)).astype(np.int32)
+    return {"input_ids": ids, "attention_mask": np.ones((rows, length), np.int32)}
+
+
+def test_a_cache_changes_nothing(model):
+    inputs = prompt(length=9)
+    whole = jax.jit(model.module.apply)(model.variables, inputs)
+    cache, found = empty_cache(SIZE, 3, 12), []
+    step = jax.jit(lambda v, x, cache: model.module.apply(v, x, cache=cache))
+    for cut in (slice(0, 5), slice(5, 6), slice(6, 9)):
+        part = step(model.variables, {"input_ids": inputs["input_ids"][:, cut]}, cache)
+        cache = part.extras["cache"]
+        found.append(part.logits)
+    np.testing.assert_allclose(
+        jnp.concatenate(found, 1), whole.logits, rtol=1e-4, atol=1e-4
+    )
+    assert cache.layers.length == 9
+    np.testing.assert_array_equal(cache.mask.sum(1), 9)
+
+
+def test_the_most_likely_tokens_are_those_without_a_cache(model):
+    ids = prompt()["input_ids"]
+    found = generate(
+        model, {"input_ids": ids}, jax.random.key(0), steps=6, temperature=0
+    )
+    for _ in range(6):
+        logits = model.module.apply(model.variables, {"input_ids": ids}).logits
+        ids = np.concatenate([ids, logits[:, -1:].argmax(-1)], 1)
+    np.testing.assert_array_equal(found["input_ids"], ids)
+
+
+def test_padding_before_a_prompt_changes_nothing(model):
+    """Also with garbage in it."""
+    alone = prompt(rows=1, length=4)
+    ids = np.concatenate([[[7, 3]], alone["input_ids"]], 1).astype(np.int32)
+    mask = np.concatenate([[[0, 0]], alone["attention_mask"]], 1).astype(np.int32)
+    padded = {"input_ids": ids, "attention_mask": mask}
+    for temperature in (0, 1.0):
+        a, b = (
+            generate(model, x, jax.random.key(3), steps=5, temperature=temperature)
+            for x in (alone, padded)
+        )
+        np.testing.assert_array_equal(a["input_ids"], b["input_ids"][:, 2:])
+
+
+def test_draws_have_the_models_distribution(model):
+    """A chi-square statistic of 19 tokens in 4,000 draws."""
+    one = prompt(rows=1, length=3)["input_ids"]
+    many = {"input_ids": np.repeat(one, 4000, 0)}
+    found = generate(model, many, jax.random.key(1), steps=1, temperature=2.0)
+    logits = model.module.apply(model.variables, {"input_ids": one}).logits[0, -1]
+    expected = 4000 * jax.nn.softmax(logits / 2.0)
+    counts = np.bincount(found["input_ids"][:, -1], minlength=19)
+    assert (((counts - expected) ** 2) / np.maximum(expected, 1)).sum() < 50
+
+
+def test_behind_an_end_all_is_padding(model):
+    found = generate(model, prompt(), jax.random.key(2), steps=11, end=5)
+    tokens, mask = (
+        np.asarray(found[k])[:, 5:] for k in ("input_ids", "attention_mask")
+    )
+    for row, real in zip(tokens, mask, strict=True):
+        ends = np.flatnonzero(row == 5)
+        first = ends[0] if len(ends) else len(row)
+        np.testing.assert_array_equal(real, np.arange(len(row)) <= first)
+        assert (row[first:] == 5).all()
+
+
+def test_lengths_beyond_the_positions_are_refused(model):
+    with pytest.raises(ValueError, match="a cache of 17 tokens is longer"):
+        generate(model, prompt(), jax.random.key(0), steps=12)
+    with pytest.raises(ValueError, match="a sequence of 17 tokens is longer"):
+        model.module.apply(model.variables, prompt(length=17))
+
+
+def test_published_parameter_counts():
+    for size, count in ((models.GPT2, 124_439_808), (models.DISTILGPT2, 81_912_576)):
+        shapes = jax.eval_shape(
+            models.GPT(size, scan=True).init, jax.random.key(0), prompt()
+        )
+        assert sum(x.size for x in jax.tree.leaves(shapes)) == count
+
+
+def test_remat_changes_no_gradient(model):
+    inputs = prompt()
+
+    def gradient(module):
+        def loss(variables):
+            return module.apply(variables, inputs).logits.std()
+
+        return jax.jit(jax.grad(loss))(model.variables)
+
+    for changed in (
+        replace(model.module, remat=True),
+        replace(model.module, maps=False),
+    ):
+        for a, b in zip(
+            *(jax.tree.leaves(gradient(m)) for m in (model.module, changed)),
+            strict=True,
+        ):
+            np.testing.assert_allclose(a, b, atol=1e-5)

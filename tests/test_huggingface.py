@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Text models against transformers': odd sizes, padding; folders that do not fit."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from jaxdistill import huggingface
+from jaxdistill.huggingface_config import read_config
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+transformers = pytest.importorskip(
+    "transformers", reason="transformers is not installed"
+)
+
+BERT = {
+    "vocab_size": 31,
+    "hidden_size": 21,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "intermediate_size": 17,
+    "max_position_embeddings": 13,
+    "type_vocab_size": 3,
+}
+DISTILBERT = {
+    "vocab_size": 29,
+    "dim": 20,
+    "n_layers": 2,
+    "n_heads": 5,
+    "hidden_dim": 33,
+    "max_position_embeddings": 12,
+    "activation": "relu",
+}
+GPT2 = {
+    "vocab_size": 37,
+    "n_embd": 14,
+    "n_layer": 3,
+    "n_head": 7,
+    "n_inner": 9,
+    "n_positions": 15,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+MODELS = {
+    "bert-classes": ("BertForSequenceClassification", {**BERT, "num_labels": 4}),
+    "bert-masked": ("BertForMaskedLM", BERT),
+    "distilbert-classes": ("DistilBertForSequenceClassification", DISTILBERT),
+    "distilbert-masked": ("DistilBertForMaskedLM", DISTILBERT),
+    "gpt2": ("GPT2LMHeadModel", GPT2),
+}
+
+
+def torch_model(name, **changes):
+    """A model of transformers, its weights large enough to matter."""
+    kind, numbers = MODELS[name]
+    made = getattr(transformers, kind)
+    config = made.config_class(**{**numbers, **changes}, attn_implementation="eager")
+    torch.manual_seed(0)
+    model = made(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def saved(request, tmp_path_factory):
+    """A model and the folder it is saved in."""
+    model = torch_model(request.param)
+    folder = tmp_path_factory.mktemp(request.param)
+    model.save_pretrained(folder)
+    return model, folder
+
+
+def text(vocab, segments=0, rows=4, length=11):
+    """Tokens with padding behind, before, and nothing but padding."""
+    rng = np.random.default_rng(0)
+    mask = np.ones((rows, length), np.int64)
+    mask[1, 7:], mask[2, :3], mask[3] = 0, 0, 0
+    inputs = {
+        "input_ids": rng.integers(0, vocab, (rows, length)),
+        "attention_mask": mask,
+    }
+    if segments:
+        inputs["token_type_ids"] = rng.integers(0, segments, (rows, length))
+    return inputs
+
+
+@pytest.mark.parametrize("scan", [False, True], ids=["loop", "scan"])
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-5), ("float64", 1e-12)])
+def test_everything_equals_transformers(saved, scan, dtype, bound):
+    model, folder = saved
+    model = model.to(getattr(torch, dtype))
+    inputs = text(model.config.vocab_size, getattr(model.config, "type_vocab_size", 0))
+    with torch.no_grad():
+        given = {name: torch.tensor(array) for name, array in inputs.items()}
+        expected = model(**given, output_hidden_states=True, output_attentions=True)
+    with jax.enable_x64(dtype == "float64"):
+        module, variables = huggingface.load(folder, scan=scan)
+        variables = jax.tree.map(lambda x: x.astype(dtype), variables)
+        found = jax.jit(module.apply)(variables, inputs)
+        assert found.logits.dtype == dtype
+        embeddings, *hiddens = expected.hidden_states
+        pairs = [
+            (found.logits, expected.logits),
+            (found.extras["embeddings"][0], embeddings),
+            *zip(found.hiddens, hiddens, strict=True),
+            *zip(found.attentions, expected.attentions, strict=True),
+        ]
+        for ours, theirs in pairs:
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("scan", [False, True], ids=["loop", "scan"])
+def test_back_again_is_the_identity(saved, scan, tmp_path):
+    model, folder = saved
+    model = model.float()
+    _, variables = huggingface.load(folder, scan=scan)
+    huggingface.save(tmp_path / "back", variables, read_config(folder))
+    again = type(model).from_pretrained(tmp_path / "back").state_dict()
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(again[name], value, rtol=0, atol=0)
+
+
+def test_what_a_scan_returns_is_indexed_by_layer(saved):
+    _, folder = saved
+    inputs = text(20)
+    found = []
+    for scan in (False, True):
+        module, variables = huggingface.load(folder, scan=scan, remat=scan)
+        found.append(jax.jit(module.apply)(variables, inputs))
+    loop, scanned = found
+    for name in ("queries", "keys", "values"):
+        for a, b in zip(loop.extras[name], scanned.extras[name], strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.fixture
+def bert(tmp_path):
+    """A folder to damage."""
+    torch_model("bert-classes").save_pretrained(tmp_path / "bert")
+    return tmp_path / "bert"
+
+
+def change(folder, **values):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"architectures": ["T5Model"]},
+            "names the architecture 'T5Model'; known: Bert",
+        ),
+        ({"model_type": "t5"}, "describes a model of type 't5'; known: bert"),
+        ({"num_hidden_layers": 4}, "lack 'bert.encoder.layer.3.attention.self.query"),
+        ({"num_hidden_layers": 2}, "hold 'bert.encoder.layer.2.attention.output.La"),
+        ({"vocab_size": 30}, r"'encoder/words/embedding' has the shape \(31, 21\)"),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type = 'rel"),
+        ({"hidden_act": "swish2"}, "unknown activation 'swish2'; known: gelu"),
+        ({"num_attention_heads": 4}, "4 heads do not divide a width of 21"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_configuration_that_does_not_fit_is_refused(bert, values, message):
+    change(bert, **values)
+    with pytest.raises(ValueError, match=message):
+        huggingface.load(bert)
+
+
+def test_damaged_folders_are_refused(bert, tmp_path):
+    weights, config = bert / "model.safetensors", bert / "config.json"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
+        huggingface.load(bert)
+    weights.unlink()
+    with pytest.raises(ValueError, match=r"model\.safetensors does not exist"):
+        huggingface.load(bert)
+    config.write_text(config.read_text()[:-9])
+    with pytest.raises(ValueError, match=r"config\.json is no JSON"):
+        huggingface.load(bert)
+    shutil.rmtree(bert)
+    bert.mkdir()
+    with pytest.raises(ValueError, match=r"config\.json does not exist"):
+        huggingface.load(bert)
+
+
+def test_a_second_copy_must_be_the_same():
+    model = torch_model("gpt2")
+    config = {**model.config.to_dict(), "architectures": ["GPT2LMHeadModel"]}
+    state = {k: v.numpy() for k, v in model.state_dict().items()}
+    huggingface.to_linen(state, config)
+    with pytest.raises(ValueError, match="'lm_head.weight' other than"):
+        huggingface.to_linen(
+            {**state, "lm_head.weight": state["lm_head.weight"] + 1}, config
+        )

@@ -25,7 +25,7 @@ Selection on the validation split, report on test, last epoch, all seeds.
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -158,7 +158,6 @@ def check(config: Config) -> None:
 
 def execute(config: Config) -> dict[str, Any]:
     """Trains every row for every seed, resuming what a run directory already holds."""
-    processes.start(config.distributed, asdict(config))
     check(config)
     source = data.load(config.data, config.data_dir)
     train, validation = source.train, None

@@ -32,7 +32,7 @@ compilation.
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -137,7 +137,6 @@ def execute(config: Config) -> dict[str, Any]:
         raise ValueError(
             f"unknown methods {sorted(unknown)}; known: {', '.join(METHODS)}"
         )
-    processes.start(config.distributed, asdict(config))
     task = Task(config)
     weights, scores = search(task)
     task.study.log.write("search.json", scores)

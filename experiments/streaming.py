@@ -15,8 +15,8 @@ Expected: where a reader alone is faster than the resident job, streamed within 
 per cent of it. On a CPU readers and steps share the cores: the job pays for decoding.
 
   pip install 'jaxdistill[data]'
-  python experiments/streaming.py
-  python experiments/streaming.py --depth 8 --encoding raw --workers 0 1 2 4
+  python -m experiments.streaming
+  python -m experiments.streaming --depth 8 --encoding raw --workers 0 1 2 4
 
 Cost: about ten minutes on two cores; seconds with --smoke.
 """
@@ -26,7 +26,7 @@ import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,12 +35,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments import speed_report
 from jaxdistill import benchmark, models, parallel
 from jaxdistill.data import Batches, Stream, normalize
 from jaxdistill.loop import STREAMED_PER_DISPATCH, fit
 from jaxdistill.objectives import combine, hard_labels
 from jaxdistill.parallel import Kind
-from jaxdistill.runs import Run, parse
+from jaxdistill.runs import Run, parse, settings
 from jaxdistill.steps import init_state, make_train_step, scan_train
 from jaxdistill.study import FAILURES
 
@@ -73,6 +74,8 @@ class Config:
     """how a step runs: a mesh where there are several devices, else jit"""
     smoke: bool = False
     """a few steps of a small job: whether it works, not how fast"""
+    save: Path | None = None
+    """also copy the small files there, below experiments/results"""
     compilation_cache: bool = True
     """keep compiled programs on disk, for the next run"""
 
@@ -88,12 +91,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             f"at least 1; got {config.steps} and {config.rounds}"
         )
     try:
-        log = Run(config.run_dir, asdict(config))
+        log = Run(config.run_dir, settings(config))
         summary = measure(config, Path(config.run_dir) / "images.array_record")
     except FAILURES as error:
         sys.exit(f"error: {error}")
     log.write("summary.json", summary)
     log.write_bytes("table.md", table(summary).encode())
+    if config.save is not None:
+        speed_report.save(log.path, config.save)
     print(table(summary))
     print(f"run directory: {log.path}")
     return summary
@@ -197,7 +202,7 @@ def measure(config: Config, path: Path) -> dict[str, Any]:
             name: benchmark.ratios(seconds["resident"], times)
             for name, times in seconds.items()
         },
-        "setting": {**asdict(config), "device": str(job.run.devices[0].device_kind)},
+        "setting": {**settings(config), "device": str(job.run.devices[0].device_kind)},
     }
 
 

@@ -35,6 +35,7 @@ FREE = (
     "parallel",
     "distributed",
     "stored",
+    "save",
     "compilation_cache",
     "progress",
 )

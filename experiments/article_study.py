@@ -36,13 +36,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import optax
 
-from jaxdistill import data, models, parallel, processes, report, teachers
+from jaxdistill import data, models, processes, report, teachers
 from jaxdistill.augment import shift
 from jaxdistill.evaluate import Evaluator
 from jaxdistill.objectives import combine, hard_labels, soft_targets
-from jaxdistill.parallel import Kind
 from jaxdistill.runs import Run, parse, settings
 from jaxdistill.study import FAILURES, Row, Study, few_labels
+from jaxdistill.sweep import Division, divide
 
 ARMS = ("scratch", "label_smoothing", "distilled", "untrained_teacher")
 SEARCH_SEED = 1_000
@@ -78,8 +78,9 @@ class Config:
     """passes over the training images, for teacher and students"""
     batch_size: int = 128
     """examples in a batch, over all devices"""
-    parallel: Kind = "auto"
-    """how a step runs: a mesh where there are several devices, else jit"""
+    parallel: Division = "auto"
+    """what devices divide: seeds (all in one program), or a batch (mesh, fsdp, pmap);
+    auto is seeds on an accelerator, else a mesh where there are several devices"""
     distributed: bool = False
     """one of several, see jaxdistill.processes; SLURM and TPU pods need no flag"""
     compilation_cache: bool = True
@@ -115,7 +116,8 @@ def execute(config: Config) -> dict[str, Any]:
     """Searches with one seed, then compares the arms' best with fresh ones."""
     source = data.load(config.data, config.data_dir)
     train, held = data.holdout(source.train, config.validation)
-    train_set, run = source.inputs(train), parallel.choose(config.parallel)
+    run, together = divide(config.parallel, config.seeds)
+    train_set = source.inputs(train)
     batches = data.Batches(len(train["labels"]), config.batch_size)
     study = Study(
         run,
@@ -126,6 +128,7 @@ def execute(config: Config) -> dict[str, Any]:
         test=Evaluator(run, source.inputs(source.test)),
         validation=Evaluator(run, source.inputs(held)),
         evaluations=3,
+        together=together,
         progress=config.progress,
     )
     make = RowMaker(config, study.steps, source.background)

@@ -31,13 +31,13 @@ from typing import Any, Literal
 
 import optax
 
-from jaxdistill import data, models, parallel, processes, report, teachers
+from jaxdistill import data, models, processes, report, teachers
 from jaxdistill.evaluate import Evaluator
 from jaxdistill.objectives import combine, hard_labels, soft_targets
-from jaxdistill.parallel import Kind
 from jaxdistill.precision import Precision
 from jaxdistill.runs import Run, parse, settings
 from jaxdistill.study import FAILURES, Row, Study, few_labels
+from jaxdistill.sweep import Division, divide
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,9 @@ class Config:
     """compute the teacher's outputs once, in the run directory, and read them"""
     precision: Precision = "float32"
     """what the steps compute in; parameters and losses are float32 either way"""
-    parallel: Kind = "auto"
-    """how a step runs: a mesh where there are several devices, else jit"""
+    parallel: Division = "auto"
+    """what devices divide: seeds (all in one program), or a batch (mesh, fsdp, pmap);
+    auto is seeds on an accelerator, else a mesh where there are several devices"""
     distributed: bool = False
     """one of several, see jaxdistill.processes; SLURM and TPU pods need no flag"""
     compilation_cache: bool = True
@@ -161,7 +162,7 @@ def execute(config: Config) -> dict[str, Any]:
     check(config)
     source = data.load(config.data, config.data_dir)
     train, validation = source.train, None
-    run = parallel.choose(config.parallel)
+    run, together = divide(config.parallel, config.seeds)
     if config.validation:
         train, held = data.holdout(train, config.validation)
         validation = Evaluator(run, source.inputs(held))
@@ -182,6 +183,7 @@ def execute(config: Config) -> dict[str, Any]:
         evaluations=config.evaluations,
         stored=config.stored,
         precision=config.precision,
+        together=together,
         progress=config.progress,
     )
 

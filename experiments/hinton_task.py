@@ -119,7 +119,7 @@ class Task:
         examples: Mapping[str, Any],
         objective: Callable,
         epochs: int,
-    ) -> tuple[teachers.Live, sweep.Parallel]:
+    ) -> tuple[teachers.Live, parallel.Parallel]:
         """All cells at once; they have a `seed` and a `learning_rate`."""
         run, steps = sweep.choose(cells), self.steps(epochs)
         students = sweep.train(

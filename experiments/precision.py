@@ -32,12 +32,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdistill import cache, data, losses, models, parallel, processes
+from jaxdistill import cache, data, losses, models, processes
 from jaxdistill.evaluate import Evaluator
 from jaxdistill.objectives import combine, hard_labels, soft_targets
 from jaxdistill.runs import Run, parse, settings
+from jaxdistill.saved import load_model
 from jaxdistill.statistics import paired, spread
 from jaxdistill.study import FAILURES, Row, Study
+from jaxdistill.sweep import divide
 from jaxdistill.types import TopK
 
 TEMPERATURE = 2.0
@@ -99,7 +101,7 @@ def execute(config: Config) -> dict[str, Any]:
     }
     summary = {
         "compute": compute(seeds),
-        "storage": storage(config, studies["float32"], lines, train),
+        "storage": storage(config, studies["float32"], train),
     }
     log.write("summary.json", summary)
     texts = {
@@ -115,7 +117,7 @@ def execute(config: Config) -> dict[str, Any]:
 
 def make_study(config: Config, kind: Any, train, test, path) -> Study:
     """Trains in one precision, below the run's directory."""
-    run = parallel.choose("auto")
+    run, together = divide("auto", config.seeds)
     batches = data.Batches(len(train["labels"]), config.batch_size)
     return Study(
         run,
@@ -126,6 +128,7 @@ def make_study(config: Config, kind: Any, train, test, path) -> Study:
         test=Evaluator(run, test),
         evaluations=1,
         precision=kind,
+        together=together,
         progress=config.progress,
     )
 
@@ -158,10 +161,9 @@ def compute(seeds: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def storage(config: Config, study: Study, lines, train) -> dict[str, Any]:
+def storage(config: Config, study: Study, train) -> dict[str, Any]:
     """Bytes per example and the soft loss's error, for each way to store."""
-    teacher = study.train("teacher", lines["teacher"], 0)
-    student = study.train("scratch", lines["scratch"], 0)
+    teacher, student = (load_model(study.log.path, k) for k in ("teacher", "scratch"))
     batch = {**train, "mask": np.ones(len(train["labels"]), np.float32)}
     forward = jax.jit(lambda model, batch: model(batch).logits)
     logits, targets = forward(student, batch), forward(teacher, batch)

@@ -4,28 +4,24 @@
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from itertools import zip_longest
 from typing import Any
 
 import jax
-import numpy as np
 from tqdm.auto import tqdm
 
 from jaxdistill import memory, processes
 from jaxdistill.checkpoint import Checkpoints
-from jaxdistill.data import Batches, DataError, Stream
+from jaxdistill.data import Batches, DataError, Orders, Stream
+from jaxdistill.journal import Journal
 from jaxdistill.parallel import Parallel
 from jaxdistill.runs import Run
 from jaxdistill.types import TrainState
 
 STEPS_PER_DISPATCH, STREAMED_PER_DISPATCH = 1000, 8
-
-
-class NonFiniteLoss(RuntimeError):
-    """The loss became NaN or infinite; the message says at which step."""
 
 
 def fit(
@@ -34,15 +30,16 @@ def fit(
     *,
     run: Parallel,
     examples: Any,
-    batches: Batches | Stream,
+    batches: Batches | Orders | Stream,
     steps: int,
     teacher: Any = None,
-    evaluate: Callable[[TrainState], Mapping[str, Any]] | None = None,
+    evaluate: Callable[[TrainState], Any] | None = None,
     evaluate_every: int | None = None,
     checkpoints: Checkpoints | None = None,
     checkpoint_every: int | None = None,
     log: Run | None = None,
     name: str = "fit",
+    cells: Sequence[str] = (),
     steps_per_dispatch: int | None = None,
     progress: bool = True,
 ) -> TrainState:
@@ -62,13 +59,15 @@ def fit(
         brings them, of several processes to each its own part.
       steps: optimizer steps in all, those before a resume included.
       teacher: a placed teacher, or None.
-      evaluate: `placed state -> {name: number}`.
+      evaluate: `placed state -> {name: number}`, with `cells` one such of each.
       evaluate_every: steps between evaluations, an epoch if None; also after the last.
       checkpoints: where to save, or None.
       checkpoint_every: least steps between saves, `evaluate_every` if None; the last
         state is always saved.
       log: where records go, `{"fit", "step", "epoch", ...}`.
       name: this training's name in logs and messages.
+      cells: names of a sweep's cells, which have a record each and stop it where one of
+        them diverges; without names, a record is the mean of those that have not.
       steps_per_dispatch: most steps in one dispatch; None is 1000, of a stream 8: the
         devices hold the batches of two dispatches.
       progress: whether to show a bar on what takes longer than two seconds.
@@ -91,15 +90,15 @@ def fit(
     )
     state, _ = restored or (state, {})
     saved = done = int(state.step)
-    if log is not None:
-        log.rewind(name, done)
+    journal = Journal(log, cells or (name,), batches.steps_per_epoch)
+    journal.rewind(done)
     if done >= steps:
         return state
     if steps_per_dispatch is None:
         streamed = isinstance(batches, Stream)
         steps_per_dispatch = STREAMED_PER_DISPATCH if streamed else STEPS_PER_DISPATCH
     plan = list(dispatches(done, steps, every, steps_per_dispatch))
-    state, scores = run.place(state), {}
+    state = run.place(state)
     shown = progress and processes.is_first()
     bar = tqdm(
         desc=name, total=steps, initial=done, unit="step", delay=2, disable=not shown
@@ -116,26 +115,21 @@ def fit(
             try:
                 state, sums = step(state, resident, sent)
                 rows = _ahead(run, batches, after)
-                record = _record(run.fetch(sums), start, name)
+                journal.read(run.fetch(sums), start)
             except jax.errors.JaxRuntimeError as error:
                 memory.explain(error, run, step, (state, resident, sent))
                 raise
-            if log is not None:
-                log.dispatched(stop - start)
             bar.update(stop - start)
-            bar.set_postfix(loss=f"{record['loss']:.4f}", refresh=False)
+            bar.set_postfix(loss=f"{journal.loss:.4f}", refresh=False)
             if evaluate and (stop % every == 0 or stop == steps):
-                scores = dict(evaluate(state))
-                record |= scores
-            if log is not None:
-                epoch = round(stop / batches.steps_per_epoch, 6)
-                log.log({"fit": name, "step": stop, "epoch": epoch, **record})
+                journal.score(evaluate(state))
+            journal.write(start, stop)
             due = stop == steps or stop - saved >= (checkpoint_every or every)
             # The dispatch's metrics are read: asking the others costs no more waiting.
             leave = processes.any_process(preempted.is_set())
             if checkpoints is not None and (due or leave):
                 checkpoints.save(
-                    run.storable(state), batches.position(stop), _numbers(scores)
+                    run.storable(state), batches.position(stop), journal.scores
                 )
                 saved = stop
             if leave:
@@ -143,7 +137,7 @@ def fit(
     return run.fetch(state)
 
 
-def _ahead(run: Parallel, batches: Batches | Stream, after: tuple | None) -> Future:
+def _ahead(run: Parallel, batches: Any, after: tuple | None) -> Future:
     """The next dispatch's rows, sent to the devices while one runs, before its end.
 
     Bad data is raised by `result`: the dispatch that runs is logged and saved first.
@@ -172,31 +166,6 @@ def dispatches(done: int, total: int, every: int, most: int):
         for low, high in zip(cuts, cuts[1:], strict=False):
             if done <= base + low < total:
                 yield base + low, min(base + high, total)
-
-
-def _record(metrics: Mapping[str, Any], start: int, name: str) -> dict[str, float]:
-    """Means over a dispatch, from per-step sums and counts.
-
-    Of a sweep, also over its cells; one that diverged is left out from there on.
-    """
-    losses = np.asarray(metrics["loss"][0])
-    finite = np.isfinite(losses)
-    lost = np.flatnonzero(~finite.reshape(len(losses), -1).any(1))
-    if len(lost):
-        loss = losses[lost[0]].flat[0]
-        raise NonFiniteLoss(
-            f"{name}: the loss is {loss} at step {start + lost[0] + 1}; stopped, the "
-            "last good checkpoint is kept (a lower learning rate or clipping may help)"
-        )
-    record = {}
-    for key, pair in metrics.items():
-        sums, counts = (np.asarray(x, np.float64)[finite].sum() for x in pair)
-        record[key] = float(sums / max(counts, 1e-30))
-    return record
-
-
-def _numbers(scores: Mapping[str, Any]) -> dict[str, float]:
-    return {k: v for k, v in scores.items() if isinstance(v, int | float)}
 
 
 @contextmanager

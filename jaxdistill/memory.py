@@ -106,8 +106,8 @@ def _needs(run: Parallel, step: Callable, given: tuple, size: int) -> tuple[int,
         before, after = x.shape[:axis], x.shape[axis + 1 :]
         return shape(x, (*before, size // parts, *after))
 
-    axis, parts = _batch_axis(run)
     state, resident, rows = given
+    axis, parts = _batch_axis(run, rows)
     state, resident = jax.tree.map(shape, (state, resident))
     # A sweep's step is a plain function around a compiled one.
     program: Any = step if hasattr(step, "lower") else jax.jit(step, donate_argnums=0)
@@ -123,11 +123,11 @@ def _each(run: Parallel) -> int:
     return 1 if run.shares_batch else len(run.devices)
 
 
-def _batch_axis(run: Parallel) -> tuple[int, int]:
+def _batch_axis(run: Parallel, rows: Mapping[str, Any]) -> tuple[int, int]:
     """Which axis of rows is the batch's, and in how many parts it is cut."""
-    return (2, len(run.devices)) if run.name == "pmap" else (1, 1)
+    return rows["mask"].ndim - 1, len(run.devices) if run.name == "pmap" else 1
 
 
 def _batch_size(run: Parallel, given: tuple) -> int:
-    axis, parts = _batch_axis(run)
-    return jax.tree.leaves(given[2])[0].shape[axis] * parts
+    axis, parts = _batch_axis(run, given[2])
+    return given[2]["mask"].shape[axis] * parts

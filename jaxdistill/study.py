@@ -8,7 +8,7 @@ summary = study.compare({"teacher": Row(...), "scratch": Row(...),
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,12 +16,13 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from jaxdistill import benchmark, processes, report, saved, teachers
+from jaxdistill import benchmark, processes, report, saved, sweep, teachers
 from jaxdistill.checkpoint import CheckpointError, Checkpoints
-from jaxdistill.data import Batches, check_labels
+from jaxdistill.data import Batches, Orders, check_labels
 from jaxdistill.evaluate import Evaluator
+from jaxdistill.journal import NonFiniteLoss
 from jaxdistill.lessons import Lessons
-from jaxdistill.loop import NonFiniteLoss, fit
+from jaxdistill.loop import fit
 from jaxdistill.models import student
 from jaxdistill.parallel import Parallel
 from jaxdistill.precision import Precision
@@ -71,6 +72,7 @@ class Study:
         evaluations: int = 10,
         stored: bool = False,
         precision: Precision = "float32",
+        together: bool = False,
         progress: bool = True,
     ):
         """Everything the trainings share.
@@ -88,6 +90,8 @@ class Study:
           stored: compute a live teacher's outputs once, below the run directory, for
             rows without augmentation; their steps are bit-equal to live ones.
           precision: what the steps compute in, see `precision`.
+          together: train all seeds of a row in one program (`sweep`), divided over all
+            devices of this process; `run` then is `parallel.jit()`.
           progress: whether to show bars.
         """
         run.check_batch(batch_size)
@@ -95,7 +99,7 @@ class Study:
         self.examples, self.batch_size = examples, batch_size
         self.test, self.validation = test, validation
         self.evaluations, self.progress = evaluations, progress
-        self.stored = stored
+        self.stored, self.together = stored, together
         self.dtype = None if precision == "float32" else precision
         self._lessons = Lessons(run, log.path / "outputs", self.dtype, progress)
         self._compiled: dict[Row, Callable] = {}
@@ -113,6 +117,8 @@ class Study:
     ) -> dict[str, Any]:
         """Trains all rows for all seeds and writes the run's summary.
 
+        Of seeds that train together the best checkpoint is that of their mean.
+
         Args:
           rows: in the order they train, "teacher" among them, before its students.
           seeds: each draws its own weights and batches.
@@ -127,21 +133,26 @@ class Study:
         """
         results: dict[str, list] = {name: [] for name in rows}
         costs, digests = {}, {}
-        for seed in range(seeds):
-            trained = dict(given(seed))
-            if both := sorted({*trained} & {*rows}):
+        groups = [range(seeds)] if self.together else [[seed] for seed in range(seeds)]
+        for group in groups:
+            trained = [dict(given(seed)) for seed in group]
+            if both := sorted({*trained[0]} & {*rows}):
                 raise ValueError(f"{both} are rows, and given teachers as well")
             for name, row in rows.items():
-                teacher = None if row.teacher is None else trained[row.teacher]
-                model = self.train(name, row, seed, teacher)
-                trained[name] = self.run.place(model)
-                results[name].append(self.test(trained[name], trained["teacher"]))
-                digests[f"{name}-{seed}"] = teachers.digest(model.variables)
-                if seed == 0:
-                    costs[name] = dict(self._cost(model, self._example(row, seed)))
-                    saved.save_model(self.log, name, model)
+                taught_by = [
+                    None if row.teacher is None else known[row.teacher]
+                    for known in trained
+                ]
+                models = self._train_group(name, row, group, taught_by)
+                for seed, known, model in zip(group, trained, models, strict=True):
+                    known[name] = self.run.place(model)
+                    results[name].append(self.test(known[name], known["teacher"]))
+                    digests[f"{name}-{seed}"] = teachers.digest(model.variables)
+                    if seed == 0:
+                        costs[name] = dict(self._cost(model, self._example(row, seed)))
+                        saved.save_model(self.log, name, model)
         if timed_steps:
-            for name, ms in self._step_ms(rows, trained, timed_steps).items():
+            for name, ms in self._step_ms(rows, trained[-1], timed_steps).items():
                 costs[name]["step_ms"] = ms
         if pairs is None:
             others = [name for name in rows if name not in ("teacher", "distilled")]
@@ -164,24 +175,18 @@ class Study:
         Raises:
           DataError: a label is not one of the module's classes.
         """
-        examples = self.examples(row, seed)
-        processes.check_examples(len(examples["labels"]))
-        fresh = self.fresh(row, seed)
-        check_labels(examples["labels"], self._classes(row, seed, fresh))
+        fresh, examples = self.fresh(row, seed), self._checked(row, seed)
         taught_by = (
             None if teacher is None else teachers.digest(self.run.fetch(teacher))
         )
         checkpoints = Checkpoints(
             self.log.path / "checkpoints" / f"{name}-{seed}",
             identity={"name": name, "seed": seed, "teacher": taught_by},
-            best="accuracy" if self.validation else None,
+            best=self._best,
         )
-        validation, lesson = self.validation, teacher
         steps = row.steps or self.steps
-        if self.stored and row.prepare is None and isinstance(teacher, teachers.Live):
-            size = self.batch_size // row.micro_batches
-            examples = self._lessons.of(examples, teacher, size)
-            lesson = teachers.Stored()
+        examples, lesson = self._lesson(row, examples, teacher)
+        validation = self.validation
         state = fit(
             fresh,
             self._compile(row),
@@ -202,6 +207,76 @@ class Study:
         )
         checkpoints.close()
         return teachers.trained(row.module, state)
+
+    def _train_group(
+        self, name: str, row: Row, seeds: Sequence[int], taught_by: Sequence[Any]
+    ) -> list[teachers.Live]:
+        """A row's trainings for some seeds, each as `train` would give it."""
+        if not self.together:
+            one = partial(self.train, name, row)
+            return [one(*pair) for pair in zip(seeds, taught_by, strict=True)]
+        cells = {"seed": np.array(seeds, np.int32)}
+        given = (
+            self._lesson(row, self._checked(row, seed), teacher)
+            for seed, teacher in zip(seeds, taught_by, strict=True)
+        )
+        examples, lessons = zip(*given, strict=True)
+        shown, validation = [f"{name}-{seed}" for seed in seeds], self.validation
+
+        def judge(students):
+            assert validation is not None
+            return [
+                validation(self.run.place(sweep.cell(students, i)), teacher)
+                for i, teacher in enumerate(taught_by)
+            ]
+
+        size = len(examples[0]["labels"])
+        students = sweep.train(
+            cells,
+            row.module,
+            lambda cell: row.objective,
+            lambda cell: row.optimizer,
+            run=sweep.choose(cells),
+            log=self.log,
+            name=name,
+            examples=sweep.stack(examples),
+            batches=Orders(tuple(Batches(size, self.batch_size, s) for s in seeds)),
+            steps=row.steps or self.steps,
+            teacher=sweep.stack(lessons),
+            names=shown,
+            evaluate=judge if validation else None,
+            evaluations=self.evaluations,
+            best=self._best,
+            progress=self.progress,
+            prepare=row.prepare,
+            micro_batches=row.micro_batches,
+            dtype=self.dtype,
+        )
+        students = jax.device_get(students)
+        return [sweep.cell(students, i) for i in range(len(seeds))]
+
+    @property
+    def _best(self) -> str | None:
+        return "accuracy" if self.validation else None
+
+    def _checked(self, row: Row, seed: int) -> Mapping[str, np.ndarray]:
+        """A training's examples.
+
+        Raises:
+          DataError: a label is not one of the module's classes.
+        """
+        examples = self.examples(row, seed)
+        processes.check_examples(len(examples["labels"]))
+        check_labels(examples["labels"], self._classes(row, seed))
+        return examples
+
+    def _lesson(self, row: Row, examples, teacher: Any) -> tuple[Any, Any]:
+        """Examples and a teacher as the step has them: live, or its stored outputs."""
+        live = isinstance(teacher, teachers.Live)
+        if not (self.stored and row.prepare is None and live):
+            return examples, teacher
+        size = self.batch_size // row.micro_batches
+        return self._lessons.of(examples, teacher, size), teachers.Stored()
 
     def fresh(self, row: Row, seed: int) -> TrainState:
         """The row's state before its first step."""
@@ -245,9 +320,12 @@ class Study:
         first = {key: value[:1] for key, value in self.examples(row, seed).items()}
         return {**first, "mask": np.ones(1, np.float32)}
 
-    def _classes(self, row: Row, seed: int, state: TrainState) -> int:
-        model = teachers.trained(row.module, state)
-        return jax.eval_shape(model, self._example(row, seed)).logits.shape[-1]
+    def _classes(self, row: Row, seed: int) -> int:
+        def logits(batch):
+            model = teachers.trained(row.module, self.fresh(row, seed))
+            return model(batch).logits
+
+        return jax.eval_shape(logits, self._example(row, seed)).shape[-1]
 
     def _compile(self, row: Row) -> Callable:
         if row not in self._compiled:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from builders import largest_difference
 from etils import epath
 from flax import serialization
 
@@ -135,6 +136,24 @@ def test_the_same_command_again_retrains_nothing(finished, monkeypatch, capsys):
     assert again["seeds"] == summary["seeds"]
     assert (directory / "metrics.jsonl").read_bytes() == log
     assert (directory / "table.md").read_text() in capsys.readouterr().out
+
+
+def test_seeds_together_train_as_one_after_another(finished, tmp_path, capsys):
+    """Weights, labels, teachers and batches are each seed's own, in one program."""
+    directory, one_by_one = finished
+    summary = run(tmp_path / "run", "--stored", parallel="seeds", seeds=2)
+    for name in ROWS:
+        found, expected = (model(d, name) for d in (tmp_path / "run", directory))
+        assert largest_difference(found, expected) < 1e-3
+        for mine, theirs in zip(
+            summary["seeds"][name], one_by_one["seeds"][name], strict=True
+        ):
+            assert mine["nll"] == pytest.approx(theirs["nll"], rel=1e-3)
+    mine, theirs = (
+        {(r["fit"], r["step"]): r["loss"] for r in records(d)}
+        for d in (tmp_path / "run", directory)
+    )
+    assert mine == pytest.approx(theirs, rel=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["mesh", "pmap"])

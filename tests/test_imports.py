@@ -42,6 +42,7 @@ FLOORS = {
     "saved": 3,
     "export": 3,
     "lessons": 4,
+    "journal": 4,
     "loop": 4,
     "sweep": 4,
     "statistics": 3,

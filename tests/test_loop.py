@@ -9,7 +9,8 @@ import pytest
 from jaxdistill import models, parallel
 from jaxdistill.checkpoint import Checkpoints
 from jaxdistill.data import Batches
-from jaxdistill.loop import NonFiniteLoss, dispatches, fit
+from jaxdistill.journal import NonFiniteLoss
+from jaxdistill.loop import dispatches, fit
 from jaxdistill.objectives import combine, hard_labels
 from jaxdistill.runs import Run
 from jaxdistill.steps import init_state, make_train_step, scan_train

@@ -27,15 +27,17 @@ from jaxdistill.objectives import combine, hard_labels, soft_targets
 from jaxdistill.runs import Run
 from jaxdistill.steps import init_state, make_train_step, scan_train
 from jaxdistill.sweep import (
+    Own,
     cell_state,
     choose,
     compile_sweep,
+    divide,
     grid,
-    in_groups,
     init_states,
     make_sweep_step,
     scan_sweep,
     size,
+    stack,
 )
 from jaxdistill.teachers import trained
 
@@ -64,28 +66,28 @@ def rows(seed):
     return {"index": index, "mask": mask}
 
 
-def alone(number, order):
+def alone(number, order, teacher=TEACHER, examples=EXAMPLES):
     """The cell's training, on its own."""
     cell = {name: values[number] for name, values in CELLS.items()}
     optimizer = make_optimizer(cell)
     state = init_state(jax.random.key(int(cell["seed"])), STUDENT, optimizer, FIRST)
     step = make_train_step(STUDENT, make_objective(cell), optimizer)
-    return jax.jit(scan_train(step))(state, (TEACHER, EXAMPLES), order)
+    return jax.jit(scan_train(step))(state, (teacher, examples), order)
 
 
 STEP = make_sweep_step(STUDENT, make_objective, make_optimizer)
 
 
-def swept(order, run=None, group=None):
+def swept(order, run=None, group=None, given=(TEACHER, EXAMPLES)):
     run = run or choose(CELLS, jax.devices()[:1])
     states = init_states(CELLS, STUDENT, make_optimizer, FIRST)
-    resident = run.replicate((TEACHER, EXAMPLES))
+    resident = run.replicate(given)
     step = compile_sweep(run, STEP, CELLS, group=group)
     return step(run.place(states), resident, run.replicate(order))
 
 
-def check(states, metrics, number, order):
-    state, expected = alone(number, order)
+def check(states, metrics, number, order, *given):
+    state, expected = alone(number, order, *given)
     found = cell_state(states, number)
     assert int(found.step) == STEPS
     assert largest_difference(found.params, state.params) < 1e-5
@@ -119,6 +121,27 @@ def test_each_cell_may_have_its_own_batches():
         check(states, metrics, number, orders[number])
 
 
+@pytest.mark.parametrize(
+    ("devices", "group"), [(1, None), (1, 2), (2, None), (4, 1)], ids=str
+)
+def test_each_cell_may_have_its_own_labels_teacher_and_batches(devices, group):
+    count = size(CELLS)
+    orders = [rows(i) for i in range(count)]
+    stacked = {k: np.stack([order[k] for order in orders], 1) for k in orders[0]}
+    labels = [make_batch(i, SIZE)["labels"] for i in range(count)]
+    examples = [{**EXAMPLES, "labels": own} for own in labels]
+    taught_by = [live(models.MLP((7, CLASSES)), i) for i in range(count)]
+    given = stack(taught_by), stack(examples)
+    assert not isinstance(given[1]["inputs"], Own)
+    run = choose(CELLS, jax.devices()[:devices])
+    states, metrics = swept(stacked, run, group, given)
+    states, metrics = jax.device_get((states.replace(rng=()), metrics))
+    for number in (0, 5, 7):
+        check(
+            states, metrics, number, orders[number], taught_by[number], examples[number]
+        )
+
+
 def test_cells_divide_over_devices():
     run = choose(CELLS)
     states, _ = swept(rows(0), run)
@@ -139,6 +162,20 @@ def test_over_processes_all_devices_are_used(monkeypatch):
         choose(grid(seed=range(6)))
 
 
+def test_seeds_are_divided_where_that_saves_time(monkeypatch):
+    assert divide("jit", 5)[1] is False
+    assert divide("auto", 5)[0].name == "mesh"  # eight devices of a CPU
+    run, together = divide("seeds", 5)
+    assert (run.name, together) == ("jit", True)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert divide("auto", 5)[1] is True
+    assert divide("auto", 1)[1] is False
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert divide("auto", 5)[1] is False
+    with pytest.raises(ValueError, match="--parallel seeds is for one process"):
+        divide("seeds", 5)
+
+
 @pytest.mark.parametrize(("devices", "group"), [(1, 1), (1, 3), (2, 2)])
 def test_groups_one_after_another_train_the_same(devices, group):
     run = choose(CELLS, jax.devices()[:devices])
@@ -151,14 +188,13 @@ def test_groups_one_after_another_train_the_same(devices, group):
     )
 
 
-def test_groups_stay_on_their_devices():
+def test_cells_stay_on_their_devices():
     """Nothing is sent between devices: each trains its own cells."""
     run = choose(CELLS, jax.devices()[:2])
-    program = in_groups(scan_sweep(STEP), 2, 2)
+    step = compile_sweep(run, STEP, CELLS, group=2)
     states = run.place(init_states(CELLS, STUDENT, make_optimizer, FIRST))
-    cells, rest = run.place(CELLS), run.replicate((TEACHER, EXAMPLES))
-    lowered = run.compile(program).lower(states, (cells, *rest), run.replicate(rows(0)))
-    text = lowered.compile().as_text()
+    resident = run.replicate((TEACHER, EXAMPLES))
+    text = jax.jit(step).lower(states, resident, rows(0)).compile().as_text()
     for name in ("all-reduce", "all-gather", "all-to-all", "collective-permute"):
         assert name not in text
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Data as NumPy arrays: sources, transforms, batches. Nothing here imports jax."""
 
-from jaxdistill.data.batches import Batches, pad
+from jaxdistill.data.batches import Batches, Orders, pad
 from jaxdistill.data.idx import DataError
 from jaxdistill.data.sources import Dataset, check_labels, holdout, load
 from jaxdistill.data.stream import Stream
@@ -11,6 +11,7 @@ __all__ = [
     "Batches",
     "DataError",
     "Dataset",
+    "Orders",
     "Stream",
     "check_labels",
     "holdout",

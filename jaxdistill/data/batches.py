@@ -70,7 +70,43 @@ class Batches:
             yield {**batch, "index": index, "mask": mask}
 
 
-@lru_cache(maxsize=2)
+@dataclass(frozen=True)
+class Orders:
+    """Several trainings' batches side by side, for a sweep whose cells have their own.
+
+    Attributes:
+      each: a `Batches` for each cell, alike but for its seed.
+    """
+
+    each: tuple[Batches, ...]
+
+    @property
+    def size(self) -> int:
+        """Examples of a cell."""
+        return self.each[0].size
+
+    @property
+    def batch_size(self) -> int:
+        """Examples in a cell's batch."""
+        return self.each[0].batch_size
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in an epoch, the padded one included."""
+        return self.each[0].steps_per_epoch
+
+    def rows(self, start: int, stop: int) -> dict[str, np.ndarray]:
+        """`index` and `mask` `[stop - start, cells, batch_size]`, see `Batches`."""
+        rows = [batches.rows(start, stop) for batches in self.each]
+        return {key: np.stack([row[key] for row in rows], 1) for key in rows[0]}
+
+    def position(self, step: int) -> dict[str, Any]:
+        """Where the data stands after `step` steps, as JSON for a checkpoint."""
+        seeds = [batches.seed for batches in self.each]
+        return {**self.each[0].position(step), "seed": seeds}
+
+
+@lru_cache(maxsize=64)  # an epoch of so many cells, for the dispatches that share it
 def _epoch(batches: Batches, epoch: int) -> dict[str, np.ndarray]:
     order = np.random.default_rng([batches.seed, epoch]).permutation(batches.size)
     return pad(order, batches.batch_size)

@@ -191,7 +191,7 @@ def swept(
 ) -> Callable[[], Any]:
     """Steps of many students, each with its own schedule, in one dispatch.
 
-    On CPUs each core trains its own, two at a time.
+    On CPUs each core trains its own, one after another.
 
     Args:
       task: the job.

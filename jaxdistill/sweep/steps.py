@@ -11,7 +11,7 @@ import optax
 
 from jaxdistill.steps import init_state, make_train_step, take
 from jaxdistill.sweep import own
-from jaxdistill.sweep.grid import Cell
+from jaxdistill.sweep.grid import Cell, size
 from jaxdistill.types import Batch, Objective, Student, TrainState
 
 STACKED = TrainState(step=None, params=0, model_state=0, opt_state=0, rng=0)
@@ -76,11 +76,35 @@ def make_sweep_step(
         return step(state, own.of_a_cell(teacher), batch)
 
     def sweep_step(states, cells, teacher, batch):
-        taught = own.axes(teacher, 0, None)
-        many = jax.vmap(one, (STACKED, 0, taught, axis_of(batch)), (STACKED, 0))
-        return many(states, dict(cells), teacher, batch)
+        given = (states, dict(cells), teacher, batch)
+        axes = (STACKED, 0, own.axes(teacher, 0, None), axis_of(batch))
+        if size(cells) == 1:
+            return _alone(one, axes, (STACKED, 0))(*given)
+        return jax.vmap(one, axes, (STACKED, 0))(*given)
 
     return sweep_step
+
+
+def _alone(function: Callable, axes: Any, out_axes: Any) -> Callable:
+    """`jax.vmap` over an axis of one, without what it costs.
+
+    Of a product under vmap XLA's CPU compiler transposes the gradient twice.
+    """
+
+    def squeeze(axis, part):
+        return part if axis is None else jax.tree.map(lambda x: x[0], part)
+
+    def expand(axis, part):
+        return part if axis is None else jax.tree.map(lambda x: x[None], part)
+
+    def apply(change, axes, tree):
+        leaf = lambda x: x is None  # noqa: E731
+        return jax.tree.map(change, axes, tree, is_leaf=leaf)
+
+    def run(*given):
+        return apply(expand, out_axes, function(*apply(squeeze, axes, given)))
+
+    return run
 
 
 def scan_sweep(sweep_step: Callable) -> Callable:

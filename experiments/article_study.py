@@ -41,7 +41,7 @@ from jaxdistill.augment import shift
 from jaxdistill.evaluate import Evaluator
 from jaxdistill.objectives import combine, hard_labels, soft_targets
 from jaxdistill.runs import Run, parse, settings
-from jaxdistill.study import FAILURES, Row, Study, few_labels
+from jaxdistill.study import FAILURES, Row, Study
 from jaxdistill.sweep import Division, divide
 
 ARMS = ("scratch", "label_smoothing", "distilled", "untrained_teacher")
@@ -122,7 +122,7 @@ def execute(config: Config) -> dict[str, Any]:
     study = Study(
         run,
         Run(config.run_dir, settings(config)),
-        examples=few_labels(train_set, config.labels),
+        examples=data.few_labels(train_set, config.labels),
         steps=config.epochs * batches.steps_per_epoch,
         batch_size=config.batch_size,
         test=Evaluator(run, source.inputs(source.test)),

@@ -36,7 +36,7 @@ from jaxdistill.evaluate import Evaluator
 from jaxdistill.objectives import combine, hard_labels, soft_targets
 from jaxdistill.precision import Precision
 from jaxdistill.runs import Run, parse, settings
-from jaxdistill.study import FAILURES, Row, Study, few_labels
+from jaxdistill.study import FAILURES, Row, Study
 from jaxdistill.sweep import Division, divide
 
 
@@ -175,7 +175,7 @@ def execute(config: Config) -> dict[str, Any]:
     study = Study(
         run,
         Run(config.run_dir.format(preset=config.preset), settings(config)),
-        examples=few_labels(train_set, config.labels),
+        examples=data.few_labels(train_set, config.labels),
         steps=steps,
         batch_size=config.batch_size,
         test=Evaluator(run, source.inputs(source.test)),

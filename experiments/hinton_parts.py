@@ -8,8 +8,9 @@ import numpy as np
 
 from experiments.hinton_task import CHOICE_SEED, Task, adam, errors, labels, logits_of
 from jaxdistill import models, report, sweep, teachers
+from jaxdistill.data import few_labels
 from jaxdistill.runs import Run
-from jaxdistill.study import Row, few_labels
+from jaxdistill.study import Row
 
 BIASES = np.arange(0.0, 20.05, 0.1)
 """What is tried for a class's bias: the paper's are 3.5 and 7.6."""

@@ -40,7 +40,7 @@ from jaxdistill import (
 from jaxdistill.evaluate import Evaluator
 from jaxdistill.objectives import combine, hard_labels, soft_targets
 from jaxdistill.runs import Run, parse, settings
-from jaxdistill.study import FAILURES, Row, Study, few_labels
+from jaxdistill.study import FAILURES, Row, Study
 from jaxdistill.types import Objective
 
 
@@ -122,7 +122,7 @@ class Task:
         self.config = config
         source = data.load(config.data, config.data_dir)
         train, held = data.holdout(source.train, config.validation)
-        self.examples = few_labels(source.inputs(train), config.labels)
+        self.examples = data.few_labels(source.inputs(train), config.labels)
         self.splits = {"validation": source.inputs(held)}
         self.splits["test"] = source.inputs(source.test)
         self.axes = {

@@ -8,7 +8,7 @@ summary = study.compare({"teacher": Row(...), "scratch": Row(...),
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -344,29 +344,3 @@ class Study:
         if self._placed[0] is not examples:
             self._placed = (examples, self.run.replicate(dict(examples)))
         return self._placed[1]
-
-
-def few_labels(train: Mapping[str, np.ndarray], count: int | None):
-    """Examples for a study in which only `count` labels may be used, by anyone.
-
-    Args:
-      train: `inputs` and `labels` of all training examples.
-      count: how many labels are known; None is all.
-
-    Returns:
-      `(row, seed) -> examples`, other labels for every seed. Who has no teacher gets
-      the labelled examples alone; a student of one gets all, with `labelled` marking
-      those whose label it may use, because soft targets need none.
-    """
-    size = len(train["labels"])
-    if count is None or count >= size:
-        return lambda row, seed: train
-
-    @lru_cache(maxsize=2)
-    def choose(seed: int, taught: bool):
-        chosen = np.sort(np.random.default_rng([seed, 1]).permutation(size)[:count])
-        known = np.isin(np.arange(size), chosen).astype(np.float32)
-        examples = {**train, "labelled": known}
-        return examples if taught else {k: v[chosen] for k, v in examples.items()}
-
-    return lambda row, seed: choose(seed, row.teacher is not None)

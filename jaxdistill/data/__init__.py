@@ -3,7 +3,8 @@
 
 from jaxdistill.data.batches import Batches, Orders, pad
 from jaxdistill.data.idx import DataError
-from jaxdistill.data.sources import Dataset, check_labels, holdout, load
+from jaxdistill.data.labels import check_labels, few_labels
+from jaxdistill.data.sources import Dataset, holdout, load
 from jaxdistill.data.stream import Stream
 from jaxdistill.data.transforms import normalize
 
@@ -14,6 +15,7 @@ __all__ = [
     "Orders",
     "Stream",
     "check_labels",
+    "few_labels",
     "holdout",
     "load",
     "normalize",

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxdistill.data import cifar, idx, tfds
 from jaxdistill.data.idx import DataError, Examples
+from jaxdistill.data.labels import check_labels
 from jaxdistill.data.transforms import normalize
 
 DIGITS_TEST = 797
@@ -106,19 +107,6 @@ def holdout(examples: Examples, count: int, seed: int = 0) -> tuple[Examples, Ex
         {key: value[rest] for key, value in examples.items()},
         {key: value[held] for key, value in examples.items()},
     )
-
-
-def check_labels(labels: np.ndarray, num_classes: int) -> None:
-    """Raise DataError unless every label is an integer in `[0, num_classes)`."""
-    labels = np.asarray(labels)
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise DataError(f"labels must be integers, got {labels.dtype}")
-    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
-    if len(wrong):
-        raise DataError(
-            f"label {labels.flat[wrong[0]]} at position {wrong[0]} is out of range: "
-            f"with {num_classes} classes, labels are 0 to {num_classes - 1}"
-        )
 
 
 def _digits() -> Dataset:

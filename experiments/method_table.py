@@ -92,6 +92,8 @@ class Config:
     """fresh seeds of each method's best"""
     precision: Precision = "float32"
     """what the steps compute in; parameters and losses are float32 either way"""
+    remat: bool = False
+    """compute residual blocks again in the backward pass: less memory, more time"""
     parallel: Kind = "auto"
     """how a step runs: a mesh where there are several devices, else jit"""
     distributed: bool = False
@@ -265,7 +267,12 @@ def step_rate(rate: float, steps: int) -> optax.Schedule:
 def networks(config: Config, num_classes: int):
     """Teacher, assistant and student of a preset."""
     if config.preset == "repdistiller":
-        return [models.resnet_cifar(depth, num_classes) for depth in (56, 32, 20)]
+        return [
+            models.resnet_cifar(depth, num_classes).clone(remat=config.remat)
+            for depth in (56, 32, 20)
+        ]
+    if config.remat:
+        raise ValueError("--remat is for residual networks: take preset repdistiller")
     return [
         models.ConvNet((16, 32), 128, num_classes, dropout=0.3),
         models.ConvNet((12, 24), 64, num_classes),

@@ -97,6 +97,8 @@ class Config:
     """how the step is spread over the chips"""
     batch_per_chip: int = 64
     """examples of a step on each chip"""
+    remat: bool = False
+    """compute the student's residual blocks again in the backward pass"""
     cpu: bool = True
     """also compile a chip's part for this machine's CPU, and time it"""
     save: Path | None = None
@@ -110,6 +112,11 @@ def main(argv: Sequence[str] | None = None) -> dict[Any, dict[str, Any]]:
         sys.exit(f"error: --batch-per-chip is {config.batch_per_chip}, below 1")
     if importlib.util.find_spec("libtpu") is None:
         sys.exit("error: libtpu is not installed: pip install 'jaxdistill[tpu]'")
+    job = JOBS[config.job]
+    if config.remat:
+        if not isinstance(job.student, models.ResNet):
+            sys.exit("error: --remat is for residual networks: take --job resnet")
+        job = job._replace(student=job.student.clone(remat=True))
     kinds: Sequence[parallel.Kind] = ("mesh", "pmap")
     if config.parallel != "both":
         kinds = (config.parallel,)
@@ -119,12 +126,13 @@ def main(argv: Sequence[str] | None = None) -> dict[Any, dict[str, Any]]:
         for kind in kinds:
             # Grids of equal count, v5e:2x4 and v5e:4x2, are different topologies.
             title = f"{len(chips)} x {chips[0].device_kind} ({name}), {kind}"
-            rows[title] = costs(JOBS[config.job], kind, chips, config.batch_per_chip)
+            rows[title] = costs(job, kind, chips, config.batch_per_chip)
     if config.cpu:
         title = f"this CPU, {os.cpu_count()} cores, measured"
-        rows[title] = on_cpu(JOBS[config.job], config.batch_per_chip)
+        rows[title] = on_cpu(job, config.batch_per_chip)
     text = (
-        f"Job: {config.job}, {config.batch_per_chip} examples on each chip.\n\n"
+        f"Job: {config.job}{', remat' if config.remat else ''}, "
+        f"{config.batch_per_chip} examples on each chip.\n\n"
         f"{table(rows)}"
     )
     print(text, end="")

@@ -148,6 +148,14 @@ def test_repdistillers_networks():
     assert counts == [861_620, 472_756, 278_324]
 
 
+def test_remat_reaches_the_residual_networks():
+    config = method_table.PRESETS["repdistiller"]
+    config = method_table.replace(config, remat=True)
+    assert all(module.remat for module in method_table.networks(config, 100))
+    with pytest.raises(ValueError, match="--remat is for residual networks"):
+        method_table.networks(method_table.Config(remat=True), 10)
+
+
 def test_repdistillers_rates():
     """SGD 0.05, a tenth of it after 150, 180 and 210 of 240 epochs."""
     rate = method_table.step_rate(0.05, steps=2400)

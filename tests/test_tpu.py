@@ -109,6 +109,11 @@ def test_unknown_topology_is_named():
             "error: libtpu is not installed: pip install 'jaxdistill[tpu]'",
         ),
         ("", ["--batch-per-chip", "0"], "error: --batch-per-chip is 0, below 1"),
+        (
+            "",
+            ["--remat"],
+            "error: --remat is for residual networks: take --job resnet",
+        ),
     ],
 )
 def test_bad_input_gives_one_sentence(setup, arguments, sentence):

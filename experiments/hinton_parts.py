@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The parts of hinton_mnist: each trains, and leaves a summary in its own folder."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,8 +10,8 @@ import numpy as np
 from experiments.hinton_task import CHOICE_SEED, Task, adam, errors, labels, logits_of
 from jaxdistill import models, report, sweep, teachers
 from jaxdistill.data import few_labels
-from jaxdistill.runs import Run
-from jaxdistill.study import Row
+from jaxdistill.figures import words
+from jaxdistill.study import Row, Study
 
 BIASES = np.arange(0.0, 20.05, 0.1)
 """What is tried for a class's bias: the paper's are 3.5 and 7.6."""
@@ -22,20 +23,29 @@ def triple(task: Task) -> str:
     The two students' rates are chosen on the validation images, from the same three.
     """
     study = task.study("triple", "train")
-    rates, tried = choose(task, study.log)
-    study.log.write("chosen.json", {"rates": rates, "validation errors": tried})
-    rows = {
-        "teacher": task.teacher_row(),
-        "scratch": student_row(task, labels(), rates["scratch"]),
-        "distilled": distilled_row(task, rates["distilled"]),
-    }
-    study.compare(rows, task.config.seeds)
+    study.compare(triple_rows(task, chosen_rates(task)), task.config.seeds)
     return report.write(study.log.path)
 
 
-def choose(task: Task, log: Run) -> tuple[dict[str, float], dict[str, Any]]:
-    """The best rate of either student, and the validation errors of all tried."""
-    config = task.config
+def triple_rows(
+    task: Task, rates: Mapping[str, float], epochs: int | None = None
+) -> dict[str, Row]:
+    """Teacher and both students, for so many epochs or those of the configuration."""
+    return {
+        "teacher": task.teacher_row(epochs),
+        "scratch": student_row(task, labels(), rates["scratch"], epochs=epochs),
+        "distilled": distilled_row(task, rates["distilled"], epochs=epochs),
+    }
+
+
+def chosen_rates(task: Task) -> dict[str, float]:
+    """The triple's best rate of either student, chosen now unless it has been.
+
+    The validation errors of all tried stand beside them.
+    """
+    config, log = task.config, task.log("triple")
+    if (chosen := log.path / "chosen.json").exists():
+        return json.loads(chosen.read_text())["rates"]
     teacher = choice_teacher(task)
     cells = sweep.grid(learning_rate=config.rates, seed=[CHOICE_SEED])
     module, held = task.mlp(*config.student), task.examples["validation"]
@@ -57,7 +67,8 @@ def choose(task: Task, log: Run) -> tuple[dict[str, float], dict[str, Any]]:
         wrong = errors(logits_of(students, held, cells=True), held["labels"])
         rates[name] = float(config.rates[int(wrong.argmin())])
         tried[name] = dict(zip(map(str, config.rates), wrong.tolist(), strict=True))
-    return rates, tried
+    log.write("chosen.json", {"rates": rates, "validation errors": tried})
+    return rates
 
 
 def choice_teacher(task: Task) -> teachers.Live:
@@ -69,12 +80,6 @@ def choice_teacher(task: Task) -> teachers.Live:
 def first_teacher(task: Task) -> teachers.Live:
     """The triple's teacher of seed 0, trained now unless it is there."""
     return task.study("triple", "train").train("teacher", task.teacher_row(), 0)
-
-
-def chosen_rate(task: Task, name: str) -> float:
-    """The rate that the triple chose for a student, now unless it has."""
-    log = task.log("triple")
-    return choose(task, log)[0][name]
 
 
 def student_row(task: Task, objective: Any, rate: float, **options: Any) -> Row:
@@ -93,7 +98,7 @@ def distilled_row(task: Task, rate: float, **options: Any) -> Row:
 def temperature(task: Task) -> str:
     """Test errors by temperature and width: one swept program a width."""
     config, log = task.config, task.log("temperature")
-    teacher, rate = first_teacher(task), chosen_rate(task, "distilled")
+    teacher, rate = first_teacher(task), chosen_rates(task)["distilled"]
     examples, test = task.taught(teacher, "train"), task.examples["test"]
     found = {}
     for width, seeds in zip(
@@ -125,7 +130,7 @@ def temperature(task: Task) -> str:
 def transfer(task: Task) -> str:
     """Students that never saw a class, before and after their bias is corrected."""
     config, log = task.config, task.log("transfer")
-    teacher, rate = first_teacher(task), chosen_rate(task, "distilled")
+    teacher, rate = first_teacher(task), chosen_rates(task)["distilled"]
     cells = sweep.grid(learning_rate=[rate], seed=range(config.seeds))
     shown = task.examples["train"]["labels"]
     sets = {
@@ -200,10 +205,30 @@ def best_bias(
 
 def beyond(task: Task) -> str:
     """What the paper left out: controls, better teachers, fewer labels."""
-    config, study = task.config, task.study("beyond", "fitted")
-    scratch, distilled = (chosen_rate(task, k) for k in ("scratch", "distilled"))
-    soft, teacher = task.soft(config.temperature, hard_weight=0.0), task.teacher_row()
+    log, study = task.log("beyond"), task.study("triple", "train")
+    rows = beyond_rows(task)
+    students = [name for name, row in rows.items() if "teacher" not in name]
+    said = choice(task, rows, students)
+    others = ("scratch", "distilled")
+    study.compare(
+        rows,
+        task.config.seeds,
+        given=lambda seed: given_teachers(task, study, rows, seed),
+        pairs={k: [other for other in others if other != k] for k in students},
+        to=log,
+    )
+    log.write_bytes("chosen.md", said.encode())
+    texts = [report.write(log.path), said]
+    texts += [few_labels_table(task, n) for n in task.config.beyond_labels]
+    return "\n".join(texts)
+
+
+def beyond_rows(task: Task) -> dict[str, Row]:
+    """The triple's rows, and those that the paper lacks."""
+    config, rates = task.config, chosen_rates(task)
+    soft = task.soft(config.temperature, hard_weight=0.0)
     long: dict[str, Any] = {"prepare": task.jitter, "epochs": config.beyond_epochs}
+    views: dict[str, Any] = {**long, "views": config.beyond_views}
     conv = Row(
         models.ConvNet((32, 64), 256, task.source.num_classes, dropout=0.5),
         labels(),
@@ -211,64 +236,70 @@ def beyond(task: Task) -> str:
         prepare=task.jitter,
         steps=task.steps(config.beyond_conv_epochs),
     )
-    rows = {
-        "teacher": teacher,
+
+    def taught(teacher, **options):
+        return student_row(task, soft, rates["distilled"], teacher=teacher, **options)
+
+    def labelled(objective, **options):
+        return student_row(task, objective, rates["scratch"], **options)
+
+    return {
+        **triple_rows(task, rates),
         "conv_teacher": conv,
-        "scratch": student_row(task, labels(), scratch),
-        "label_smoothing": student_row(task, labels(0.1), scratch),
-        "jittered": student_row(task, labels(), scratch, **long),
-        "untrained_teacher": distilled_row(task, distilled, teacher="untrained"),
-        "distilled": distilled_row(task, distilled),
-        "no_labels": student_row(task, soft, distilled, teacher="teacher"),
-        "matching": student_row(task, soft, distilled, teacher="teacher", **long),
-        "conv_matching": student_row(
-            task, soft, distilled, teacher="conv_teacher", **long
-        ),
-        "ensemble_matching": student_row(
-            task, soft, distilled, teacher="ensemble", **long
-        ),
+        "label_smoothing": labelled(labels(0.1)),
+        "jittered": labelled(labels(), **long),
+        "untrained": distilled_row(task, rates["distilled"], teacher="drawn"),
+        "no_labels": taught("teacher"),
+        "matching": taught("teacher", **views),
+        "conv_matching": taught("conv_teacher", **views),
+        "ensemble_matching": taught("ensemble", **views),
     }
 
-    def given(seed: int) -> Mapping[str, Any]:
-        members = [study.train("teacher", teacher, seed)]
-        members.append(study.train("conv_teacher", conv, seed))
-        drawn = teachers.trained(teacher.module, study.fresh(teacher, seed + 10_000))
-        both = {"ensemble": teachers.ensemble(members), "untrained": drawn}
-        return {name: task.run.place(model) for name, model in both.items()}
 
-    others = ("scratch", "distilled")
-    pairs = {k: [o for o in others if o != k] for k in rows if "teacher" not in k}
-    study.compare(rows, config.seeds, given=given, pairs=pairs)
-    study.log.write_bytes("chosen.md", best_row(study.log, list(pairs)).encode())
-    texts = [report.write(study.log.path), best_row(study.log, list(pairs))]
-    for count in config.beyond_labels:
-        few = task.study(
-            f"beyond/labels_{count}",
-            "fitted",
-            few_labels(task.examples["fitted"], count),
-            batch_size=min(config.batch_size, count),
-        )
-        few.compare(
-            {
-                "teacher": teacher,
-                "scratch": student_row(task, labels(), scratch),
-                "distilled": distilled_row(task, distilled),
-            },
-            config.seeds,
-        )
-        texts.append(f"{count} labels\n\n{report.write(few.log.path)}")
-    return "\n".join(texts)
-
-
-def best_row(log: Run, names: list[str]) -> str:
-    """Which student is best on the validation images, as a sentence."""
-    last = {record["fit"]: record["accuracy"] for record in log.records}
-    found = {
-        name: np.mean([v for k, v in last.items() if k.rsplit("-", 1)[0] == name])
-        for name in names
+def given_teachers(
+    task: Task, study: Study, rows: Mapping[str, Row], seed: int
+) -> dict[str, Any]:
+    """Teachers that are no rows: two as one, and one as it is drawn."""
+    members = [study.train(k, rows[k], seed) for k in ("teacher", "conv_teacher")]
+    drawn = study.fresh(rows["teacher"], seed + 10_000)
+    return {
+        "ensemble": task.run.place(teachers.mean_logits(members)),
+        "drawn": task.run.place(teachers.trained(rows["teacher"].module, drawn)),
     }
-    best = max(found, key=lambda name: found[name])
+
+
+def choice(task: Task, rows: Mapping[str, Row], students: list[str]) -> str:
+    """Which student is best on the validation images, as a sentence.
+
+    All are trained once more, without these images, as are their teachers.
+    """
+    study = task.study("beyond", "fitted")
+    known = given_teachers(task, study, rows, CHOICE_SEED)
+    for name in ("teacher", "conv_teacher"):
+        known[name] = task.run.place(study.train(name, rows[name], CHOICE_SEED))
+    held, wrong = task.examples["validation"], {}
+    for name in students:
+        teacher = rows[name].teacher
+        taught_by = None if teacher is None else known[teacher]
+        model = study.train(name, rows[name], CHOICE_SEED, taught_by)
+        wrong[name] = int(errors(logits_of(model, held), held["labels"]))
+    best = min(wrong, key=lambda name: wrong[name])
+    listed = ", ".join(f"{words(name)} {count}" for name, count in wrong.items())
     return (
-        f"Best on the validation images: {best.replace('_', ' ')}, "
-        f"{100 * found[best]:.2f}% (mean over seeds).\n"
+        f"Best on the {len(held['labels']):,} validation images, in one training "
+        f"without them: {words(best)}. Errors there: {listed}.\n"
     )
+
+
+def few_labels_table(task: Task, count: int) -> str:
+    """The triple where anyone may use so many labels only, as a titled table."""
+    config = task.config
+    study = task.study(
+        f"beyond/labels_{count}",
+        "train",
+        few_labels(task.examples["train"], count),
+        batch_size=min(config.batch_size, count),
+    )
+    rows = triple_rows(task, chosen_rates(task), config.beyond_few_epochs)
+    study.compare(rows, config.seeds)
+    return f"{count} labels\n\n{report.write(study.log.path)}"

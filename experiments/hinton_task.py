@@ -80,13 +80,13 @@ class Task:
         """A network on the images."""
         return models.MLP((*widths, self.source.num_classes), **options)
 
-    def _teacher_row(self) -> Row:
+    def _teacher_row(self, epochs: int | None = None) -> Row:
         """The teacher: dropout, bounded weights, jittered images, the labels."""
         config = self.config
         module = self.mlp(
             *config.teacher, input_dropout=config.input_dropout, dropout=config.dropout
         )
-        steps = self.steps(config.teacher_epochs)
+        steps = self.steps(epochs or config.teacher_epochs)
         bounded = max_norm(config.max_norm)
         optimizer = optax.chain(adam(config.teacher_rate, steps), bounded)
         return Row(module, labels(), optimizer, prepare=self.jitter, steps=steps)

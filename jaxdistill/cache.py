@@ -251,19 +251,22 @@ def _outputs(teacher, batch: Batch, *, manifest: Manifest, prepare) -> dict[str,
     size = batch["mask"].shape[0]
     # Here, not before: compiled with the forward pass, as in a step, it rounds alike.
     teacher = lower(teacher, manifest.compute)
-    views = []
-    for number in range(manifest.views):
+
+    def view_outputs(number):
         view = batch
         if prepare is not None:
             view = view_of(prepare, manifest.seed, batch, jnp.full(size, number))
         outputs = teacher({**view, "inputs": lower(view["inputs"], manifest.compute)})
-        arrays = _logits(outputs.logits, manifest)
-        arrays |= {
+        hiddens = {
             f"hidden_{i}": outputs.hiddens[i].astype(manifest.dtype)
             for i in manifest.layers
         }
-        views.append(arrays)
-    return jax.tree.map(lambda *x: jnp.stack(x, 1), *views)
+        return _logits(outputs.logits, manifest) | hiddens
+
+    if manifest.views == 1:
+        return jax.tree.map(lambda x: x[:, None], view_outputs(0))
+    views = jax.lax.map(view_outputs, jnp.arange(manifest.views))
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), views)
 
 
 def _logits(logits: Array, manifest: Manifest) -> dict[str, Array]:

@@ -13,14 +13,15 @@ from jaxdistill.runs import read_records
 
 
 def draw(directory: Any) -> dict[str, bytes]:
-    """`{file name: PNG}` of a run directory: learning curves and the comparison."""
+    """`{file name: PNG}` of a run directory: the comparison and, where the trainings
+    were logged, learning curves."""
     directory = epath.Path(directory)
     summary = json.loads((directory / "summary.json").read_text())
     records = read_records(directory / "metrics.jsonl")
-    return {
-        "curves.png": _curves(records, summary["rows"]),
-        "comparison.png": _comparison(summary),
-    }
+    found = {"comparison.png": _comparison(summary)}
+    if _by_row(records, summary["rows"], "loss"):
+        found["curves.png"] = _curves(records, summary["rows"])
+    return found
 
 
 def _curves(records: Sequence[Mapping[str, Any]], rows: Any) -> bytes:

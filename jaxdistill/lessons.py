@@ -9,6 +9,7 @@ from typing import Any
 from etils import epath
 
 from jaxdistill import cache, processes, teachers
+from jaxdistill.augment import Prepare
 from jaxdistill.parallel import Parallel
 
 
@@ -29,30 +30,51 @@ class Lessons:
         self._last: tuple[str, Any, dict[str, Any]] = ("", None, {})
 
     def of(
-        self, examples: Mapping[str, Any], teacher: Any, batch_size: int
+        self,
+        examples: Mapping[str, Any],
+        teacher: Any,
+        batch_size: int,
+        *,
+        prepare: Prepare | None = None,
+        views: int = 1,
     ) -> dict[str, Any]:
         """The examples with a placed teacher's outputs, from disk if they are there.
 
         They are computed as in a step on `batch_size` examples, split over the run's
         devices and in its precision, and so are equal to the live teacher's.
+
+        Args:
+          examples: the same object again is asked of the disk once.
+          teacher: of one set of logits, not an ensemble.
+          batch_size: of the step.
+          prepare: the augmentation of the views, None for the examples as they are.
+          views: of each example, to be seen again with `views.replay`.
         """
         teacher = self.run.fetch(teacher)
         # What does not divide is split in no way that is known here.
         devices = math.gcd(batch_size, len(self.run.devices))
-        name = f"{teachers.fingerprint(teacher)[:16]}-{batch_size}-{devices}"
+        name = f"{teachers.fingerprint(teacher)[:16]}-{batch_size}-{devices}-{views}"
         if self._last[0] != name or self._last[1] is not examples:
             manifest = cache.describe(
                 teacher,
                 examples,
                 data="this run's",
                 split="train",
-                transform="as the examples are",
+                transform="as the examples are" if prepare is None else "augmented",
+                views=views,
                 batch_size=batch_size,
                 devices=devices,
                 compute=self.compute,
             )
             path = self.folder / f"{name}-{manifest.content[:16]}"
-            cache.write(path, teacher, examples, manifest, progress=self.progress)
+            cache.write(
+                path,
+                teacher,
+                examples,
+                manifest,
+                prepare=prepare,
+                progress=self.progress,
+            )
             # The first process finishes the store, and the others wait until then.
             processes.on_first(partial(cache.check, path, manifest))
             merged = {**examples, "teacher": cache.read(path, manifest)}

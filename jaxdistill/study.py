@@ -29,6 +29,7 @@ from jaxdistill.precision import Precision
 from jaxdistill.runs import Run, RunError
 from jaxdistill.steps import init_state, make_train_step, scan_train
 from jaxdistill.types import Batch, Objective, TrainState
+from jaxdistill.views import replay
 
 FAILURES = (RunError, CheckpointError, NonFiniteLoss, ValueError)
 """What a script ends with in one sentence: its message says what to do."""
@@ -43,6 +44,8 @@ class Row(NamedTuple):
       optimizer: an optax transformation.
       teacher: the row whose trained model teaches this one, or None.
       prepare: augmentation, see `steps.make_train_step`.
+      views: of each example, shown again in place of ever new ones where the study
+        stores a teacher's outputs (`views.replay`); 0 leaves the teacher live.
       micro_batches: see `steps.make_train_step`.
       steps: optimizer steps, or None for as many as the study's.
     """
@@ -52,6 +55,7 @@ class Row(NamedTuple):
     optimizer: optax.GradientTransformation
     teacher: str | None = None
     prepare: Callable[[Batch, jax.Array], Batch] | None = None
+    views: int = 0
     micro_batches: int = 1
     steps: int | None = None
 
@@ -88,7 +92,8 @@ class Study:
           validation: evaluates `evaluations` times along the way, or never.
           evaluations: records, checkpoints and validations of a training.
           stored: compute a live teacher's outputs once, below the run directory, for
-            rows without augmentation; their steps are bit-equal to live ones.
+            rows without augmentation, whose steps are bit-equal to live ones, and for
+            those with `views`.
           precision: what the steps compute in, see `precision`.
           together: train all seeds of a row in one program (`sweep`), divided over all
             devices of this process; `run` then is `parallel.jit()`.
@@ -114,6 +119,7 @@ class Study:
         given: Callable[[int], Mapping[str, Any]] = lambda seed: {},
         pairs: Mapping[str, Sequence[str]] | None = None,
         timed_steps: int = 0,
+        to: Run | None = None,
     ) -> dict[str, Any]:
         """Trains all rows for all seeds and writes the run's summary.
 
@@ -127,10 +133,12 @@ class Study:
           pairs: `{row: rows it is compared with}`; None compares "distilled" with
             all but the teacher.
           timed_steps: measure milliseconds per step on so many, if any.
+          to: where summary and models go, the study's own run directory if None.
 
         Returns:
           The summary (`report.summarize`), with each training's digest.
         """
+        to = self.log if to is None else to
         results: dict[str, list] = {name: [] for name in rows}
         costs, digests = {}, {}
         groups = [range(seeds)] if self.together else [[seed] for seed in range(seeds)]
@@ -150,7 +158,7 @@ class Study:
                     digests[f"{name}-{seed}"] = teachers.digest(model.variables)
                     if seed == 0:
                         costs[name] = dict(self._cost(model, self._example(row, seed)))
-                        saved.save_model(self.log, name, model)
+                        saved.save_model(to, name, model)
         if timed_steps:
             for name, ms in self._step_ms(rows, trained[-1], timed_steps).items():
                 costs[name]["step_ms"] = ms
@@ -158,7 +166,7 @@ class Study:
             others = [name for name in rows if name not in ("teacher", "distilled")]
             pairs = {"distilled": others}
         summary = report.summarize(results, costs, pairs)
-        self.log.write("summary.json", {**summary, "digests": digests})
+        to.write("summary.json", {**summary, "digests": digests})
         return {**summary, "digests": digests}
 
     def train(
@@ -248,7 +256,7 @@ class Study:
             evaluations=self.evaluations,
             best=self._best,
             progress=self.progress,
-            prepare=row.prepare,
+            prepare=self._prepare(row),
             micro_batches=row.micro_batches,
             dtype=self.dtype,
         )
@@ -271,12 +279,33 @@ class Study:
         return examples
 
     def _lesson(self, row: Row, examples, teacher: Any) -> tuple[Any, Any]:
-        """Examples and a teacher as the step has them: live, or its stored outputs."""
-        live = isinstance(teacher, teachers.Live)
-        if not (self.stored and row.prepare is None and live):
+        """Examples and a teacher as the step has them: live, or its stored outputs.
+
+        Raises:
+          ValueError: the row has views, but nothing of which to store them.
+        """
+        one = isinstance(teacher, teachers.Live | teachers.MeanLogits)
+        views = self._views(row)
+        if views and not (one and row.prepare):
+            raise ValueError(
+                "a row with views needs an augmentation and one teacher's logits; of "
+                "several teachers teachers.mean_logits has them"
+            )
+        if not (self.stored and one and (row.prepare is None or views)):
             return examples, teacher
         size = self.batch_size // row.micro_batches
-        return self._lessons.of(examples, teacher, size), teachers.Stored()
+        seen: dict[str, Any] = {}
+        if views:
+            seen = {"prepare": row.prepare, "views": views}
+        return self._lessons.of(examples, teacher, size, **seen), teachers.Stored()
+
+    def _views(self, row: Row) -> int:
+        return row.views if self.stored else 0
+
+    def _prepare(self, row: Row) -> Any:
+        """A row's augmentation; with stored views, the one that shows them again."""
+        views = self._views(row)
+        return replay(row.prepare, 0, views) if views and row.prepare else row.prepare
 
     def fresh(self, row: Row, seed: int) -> TrainState:
         """The row's state before its first step."""
@@ -333,7 +362,7 @@ class Study:
                 student(row.module),
                 row.objective,
                 row.optimizer,
-                prepare=row.prepare,
+                prepare=self._prepare(row),
                 micro_batches=row.micro_batches,
                 dtype=self.dtype,
             )

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a study's students see of their teachers."""
+
+import numpy as np
+import optax
+import pytest
+
+from jaxdistill import data, models, parallel, teachers
+from jaxdistill.augment import shift
+from jaxdistill.evaluate import Evaluator
+from jaxdistill.objectives import combine, soft_targets
+from jaxdistill.runs import Run
+from jaxdistill.study import Row, Study
+
+MODULE = models.MLP((8, 10))
+SOURCE = data.load("digits")
+EXAMPLES = {k: v[:48] for k, v in SOURCE.inputs(SOURCE.train).items()}
+ROW = Row(
+    MODULE,
+    combine({"soft": (1.0, soft_targets())}),
+    optax.sgd(0.0),
+    prepare=shift(2, SOURCE.background),
+    views=3,
+)
+
+
+@pytest.fixture
+def study(tmp_path):
+    run = parallel.jit()
+    return Study(
+        run,
+        Run(tmp_path, {}),
+        examples=lambda row, seed: EXAMPLES,
+        steps=12,
+        batch_size=16,
+        test=Evaluator(run, EXAMPLES),
+        evaluations=2,
+        stored=True,
+        progress=False,
+    )
+
+
+def loss(study, name):
+    return [r["loss"] for r in study.log.records if r["fit"] == f"{name}-0"]
+
+
+def test_stored_views_are_those_that_the_student_sees(study):
+    """A student that is its own teacher, and stays it, differs on other images only."""
+    itself = study.run.place(teachers.trained(MODULE, study.fresh(ROW, 0)))
+    study.train("same", ROW, 0, itself)
+    np.testing.assert_allclose(loss(study, "same"), 0, atol=1e-6)
+    study.train("unshifted", ROW._replace(prepare=None, views=0), 0, itself)
+    np.testing.assert_allclose(loss(study, "unshifted"), 0, atol=1e-6)
+    assert len(list((study.log.path / "outputs").iterdir())) == 2
+
+
+def test_the_mean_of_two_teachers_has_views(study):
+    members = [teachers.trained(MODULE, study.fresh(ROW, seed)) for seed in (0, 1)]
+    mean = study.run.place(teachers.mean_logits(members))
+    study.train("mean", ROW, 0, mean)
+    assert min(loss(study, "mean")) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("row", "teacher"),
+    [(ROW, lambda model: teachers.ensemble([model])), (ROW, lambda model: None)]
+    + [(ROW._replace(prepare=None), lambda model: model)],
+)
+def test_views_need_what_is_stored(study, row, teacher):
+    model = teachers.trained(MODULE, study.fresh(ROW, 0))
+    with pytest.raises(ValueError, match="views needs an augmentation and one teacher"):
+        study.train("bad", row, 0, study.run.place(teacher(model)))

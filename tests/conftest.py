@@ -41,3 +41,10 @@ def data_dir() -> Path:
     if missing:
         pytest.skip(f"JAXDISTILL_DATA={folder} has no {' and no '.join(missing)}")
     return Path(folder)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """A process keeps every program it compiled, and with thousands mapping is slow."""
+    yield
+    jax.clear_caches()

@@ -28,7 +28,7 @@ from jaxdistill.terms import (
     token_mask,
     wanted,
 )
-from jaxdistill.types import Array, Batch, Objective, Outputs, Term, TopK
+from jaxdistill.types import Array, Batch, Factored, Objective, Outputs, Term, TopK
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,16 +91,21 @@ def hard_labels(*, label_smoothing: Any = 0.0) -> Term:
     """Cross-entropy with the labels, on examples whose label may be used.
 
     Images mixed by `augment.mixup` count both their labels, by their shares. Several
-    students in one (`models.Peers`) add up, each with its own cross-entropy.
+    students in one (`models.Peers`) add up, each with its own cross-entropy. `Factored`
+    logits are multiplied out a part at a time (`losses.chunked_cross_entropy`).
 
     Args:
-      label_smoothing: see `losses.cross_entropy`.
+      label_smoothing: see `losses.cross_entropy`; not of factored logits.
     """
 
     def function(student: Outputs, teacher, batch: Batch, *, label_smoothing=0.0):
         def loss(logits, labels):
+            if isinstance(logits, Factored):
+                return losses.chunked_cross_entropy(logits, labels)
             return losses.cross_entropy(logits, labels, label_smoothing=label_smoothing)
 
+        if isinstance(student.logits, Factored) and not _is_zero(label_smoothing):
+            raise ValueError("factored logits have no label smoothing: multiply them")
         labels = batch["labels"]
         mask = token_mask(batch, labels.shape)
         if "labelled" in batch:
@@ -121,7 +126,8 @@ def soft_targets(*, temperature: Any = 1.0) -> Term:
 
     For an ensemble, whose logits carry a member axis, the mean of the members' KLs: its
     gradient is that of the KL to the mean of their tempered distributions. For stored
-    top-k outputs, `losses.sparse_forward_kl`.
+    top-k outputs, `losses.sparse_forward_kl`; where both sides' logits are `Factored`,
+    `losses.chunked_forward_kl`.
 
     Args:
       temperature: a number above 0, a traced value, or `step -> number`.
@@ -132,8 +138,13 @@ def soft_targets(*, temperature: Any = 1.0) -> Term:
     sparse = on_logits(losses.sparse_forward_kl, temperature=temperature)
 
     def function(student: Outputs, teacher: Outputs | None, batch: Batch, **settings):
-        stored = teacher is not None and isinstance(teacher.logits, TopK)
-        term = sparse if stored else dense
+        kinds = [type(side.logits) for side in (student, teacher) if side is not None]
+        if kinds == [Factored, Factored]:
+            assert teacher is not None
+            mask = token_mask(batch, student.logits.shape[:-1])
+            loss = losses.chunked_forward_kl
+            return loss(student.logits, teacher.logits, **settings), mask
+        term = sparse if kinds[-1] is TopK else dense
         return term.function(student, teacher, batch, **settings)
 
     return Settled("soft_targets", (), dense.settings, function)
@@ -142,7 +153,8 @@ def soft_targets(*, temperature: Any = 1.0) -> Term:
 def on_logits(loss: Callable, **settings: Any) -> Settled:
     """Any loss between the student's and the teacher's logits, as a term.
 
-    An ensemble's members are taken one by one, and the mean of their values.
+    An ensemble's members are taken one by one, and the mean of their values. `Factored`
+    logits are multiplied out.
 
     Args:
       loss: `(student, teacher, ...) -> values`; a parameter called `labels` or `mask`
@@ -158,7 +170,8 @@ def on_logits(loss: Callable, **settings: Any) -> Settled:
     check_settings(loss, settings)
 
     def function(student: Outputs, teacher: Outputs | None, batch: Batch, **settings):
-        mine, theirs = student.logits, taught(loss, teacher).logits
+        sides = student.logits, taught(loss, teacher).logits
+        mine, theirs = (x.multiply() if isinstance(x, Factored) else x for x in sides)
         mask = token_mask(batch, mine.shape[:-1])
         given = wanted(loss, batch, mask)
 
@@ -177,6 +190,47 @@ def on_logits(loss: Callable, **settings: Any) -> Settled:
         return jax.vmap(compare)(theirs).mean(0), mask
 
     return Settled("on_logits", (loss,), settings, function)
+
+
+@dataclass(frozen=True, eq=False)
+class _FirstClasses:
+    count: int
+    term: Term
+
+    def __call__(self, student, teacher, batch, step):
+        return self.term(self.cut(student), self.cut(teacher), batch, step)
+
+    def cut(self, outputs: Any) -> Any:
+        if outputs is None or isinstance(outputs.logits, TopK):
+            return outputs
+        logits, count = outputs.logits, self.count
+        if logits.shape[-1] < count:
+            raise ValueError(
+                f"first_classes({count}): one side has only {logits.shape[-1]} classes"
+            )
+        if not isinstance(logits, Factored):
+            return outputs.replace(logits=logits[..., :count])
+        bias = None if logits.bias is None else logits.bias[:count]
+        kernel = logits.kernel[:count]
+        return outputs.replace(logits=Factored(logits.hidden, kernel, bias))
+
+    def __repr__(self) -> str:
+        return f"first_classes({self.count}, {self.term!r})"
+
+
+def first_classes(count: int, term: Term) -> Term:
+    """A term on the first classes of both sides, whose numbers of classes may differ.
+
+    For vocabularies padded to a round number: the words beyond `count` are no words.
+
+    Args:
+      count: how many classes both sides have in common, in the same order.
+      term: what looks at logits alone, such as `soft_targets()`.
+
+    >>> first_classes(50_257, soft_targets(temperature=2.0))
+    first_classes(50257, soft_targets(temperature=2.0))
+    """
+    return _FirstClasses(count, term)
 
 
 def teacher_labels(head: str | None = None) -> Settled:

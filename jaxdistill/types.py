@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import struct
 
 Batch = Mapping[str, Any]
@@ -37,12 +38,52 @@ class TopK(NamedTuple):
 
 
 @struct.dataclass
+class Factored:
+    """Logits not multiplied out: over a large vocabulary they need not all exist.
+
+    Attributes:
+      hidden: `[..., D]`, what the last layer gets.
+      kernel: `[V, D]`, its matrix, a row for each class.
+      bias: `[V]`, or None.
+    """
+
+    hidden: Any
+    kernel: Any
+    bias: Any = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`[..., V]`, of the logits."""
+        return (*self.hidden.shape[:-1], self.kernel.shape[0])
+
+    @property
+    def ndim(self) -> int:
+        """Axes of the logits."""
+        return self.hidden.ndim
+
+    @property
+    def bias_or_zero(self) -> Any:
+        """`[V]`."""
+        return jnp.zeros(self.shape[-1:]) if self.bias is None else self.bias
+
+    def multiply(self) -> Array:
+        """The logits `[..., V]`, at least float32."""
+        dtype = jnp.promote_types(self.hidden.dtype, jnp.float32)
+        logits = jnp.einsum(
+            "...d,vd->...v", self.hidden, self.kernel, preferred_element_type=dtype
+        )
+        if self.bias is None:
+            return logits
+        return logits + jnp.broadcast_to(self.bias, logits.shape)
+
+
+@struct.dataclass
 class Outputs:
     """What every model returns.
 
     Attributes:
-      logits: `[..., C]`, unnormalised. An ensemble puts its members first,
-        `[M, ..., C]`.
+      logits: `[..., C]`, unnormalised, or `Factored`. An ensemble puts its members
+        first, `[M, ..., C]`.
       hiddens: hidden states by layer, a tuple of `[B, ..., D]`.
       attentions: attention probabilities by layer, a tuple of `[B, H, L, S]`.
       projected: a student's hidden states at the teacher's width, by layer, None where

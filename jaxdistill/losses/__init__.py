@@ -36,11 +36,14 @@ from jaxdistill.losses.relations import (
 )
 from jaxdistill.losses.sequences import ctc, frame_kl, shift_tokens
 from jaxdistill.losses.sparse import sparse_forward_kl
+from jaxdistill.losses.vocabulary import chunked_cross_entropy, chunked_forward_kl
 
 __all__ = [
     "attention_kl",
     "attention_mse",
     "attention_transfer",
+    "chunked_cross_entropy",
+    "chunked_forward_kl",
     "contrastive",
     "correlation_congruence",
     "cosine_distance",

@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Float, Int
 
 from jaxdistill.losses.stable import divergence, divide, fixed, promote
-from jaxdistill.types import Array
+from jaxdistill.types import Array, Factored
 
 Logits = Float[Array, "*b c"]
 Values = Float[Array, "*b"]
@@ -172,7 +172,7 @@ def check_temperature(temperature) -> None:
         raise ValueError(f"temperature must be above 0, got {temperature}")
 
 
-def check_labels(name: str, student: Array, labels: Array) -> None:
+def check_labels(name: str, student: Array | Factored, labels: Array) -> None:
     """Raise ValueError unless there is one label for each row of logits."""
     if labels.shape != student.shape[:-1]:
         raise ValueError(
@@ -181,12 +181,13 @@ def check_labels(name: str, student: Array, labels: Array) -> None:
         )
 
 
-def check_pair(name: str, student: Array, teacher: Array) -> None:
+def check_pair(name: str, student: Array | Factored, teacher: Array | Factored) -> None:
     """Raise ValueError unless both sides' logits have one shape."""
     if student.shape[-1] != teacher.shape[-1]:
         raise ValueError(
             f"{name}: the student has {student.shape[-1]} classes, the teacher "
-            f"{teacher.shape[-1]}; both must score the same classes in the same order"
+            f"{teacher.shape[-1]}; both must score the same classes in the same order "
+            "(of a padded vocabulary, objectives.first_classes takes those)"
         )
     if student.shape != teacher.shape:
         raise ValueError(

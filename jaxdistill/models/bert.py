@@ -17,7 +17,7 @@ from jaxdistill.models.transformer import (
     layer_norm,
     outputs_of,
 )
-from jaxdistill.types import Array, Outputs
+from jaxdistill.types import Array, Factored, Outputs
 
 BERT_TINY, BERT_MINI, BERT_SMALL, BERT_MEDIUM, BERT_BASE = (
     Size(30_522, width, depth, heads)
@@ -121,9 +121,11 @@ class BertMaskedLM(nn.Module):
 
     Attributes:
       encoder: see `Encoder`.
+      factored: see `gpt.GPT`.
     """
 
     encoder: Encoder
+    factored: bool = False
 
     @nn.compact
     def __call__(self, inputs, mask=None, train=False) -> Outputs:
@@ -134,4 +136,7 @@ class BertMaskedLM(nn.Module):
         x = dense(size.width, "transform")(outputs.hiddens[-1])
         x = layer_norm(size, "transform_norm")(ACTIVATIONS[size.activation](x))
         bias = self.param("bias", nn.initializers.zeros, (size.vocab,))
-        return outputs.replace(logits=self.encoder.words.attend(x) + bias[None, None])
+        words = self.encoder.words
+        if self.factored:
+            return outputs.replace(logits=Factored(x, words.embedding, bias))
+        return outputs.replace(logits=words.attend(x) + bias[None, None])

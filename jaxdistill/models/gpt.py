@@ -18,7 +18,7 @@ from jaxdistill.models.transformer import (
     layer_norm,
     outputs_of,
 )
-from jaxdistill.types import Array, Outputs
+from jaxdistill.types import Array, Factored, Outputs
 
 
 def gpt_size(vocab: int, width: int, depth: int, heads: int, **numbers) -> Size:
@@ -53,6 +53,8 @@ class GPT(nn.Module):
       scan: see `transformer.Blocks`.
       remat: likewise.
       maps: likewise.
+      factored: whether logits are `types.Factored`, for losses a part of the vocabulary
+        at a time.
 
     References:
       Radford et al. 2019, Language Models are Unsupervised Multitask Learners, section
@@ -63,6 +65,7 @@ class GPT(nn.Module):
     scan: bool = False
     remat: bool = False
     maps: bool = True
+    factored: bool = False
 
     @nn.compact
     def __call__(
@@ -114,7 +117,10 @@ class GPT(nn.Module):
         last = layer_norm(size, "norm")(hiddens[-1])
         hiddens = hiddens.at[-1].set(last) if self.scan else (*hiddens[:-1], last)
         outputs = outputs_of(embeddings, hiddens, layers)
-        outputs = outputs.replace(logits=words.attend(last))
+        logits = (
+            Factored(last, words.embedding) if self.factored else words.attend(last)
+        )
+        outputs = outputs.replace(logits=logits)
         if cache is None:
             return outputs
         return outputs.replace(extras={**outputs.extras, "cache": Cache(after, real)})

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Losses over a large vocabulary, some of its words at a time.
+
+Logits `[B, L, V]` are often the largest arrays of a language model's step: student's,
+teacher's, both log-softmaxes and their gradients. Here they are made, used and dropped
+a part of the vocabulary at a time, forward and backward; what is kept is of the size of
+the hidden states. The values are those of `cross_entropy` and `forward_kl`.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from jaxdistill.losses.logits import Values, check_labels, check_pair, check_temperature
+from jaxdistill.losses.stable import promote
+from jaxdistill.types import Array, Factored
+
+CHUNK = 4096
+
+
+def chunked_cross_entropy(
+    student: Factored, labels: Array, *, chunk: int = CHUNK
+) -> Values:
+    """Cross-entropy with integer labels, as `cross_entropy` of the logits.
+
+    Args:
+      student: hidden states `[..., D]` and the last layer, of V classes.
+      labels: `[...]` integers in `[0, V)`.
+      chunk: classes whose logits exist at once.
+
+    Returns:
+      `[...]` values in nats, at least float32.
+
+    Raises:
+      ValueError: shapes do not fit, or `chunk` is below 1.
+
+    >>> head = Factored(jnp.ones((3, 2)), jnp.zeros((4, 2)))
+    >>> print(chunked_cross_entropy(head, jnp.array([0, 1, 3]), chunk=3))  # log 4
+    [1.3862944 1.3862944 1.3862944]
+    """
+    check_labels("chunked_cross_entropy", student, labels)
+
+    def body(carry, part):
+        (logits,), start = _logits([student], part), part[-1]
+        at = labels - start
+        mine = (at >= 0) & (at < logits.shape[-1])
+        at = jnp.where(mine, at, 0)[..., None]
+        own = jnp.where(mine, jnp.take_along_axis(logits, at, -1)[..., 0], 0)
+        total, label = carry
+        return (_add(total, logits), label + own), None
+
+    first = _start(student)
+    zero = jnp.zeros_like(first[0])
+    (total, label), _ = _scan(body, (first, zero), [student], chunk)
+    return _log(total) - label
+
+
+def chunked_forward_kl(
+    student: Factored, teacher: Factored, *, temperature=1.0, chunk: int = CHUNK
+) -> Values:
+    """Temperature-scaled KL from teacher to student, as `forward_kl` of the logits.
+
+    Args:
+      student: hidden states `[..., D]` and the last layer, of V classes.
+      teacher: hidden states `[..., E]` and the last layer, of the same classes; no
+        gradient flows into either.
+      temperature: `T > 0`, applied to both sides; may be traced.
+      chunk: classes whose logits exist at once.
+
+    Returns:
+      `[...]` values in nats times `T^2`, at least float32.
+
+    Raises:
+      ValueError: shapes differ, the temperature is not above 0, or `chunk` is below 1.
+
+    >>> student = Factored(jnp.zeros((1, 2)), jnp.ones((2, 2)))
+    >>> teacher = Factored(jnp.ones((1, 1)), jnp.array([[jnp.log(3.0)], [0.0]]))
+    >>> print(chunked_forward_kl(student, teacher, chunk=1).round(4))  # as forward_kl
+    [0.1308]
+
+    References:
+      Hinton, Vinyals, Dean 2015, section 2, for the loss; the running sums are those of
+      Milakov, Gimelshein 2018, Online Normalizer Calculation for Softmax, section 3.
+    """
+    check_pair("chunked_forward_kl", student, teacher)
+    check_temperature(temperature)
+    teacher = jax.lax.stop_gradient(teacher)
+
+    def body(carry, part):
+        mine, theirs = (x / temperature for x in _logits([student, teacher], part))
+        sums, (peak, total), gaps = carry
+        after = jnp.maximum(peak, theirs.max(-1))
+        weights = jnp.exp(theirs - after[..., None])
+        seen = weights > 0
+        gap = jnp.where(seen, theirs, 0) - jnp.where(seen, mine, 0)
+        scale = jnp.exp(peak - after)
+        total = total * scale + weights.sum(-1)
+        gaps = gaps * scale + (weights * gap).sum(-1)
+        return (_add(sums, mine), (after, total), gaps), None
+
+    first, theirs = _start(student), _start(teacher)
+    dtype = jnp.promote_types(first[0].dtype, theirs[0].dtype)
+    carry = jax.tree.map(
+        lambda x: x.astype(dtype), (first, theirs, jnp.zeros_like(first[1]))
+    )
+    (mine, theirs, gaps), _ = _scan(body, carry, [student, teacher], chunk)
+    value = gaps / theirs[1] - _log(theirs) + _log(mine)
+    return value * temperature**2
+
+
+def _start(head: Factored) -> tuple[Array, Array]:
+    """The largest logit so far, and the sum of exponentials less that: of no class."""
+    dtype = promote(jnp.zeros((), head.hidden.dtype)).dtype
+    shape = head.shape[:-1]
+    return jnp.full(shape, jnp.finfo(dtype).min), jnp.zeros(shape, dtype)
+
+
+def _add(sums: tuple[Array, Array], logits: Array) -> tuple[Array, Array]:
+    peak, total = sums
+    after = jax.lax.stop_gradient(jnp.maximum(peak, logits.max(-1)))
+    part = jnp.exp(logits - after[..., None]).sum(-1)
+    return after, total * jnp.exp(peak - after) + part
+
+
+def _log(sums: tuple[Array, Array]) -> Array:
+    peak, total = sums
+    return peak + jnp.log(total)
+
+
+def _scan(body, carry, heads: Sequence[Factored], chunk: int):
+    """The body over parts of the vocabulary, whose logits the backward pass remakes."""
+    if chunk < 1:
+        raise ValueError(f"chunk must be at least 1, got {chunk}")
+    classes = heads[0].shape[-1]
+    chunk = min(chunk, classes)
+    count = -(-classes // chunk)
+    missing = count * chunk - classes
+
+    def cut(x):
+        padded = jnp.pad(x, ((0, missing), *((0, 0),) * (x.ndim - 1)))
+        return padded.reshape(count, chunk, *x.shape[1:])
+
+    real = jnp.arange(count * chunk) < classes
+    parts = (
+        [(cut(head.kernel), cut(head.bias_or_zero)) for head in heads],
+        real.reshape(count, chunk),
+        jnp.arange(count) * chunk,
+    )
+    return jax.lax.scan(jax.checkpoint(body), carry, parts)
+
+
+def _logits(heads: Sequence[Factored], part) -> list[Array]:
+    layers, real, _ = part
+    found = []
+    for head, (kernel, bias) in zip(heads, layers, strict=True):
+        logits = Factored(head.hidden, kernel, bias).multiply()
+        exists = jnp.broadcast_to(real, logits.shape)
+        found.append(jnp.where(exists, logits, -jnp.inf))
+    return found

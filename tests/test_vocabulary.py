@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Losses a part of the vocabulary at a time are the dense ones, in little memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from builders import RECORDER, largest_difference
+
+from jaxdistill import losses, models, teachers
+from jaxdistill.models.gpt import gpt_size
+from jaxdistill.objectives import (
+    combine,
+    first_classes,
+    hard_labels,
+    on_logits,
+    soft_targets,
+)
+from jaxdistill.steps import init_state, make_train_step
+from jaxdistill.types import Factored, Outputs
+
+TOKENS, CLASSES = (2, 5), 11
+
+
+def head(seed, width, *, bias=True, scale=1.0, dtype=np.float32):
+    rng = np.random.default_rng(seed)
+    hidden = scale * rng.normal(size=(*TOKENS, width))
+    kernel, row = rng.normal(size=(CLASSES, width)), rng.normal(size=CLASSES)
+    given = (hidden, kernel, row) if bias else (hidden, kernel)
+    return Factored(*(jnp.asarray(x, dtype) for x in given))
+
+
+LABELS = np.random.default_rng(7).integers(0, CLASSES, TOKENS)
+STUDENT, TEACHER = head(0, 4), head(1, 6, bias=False)
+WEIGHTS = np.random.default_rng(8).normal(size=TOKENS).astype(np.float32)
+
+
+def chunked(student, teacher, chunk, temperature=2.0):
+    hard = losses.chunked_cross_entropy(student, LABELS, chunk=chunk)
+    soft = losses.chunked_forward_kl(
+        student, teacher, temperature=temperature, chunk=chunk
+    )
+    return hard, soft
+
+
+def dense(student, teacher, temperature=2.0):
+    logits, theirs = student.multiply(), teacher.multiply()
+    hard = losses.cross_entropy(logits, LABELS)
+    return hard, losses.forward_kl(logits, theirs, temperature=temperature)
+
+
+def both(function, *arguments):
+    """Values, and the gradients of each in student and teacher."""
+    found = []
+    for which in (0, 1):
+
+        def total(student, teacher, which=which):
+            return (WEIGHTS * function(student, teacher, *arguments)[which]).sum()
+
+        found.append(jax.grad(total, (0, 1))(STUDENT, TEACHER))
+    return function(STUDENT, TEACHER, *arguments), found
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 11, 100])
+def test_values_and_gradients_are_the_dense_ones(chunk):
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)  # noqa: E731
+    jax.tree.map(close, both(chunked, chunk), both(dense))
+
+
+def test_no_gradient_reaches_the_teacher():
+    _, (_, (_, theirs)) = both(chunked, 4)
+    assert not any(np.asarray(x).any() for x in jax.tree.leaves(theirs))
+
+
+def test_far_logits_and_words_that_do_not_exist():
+    far = head(0, 4, scale=300.0)
+    masked = far.replace(bias=far.bias.at[jnp.array([0, 9, 10])].set(-jnp.inf))
+    theirs = TEACHER.replace(bias=jnp.zeros(CLASSES).at[8:].set(-jnp.inf))
+    theirs = theirs.replace(bias=theirs.bias.at[0].set(-jnp.inf))
+    for found, expected in zip(
+        chunked(masked, theirs, 3), dense(masked, theirs), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_half_precision_is_multiplied_in_single():
+    low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), (STUDENT, TEACHER))
+    found, expected = chunked(*low, 4), dense(*low)
+    assert found[0].dtype == found[1].dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_temperature_may_be_traced():
+    kl = jax.jit(lambda t: losses.chunked_forward_kl(STUDENT, TEACHER, temperature=t))
+    np.testing.assert_allclose(kl(3.0), dense(STUDENT, TEACHER, 3.0)[1], rtol=1e-5)
+
+
+def test_memory_does_not_grow_with_the_vocabulary():
+    """Temporaries of value and gradient, for 2,048 tokens."""
+
+    def temporaries(loss, classes, **settings):
+        def sides(width):
+            return Factored(
+                jax.ShapeDtypeStruct((2048, width), jnp.float32),
+                jax.ShapeDtypeStruct((classes, width), jnp.float32),
+            )
+
+        def total(student, teacher):
+            return loss(student, teacher, **settings).sum()
+
+        step = jax.jit(jax.value_and_grad(total))
+        compiled = step.lower(sides(16), sides(24)).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    def whole(student, teacher):
+        return losses.forward_kl(student.multiply(), teacher.multiply())
+
+    small, large = (
+        temporaries(losses.chunked_forward_kl, v, chunk=512) for v in (2048, 16384)
+    )
+    kernels = 2 * (16384 - 2048) * (16 + 24) * 4
+    assert large - small < 2 * kernels
+    assert temporaries(whole, 16384) > 10 * large
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: losses.chunked_cross_entropy(STUDENT, LABELS[0]),
+            r"labels of shape \(5,\) do not fit logits of shape \(2, 5, 11\)",
+        ),
+        (
+            lambda: losses.chunked_forward_kl(
+                STUDENT, TEACHER.replace(kernel=TEACHER.kernel[:9])
+            ),
+            "the student has 11 classes, the teacher 9",
+        ),
+        (
+            lambda: losses.chunked_forward_kl(STUDENT, TEACHER, temperature=0.0),
+            "temperature must be above 0",
+        ),
+        (
+            lambda: losses.chunked_cross_entropy(STUDENT, LABELS, chunk=0),
+            "chunk must be at least 1, got 0",
+        ),
+    ],
+)
+def test_bad_input_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+BATCH = {
+    "labels": jnp.asarray(LABELS),
+    "mask": jnp.ones(TOKENS[0]),
+    "token_mask": jnp.asarray(np.random.default_rng(9).integers(0, 2, TOKENS), float),
+}
+
+
+def term_values(term, student, teacher):
+    return term(Outputs(student), Outputs(teacher), BATCH, 0)
+
+
+@pytest.mark.parametrize(
+    "term",
+    [hard_labels(), soft_targets(temperature=2.0), on_logits(losses.reverse_kl)]
+    + [first_classes(9, soft_targets(temperature=2.0))],
+    ids=str,
+)
+def test_terms_take_factored_logits(term):
+    expected = term_values(term, STUDENT.multiply(), TEACHER.multiply())
+    sides = [(STUDENT, TEACHER)]
+    if "hard" not in str(term):
+        sides.append((STUDENT, TEACHER.multiply()))
+    for student, teacher in sides:
+        found = term_values(term, student, teacher)
+        for mine, theirs in zip(found, expected, strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=2e-5, atol=2e-6)
+
+
+def test_a_padded_vocabulary_is_cut():
+    term = first_classes(CLASSES, soft_targets())
+    padded = jnp.pad(TEACHER.multiply(), ((0, 0), (0, 0), (0, 5)), constant_values=9.0)
+    found = term_values(term, STUDENT.multiply(), padded)
+    expected = term_values(soft_targets(), STUDENT.multiply(), TEACHER.multiply())
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    with pytest.raises(ValueError, match="first_classes takes those"):
+        term_values(soft_targets(), STUDENT.multiply(), padded)
+    with pytest.raises(ValueError, match=r"first_classes\(12\): one side has only 11"):
+        term_values(first_classes(12, soft_targets()), STUDENT.multiply(), padded)
+
+
+def test_smoothing_needs_whole_logits():
+    with pytest.raises(ValueError, match="factored logits have no label smoothing"):
+        term_values(hard_labels(label_smoothing=0.1), STUDENT, None)
+
+
+@pytest.mark.parametrize("which", ["gpt", "bert"])
+def test_a_language_model_trains_on_factored_logits_as_on_whole(which):
+    """One step of a student from its teacher, both ways."""
+    if which == "gpt":
+        make = lambda width, f: models.GPT(gpt_size(23, width, 1, 2), factored=f)  # noqa: E731
+    else:
+        encoder = lambda width: models.Encoder(models.Size(23, width, 1, 2))  # noqa: E731
+        make = lambda width, f: models.BertMaskedLM(encoder(width), factored=f)  # noqa: E731
+    ids = jnp.asarray(np.random.default_rng(3).integers(0, 23, TOKENS))
+    batch = {**BATCH, "inputs": {"input_ids": ids}}
+    objective = combine({"hard": (0.5, hard_labels()), "soft": (0.5, soft_targets())})
+    found = []
+    for factored in (False, True):
+        student = models.student(make(8, factored))
+        variables = jax.jit(make(12, factored).init)(jax.random.key(1), batch["inputs"])
+        teacher = teachers.live(make(12, factored), variables)
+        state = init_state(jax.random.key(0), student, RECORDER, batch)
+        step = jax.jit(make_train_step(student, objective, RECORDER))
+        found.append(step(state, teacher, batch)[0].opt_state)
+    assert largest_difference(found[1], found[0]) < 1e-5

@@ -34,6 +34,7 @@ from jaxdistill.huggingface_names import (
     TIED,
     Place,
 )
+from jaxdistill.layers import stack_layers, unstack_layers
 
 WEIGHTS = "model.safetensors"
 
@@ -94,7 +95,7 @@ def to_linen(
         raise ValueError(f"the weights hold {left[0]!r}, which has no place here")
     _check_shapes(found, config)
     params = traverse_util.unflatten_dict(found)
-    return {"params": _map_blocks(_stack, params) if scan else params}
+    return {"params": stack_layers(params) if scan else params}
 
 
 def from_linen(
@@ -105,7 +106,7 @@ def from_linen(
     Raises:
       ValueError: variables of another module; it names the first that does not fit.
     """
-    params = _map_blocks(_unstack, jax.tree.map(np.asarray, dict(variables["params"])))
+    params = unstack_layers(jax.tree.map(np.asarray, dict(variables["params"])))
     flat = traverse_util.flatten_dict(params)
     _check_shapes(flat, config)
     state = {}
@@ -162,33 +163,6 @@ def _without_copies(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
                 f"the weights hold {copy!r} other than {source!r}; here the two are one"
             )
     return kept
-
-
-def _map_blocks(change, params: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters with `change` at each `blocks`."""
-    return {
-        name: change(tree)
-        if name == "blocks"
-        else _map_blocks(change, tree)
-        if isinstance(tree, Mapping)
-        else tree
-        for name, tree in params.items()
-    }
-
-
-def _stack(blocks: Mapping[str, Any]) -> dict[str, Any]:
-    trees = [blocks[f"layer_{i}"] for i in range(len(blocks))]
-    return {"layers": jax.tree.map(lambda *x: np.stack(x), *trees)}
-
-
-def _unstack(blocks: Mapping[str, Any]) -> dict[str, Any]:
-    if "layers" not in blocks:
-        return dict(blocks)
-    depth = len(jax.tree.leaves(blocks["layers"])[0])
-    return {
-        f"layer_{i}": jax.tree.map(lambda x, i=i: x[i], blocks["layers"])
-        for i in range(depth)
-    }
 
 
 def save(folder: str | Path, variables: Mapping[str, Any], config: Mapping[str, Any]):

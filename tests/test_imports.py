@@ -25,6 +25,7 @@ FLOORS = {
     "convert": 2,
     "augment": 2,
     "generate": 2,
+    "layers": 1,
     "huggingface": 2,
     "huggingface_config": 2,
     "huggingface_names": 2,

@@ -23,6 +23,8 @@ the distilled one loses to it. In the second, students see plain images.
   ... --labels None --epochs 20 --trials 10 --seeds 10
   ... --labels None --epochs 20 --student-shift 0
 
+With --parallel seeds the search, of one seed, runs on one device.
+
 Cost: about 5 minutes on two cores, then 25, then 15. Hinton et al. 2015, section 3.
 """
 

@@ -108,7 +108,7 @@ class Config:
     beyond_labels: tuple[int, ...] = (100, 1000)
     """how many labels everyone may use, in turn"""
     beyond_few_epochs: int = 20
-    """passes of everyone who may use those alone"""
+    """as many steps of everyone who may use those alone, as passes over all images"""
     compilation_cache: bool = True
     """keep compiled programs on disk, for the next run"""
     progress: bool = True

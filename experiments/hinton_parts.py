@@ -22,8 +22,9 @@ def triple(task: Task) -> str:
 
     The two students' rates are chosen on the validation images, from the same three.
     """
+    rows = triple_rows(task, chosen_rates(task))
     study = task.study("triple", "train")
-    study.compare(triple_rows(task, chosen_rates(task)), task.config.seeds)
+    study.compare(rows, task.config.seeds)
     return report.write(study.log.path)
 
 
@@ -55,7 +56,7 @@ def chosen_rates(task: Task) -> dict[str, float]:
     }
     rates, tried = {}, {}
     for name, (examples, objective) in jobs.items():
-        students, _ = task.sweep(
+        students = task.sweep(
             log,
             f"choose_{name}",
             module,
@@ -74,7 +75,7 @@ def chosen_rates(task: Task) -> dict[str, float]:
 def choice_teacher(task: Task) -> teachers.Live:
     """A teacher that has not seen the validation images."""
     study = task.study("beyond", "fitted")
-    return study.train("teacher", task.teacher_row(), CHOICE_SEED)
+    return study.train("choice_teacher", task.teacher_row(), CHOICE_SEED)
 
 
 def first_teacher(task: Task) -> teachers.Live:
@@ -109,7 +110,7 @@ def temperature(task: Task) -> str:
             learning_rate=[rate],
             seed=range(seeds),
         )
-        students, _ = task.sweep(
+        students = task.sweep(
             log,
             f"width_{width}",
             task.mlp(width, width),
@@ -139,7 +140,7 @@ def transfer(task: Task) -> str:
     }
     found: dict[str, dict[str, list[float]]] = {}
     for name, (keep, classes, sign) in sets.items():
-        students, _ = task.sweep(
+        students = task.sweep(
             log,
             name,
             task.mlp(*config.student),
@@ -204,12 +205,17 @@ def best_bias(
 
 
 def beyond(task: Task) -> str:
-    """What the paper left out: controls, better teachers, fewer labels."""
-    log, study = task.log("beyond"), task.study("triple", "train")
-    rows = beyond_rows(task)
+    """What the paper left out: controls, better teachers, fewer labels.
+
+    The control of those that match a teacher on shifted images is `jittered`, which
+    sees every shift anew; they see `beyond_views` draws of each image, the same for all
+    seeds.
+    """
+    rows, log = beyond_rows(task), task.log("beyond")
+    study = task.study("triple", "train")
     students = [name for name, row in rows.items() if "teacher" not in name]
     said = choice(task, rows, students)
-    others = ("scratch", "distilled")
+    others = ("scratch", "distilled", "jittered")
     study.compare(
         rows,
         task.config.seeds,
@@ -257,10 +263,13 @@ def beyond_rows(task: Task) -> dict[str, Row]:
 
 
 def given_teachers(
-    task: Task, study: Study, rows: Mapping[str, Row], seed: int
+    task: Task, study: Study, rows: Mapping[str, Row], seed: int, prefix: str = ""
 ) -> dict[str, Any]:
     """Teachers that are no rows: two as one, and one as it is drawn."""
-    members = [study.train(k, rows[k], seed) for k in ("teacher", "conv_teacher")]
+    members = [
+        study.train(f"{prefix}{name}", rows[name], seed)
+        for name in ("teacher", "conv_teacher")
+    ]
     drawn = study.fresh(rows["teacher"], seed + 10_000)
     return {
         "ensemble": task.run.place(teachers.mean_logits(members)),
@@ -274,25 +283,30 @@ def choice(task: Task, rows: Mapping[str, Row], students: list[str]) -> str:
     All are trained once more, without these images, as are their teachers.
     """
     study = task.study("beyond", "fitted")
-    known = given_teachers(task, study, rows, CHOICE_SEED)
+    known = given_teachers(task, study, rows, CHOICE_SEED, "choice_")
     for name in ("teacher", "conv_teacher"):
-        known[name] = task.run.place(study.train(name, rows[name], CHOICE_SEED))
+        model = study.train(f"choice_{name}", rows[name], CHOICE_SEED)
+        known[name] = task.run.place(model)
     held, wrong = task.examples["validation"], {}
     for name in students:
         teacher = rows[name].teacher
         taught_by = None if teacher is None else known[teacher]
-        model = study.train(name, rows[name], CHOICE_SEED, taught_by)
+        model = study.train(f"choice_{name}", rows[name], CHOICE_SEED, taught_by)
         wrong[name] = int(errors(logits_of(model, held), held["labels"]))
     best = min(wrong, key=lambda name: wrong[name])
     listed = ", ".join(f"{words(name)} {count}" for name, count in wrong.items())
     return (
         f"Best on the {len(held['labels']):,} validation images, in one training "
-        f"without them: {words(best)}. Errors there: {listed}.\n"
+        f"without them: {words(best)}. Errors there: {listed}. The rates of scratch "
+        "and distilled were chosen on them, and the others take theirs.\n"
     )
 
 
 def few_labels_table(task: Task, count: int) -> str:
-    """The triple where anyone may use so many labels only, as a titled table."""
+    """The triple where anyone may use so many labels only, as a titled table.
+
+    But for the rates, which are the triple's, chosen with all labels.
+    """
     config = task.config
     study = task.study(
         f"beyond/labels_{count}",

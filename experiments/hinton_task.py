@@ -46,7 +46,8 @@ class Task:
         kept = {
             name: value
             for name, value in runs.settings(self.config).items()
-            if name not in ("part", "save") and name.split("_")[0] not in others
+            if name not in ("part", "save")
+            and not any(name.startswith(f"{other}_") for other in others)
         }
         return Run(f"{self.config.run_dir}/{part}", kept)
 
@@ -119,15 +120,15 @@ class Task:
         examples: Mapping[str, Any],
         objective: Callable,
         epochs: int,
-    ) -> tuple[teachers.Live, parallel.Parallel]:
+    ) -> teachers.Live:
         """All cells at once; they have a `seed` and a `learning_rate`."""
-        run, steps = sweep.choose(cells), self.steps(epochs)
-        students = sweep.train(
+        steps = self.steps(epochs)
+        return sweep.train(
             cells,
             module,
             objective,
             lambda cell: adam(cell["learning_rate"], steps),
-            run=run,
+            run=sweep.choose(cells),
             log=log,
             name=name,
             examples=examples,
@@ -136,7 +137,6 @@ class Task:
             teacher=teachers.Stored() if "teacher" in examples else None,
             progress=self.config.progress,
         )
-        return students, run
 
 
 class Errors:

@@ -110,13 +110,13 @@ def main(argv: Sequence[str] | None = None) -> dict[Any, dict[str, Any]]:
     config = tyro.cli(Config, args=argv, description=__doc__)
     if config.batch_per_chip < 1:
         sys.exit(f"error: --batch-per-chip is {config.batch_per_chip}, below 1")
-    if importlib.util.find_spec("libtpu") is None:
-        sys.exit("error: libtpu is not installed: pip install 'jaxdistill[tpu]'")
     job = JOBS[config.job]
     if config.remat:
         if not isinstance(job.student, models.ResNet):
             sys.exit("error: --remat is for residual networks: take --job resnet")
         job = job._replace(student=job.student.clone(remat=True))
+    if importlib.util.find_spec("libtpu") is None:
+        sys.exit("error: libtpu is not installed: pip install 'jaxdistill[tpu]'")
     kinds: Sequence[parallel.Kind] = ("mesh", "pmap")
     if config.parallel != "both":
         kinds = (config.parallel,)

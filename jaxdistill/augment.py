@@ -6,15 +6,37 @@ They run before the teacher sees the batch, so teacher and student get the same 
 and consistent, section 3). Each takes `inputs` of shape `[B, H, W]` or `[B, H, W, C]`.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxdistill.types import Array, Batch
 
 Prepare = Callable[[Batch, Array], Batch]
+
+
+def describe(prepare: Prepare) -> str:
+    """An augmentation in words: its name, and what it was made with.
+
+    >>> describe(shift(2, 0.0))
+    'shift(fill=0.0, pixels=2)'
+    """
+    made_with = inspect.getclosurevars(prepare).nonlocals
+
+    def spell(value: Any) -> str:
+        if isinstance(value, tuple | list):
+            return f"({', '.join(map(spell, value))})"
+        if callable(value):
+            return describe(value)
+        return str(np.asarray(value).tolist())
+
+    name = prepare.__qualname__.split(".")[0]
+    inside = ", ".join(f"{k}={spell(v)}" for k, v in sorted(made_with.items()))
+    return f"{name}({inside})"
 
 
 def shift(pixels: int, fill: Any) -> Prepare:

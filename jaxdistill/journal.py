@@ -52,6 +52,8 @@ class Journal:
         if len(self.names) > 1:
             cells = range(len(self.names))
             parts = [jax.tree.map(lambda x, i=i: x[:, i], metrics) for i in cells]
+        if self.log is not None:
+            self.log.dispatched(len(metrics["loss"][0]))
         each = zip(self.names, parts, strict=True)
         self.records = [_means(part, start, name) for name, part in each]
 
@@ -68,11 +70,10 @@ class Journal:
         numbers = [k for k, v in found[0].items() if isinstance(v, int | float)]
         self.scores = {k: float(np.mean([s[k] for s in found])) for k in numbers}
 
-    def write(self, start: int, stop: int) -> None:
-        """Logs the records of the dispatch from step `start` to `stop`."""
+    def write(self, stop: int) -> None:
+        """Logs the records of the dispatch that ended at step `stop`."""
         if self.log is None:
             return
-        self.log.dispatched(stop - start)
         epoch = round(stop / self.steps_per_epoch, 6)
         for name, record in zip(self.names, self.records, strict=True):
             self.log.log({"fit": name, "step": stop, "epoch": epoch, **record})

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A study's examples with a teacher's outputs beside them, computed once."""
 
+import hashlib
 import math
 from collections.abc import Mapping
 from functools import partial
@@ -9,7 +10,7 @@ from typing import Any
 from etils import epath
 
 from jaxdistill import cache, processes, teachers
-from jaxdistill.augment import Prepare
+from jaxdistill.augment import Prepare, describe
 from jaxdistill.parallel import Parallel
 
 
@@ -53,14 +54,19 @@ class Lessons:
         teacher = self.run.fetch(teacher)
         # What does not divide is split in no way that is known here.
         devices = math.gcd(batch_size, len(self.run.devices))
-        name = f"{teachers.fingerprint(teacher)[:16]}-{batch_size}-{devices}-{views}"
+        name = f"{teachers.fingerprint(teacher)[:16]}-{batch_size}-{devices}"
+        transform = "as the examples are"
+        if prepare is not None:
+            transform = describe(prepare)
+            seen = hashlib.sha256(transform.encode()).hexdigest()[:8]
+            name = f"{name}-{views}-{seen}"
         if self._last[0] != name or self._last[1] is not examples:
             manifest = cache.describe(
                 teacher,
                 examples,
                 data="this run's",
                 split="train",
-                transform="as the examples are" if prepare is None else "augmented",
+                transform=transform,
                 views=views,
                 batch_size=batch_size,
                 devices=devices,

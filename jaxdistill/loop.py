@@ -123,7 +123,7 @@ def fit(
             bar.set_postfix(loss=f"{journal.loss:.4f}", refresh=False)
             if evaluate and (stop % every == 0 or stop == steps):
                 journal.score(evaluate(state))
-            journal.write(start, stop)
+            journal.write(stop)
             due = stop == steps or stop - saved >= (checkpoint_every or every)
             # The dispatch's metrics are read: asking the others costs no more waiting.
             leave = processes.any_process(preempted.is_set())

@@ -35,11 +35,15 @@ FREE = (
     "parallel",
     "distributed",
     "stored",
+    "remat",
     "save",
     "compilation_cache",
     "progress",
 )
-"""Flags that change nothing of a run's results: it may be resumed with others."""
+"""Flags that are no settings of a run: it may be resumed with others.
+
+Of `parallel` seeds alone has checkpoints of its own, and says so.
+"""
 
 
 class RunError(RuntimeError):

@@ -187,12 +187,19 @@ class Study:
         taught_by = (
             None if teacher is None else teachers.digest(self.run.fetch(teacher))
         )
+        steps = row.steps or self.steps
+        self._refuse(name, f"{name}-{seed}", "seeds")
         checkpoints = Checkpoints(
             self.log.path / "checkpoints" / f"{name}-{seed}",
-            identity={"name": name, "seed": seed, "teacher": taught_by},
+            identity={
+                "name": name,
+                "seed": seed,
+                "teacher": taught_by,
+                "steps": steps,
+                "views": self._views(row),
+            },
             best=self._best,
         )
-        steps = row.steps or self.steps
         examples, lesson = self._lesson(row, examples, teacher)
         validation = self.validation
         state = fit(
@@ -223,6 +230,7 @@ class Study:
         if not self.together:
             one = partial(self.train, name, row)
             return [one(*pair) for pair in zip(seeds, taught_by, strict=True)]
+        self._refuse(f"{name}-{seeds[0]}", name, "jit, mesh, fsdp or pmap")
         cells = {"seed": np.array(seeds, np.int32)}
         given = (
             self._lesson(row, self._checked(row, seed), teacher)
@@ -262,6 +270,14 @@ class Study:
         )
         students = jax.device_get(students)
         return [sweep.cell(students, i) for i in range(len(seeds))]
+
+    def _refuse(self, other: str, name: str, division: str) -> None:
+        """Raise RunError where the training is there as another division has it."""
+        if (self.log.path / "checkpoints" / other).exists():
+            raise RunError(
+                f"{self.log.path} has checkpoints of {other}, and none of {name}: it "
+                f"was begun with --parallel {division}; give that, or another --run-dir"
+            )
 
     @property
     def _best(self) -> str | None:
@@ -328,10 +344,11 @@ class Study:
         """Milliseconds per training step of each row, in turns on an idle machine."""
 
         def job(name, row):
-            examples = self.examples(row, 0)
+            teacher = None if row.teacher is None else trained[row.teacher]
+            examples, lesson = self._lesson(row, self.examples(row, 0), teacher)
             batches = Batches(len(examples["labels"]), self.batch_size)
             index = self.run.split(batches.rows(0, steps), 1)
-            resident = (trained.get(row.teacher), self._place(examples))
+            resident = (lesson, self._place(examples))
             state = self.run.place(self.fresh(row, 0))
 
             def steps_on():

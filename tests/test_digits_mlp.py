@@ -154,6 +154,10 @@ def test_seeds_together_train_as_one_after_another(finished, tmp_path, capsys):
         for d in (tmp_path / "run", directory)
     )
     assert mine == pytest.approx(theirs, rel=1e-3)
+    again = run(tmp_path / "run", "--stored", parallel="seeds", seeds=2)
+    assert again["digests"] == summary["digests"]
+    with pytest.raises(SystemExit, match=r"begun with --parallel seeds; give that"):
+        run(tmp_path / "run", parallel="jit", seeds=2)
 
 
 @pytest.mark.parametrize("kind", ["mesh", "pmap"])
@@ -377,7 +381,7 @@ def test_help_explains_every_flag(capsys):
         if isinstance(node, ast.ClassDef) and node.name == "Config"
     )
     helps = {
-        field.target.id: ast.literal_eval(text.value)
+        field.target.id: " ".join(ast.literal_eval(text.value).split())
         for field, text in zip(config.body, config.body[1:], strict=False)
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
     }

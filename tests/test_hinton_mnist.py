@@ -5,9 +5,11 @@ import json
 
 import numpy as np
 import pytest
+from etils import epath
 
 from experiments import hinton_mnist, hinton_parts
 from jaxdistill import report
+from jaxdistill.runs import read_records
 
 pytestmark = pytest.mark.slow
 
@@ -43,6 +45,19 @@ def test_each_part_leaves_a_summary_that_report_rebuilds(run_dir):
     for part in ("triple", "temperature", "transfer", "beyond", "beyond/labels_100"):
         text = (run_dir / part / "table.md").read_text()
         assert report.write(run_dir / part) == text
+
+
+def test_what_the_search_logged_stays(run_dir):
+    names = {
+        r["fit"] for r in read_records(epath.Path(run_dir / "triple/metrics.jsonl"))
+    }
+    assert {"choose_scratch", "choose_distilled", "teacher-0", "matching-1"} <= names
+
+
+def test_other_settings_are_another_run(run_dir):
+    arguments = [*SMOKE, "--part", "triple", "--run-dir", str(run_dir)]
+    with pytest.raises(SystemExit, match=r"temperature was 20\.0, is now 4\.0"):
+        hinton_mnist.main([*arguments, "--temperature", "4"])
 
 
 def test_errors_are_counted(run_dir):

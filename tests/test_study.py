@@ -7,8 +7,9 @@ import pytest
 
 from jaxdistill import data, models, parallel, teachers
 from jaxdistill.augment import shift
+from jaxdistill.checkpoint import CheckpointError
 from jaxdistill.evaluate import Evaluator
-from jaxdistill.objectives import combine, soft_targets
+from jaxdistill.objectives import combine, hard_labels, soft_targets
 from jaxdistill.runs import Run
 from jaxdistill.study import Row, Study
 
@@ -52,6 +53,34 @@ def test_stored_views_are_those_that_the_student_sees(study):
     study.train("unshifted", ROW._replace(prepare=None, views=0), 0, itself)
     np.testing.assert_allclose(loss(study, "unshifted"), 0, atol=1e-6)
     assert len(list((study.log.path / "outputs").iterdir())) == 2
+
+
+def test_each_augmentation_has_its_own_views(study):
+    itself = study.run.place(teachers.trained(MODULE, study.fresh(ROW, 0)))
+    rows = {"two": ROW, "one": ROW._replace(prepare=shift(1, SOURCE.background))}
+    rows["still"] = ROW._replace(prepare=None, views=0)
+    for name, row in rows.items():
+        study.train(name, row._replace(views=min(row.views, 1)), 0, itself)
+        np.testing.assert_allclose(loss(study, name), 0, atol=1e-6)
+    assert len(list((study.log.path / "outputs").iterdir())) == 3
+
+
+def test_another_number_of_steps_is_another_training(study):
+    itself = study.run.place(teachers.trained(MODULE, study.fresh(ROW, 0)))
+    study.train("same", ROW, 0, itself)
+    for row in (ROW._replace(steps=15), ROW._replace(views=2)):
+        with pytest.raises(CheckpointError):
+            study.train("same", row, 0, itself)
+
+
+def test_steps_are_timed_on_stored_views(study):
+    rows = {"teacher": ROW._replace(teacher=None, prepare=None, views=0)}
+    rows["teacher"] = rows["teacher"]._replace(
+        objective=combine({"hard": (1.0, hard_labels())})
+    )
+    rows["distilled"] = ROW._replace(teacher="teacher")
+    summary = study.compare(rows, 1, pairs={}, timed_steps=2)
+    assert summary["rows"]["distilled"]["cost"]["step_ms"] > 0
 
 
 def test_the_mean_of_two_teachers_has_views(study):

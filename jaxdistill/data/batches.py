@@ -47,15 +47,7 @@ class Batches:
 
         Steps count through all epochs, from 0.
         """
-        per, parts = self.steps_per_epoch, []
-        for epoch in range(start // per, -(-stop // per)):
-            # Cut first: a stream asks for one step of a long epoch at a time.
-            window = slice(max(start - epoch * per, 0), stop - epoch * per)
-            parts.append({k: v[window] for k, v in _epoch(self, epoch).items()})
-        return {
-            key: np.concatenate([part[key] for part in parts])
-            for key in ("index", "mask")
-        }
+        return _window(self, _epoch, start, stop)
 
     def position(self, step: int) -> dict[str, int]:
         """Where the data stands after `step` steps, as JSON for a checkpoint."""
@@ -97,8 +89,7 @@ class Orders:
 
     def rows(self, start: int, stop: int) -> dict[str, np.ndarray]:
         """`index` and `mask` `[stop - start, cells, batch_size]`, see `Batches`."""
-        rows = [batches.rows(start, stop) for batches in self.each]
-        return {key: np.stack([row[key] for row in rows], 1) for key in rows[0]}
+        return _window(self, _epoch_of_all, start, stop)
 
     def position(self, step: int) -> dict[str, Any]:
         """Where the data stands after `step` steps, as JSON for a checkpoint."""
@@ -106,10 +97,28 @@ class Orders:
         return {**self.each[0].position(step), "seed": seeds}
 
 
-@lru_cache(maxsize=64)  # an epoch of so many cells, for the dispatches that share it
+@lru_cache(maxsize=2)
 def _epoch(batches: Batches, epoch: int) -> dict[str, np.ndarray]:
     order = np.random.default_rng([batches.seed, epoch]).permutation(batches.size)
     return pad(order, batches.batch_size)
+
+
+@lru_cache(maxsize=2)
+def _epoch_of_all(orders: Orders, epoch: int) -> dict[str, np.ndarray]:
+    rows = [_epoch(batches, epoch) for batches in orders.each]
+    return {key: np.stack([row[key] for row in rows], 1) for key in rows[0]}
+
+
+def _window(batches: Any, epoch_of: Any, start: int, stop: int):
+    """The rows of steps that may lie in several epochs."""
+    per, parts = batches.steps_per_epoch, []
+    for epoch in range(start // per, -(-stop // per)):
+        # Cut first: a stream asks for one step of a long epoch at a time.
+        window = slice(max(start - epoch * per, 0), stop - epoch * per)
+        parts.append({k: v[window] for k, v in epoch_of(batches, epoch).items()})
+    return {
+        key: np.concatenate([part[key] for part in parts]) for key in ("index", "mask")
+    }
 
 
 def pad(order: np.ndarray, batch_size: int) -> dict[str, np.ndarray]:

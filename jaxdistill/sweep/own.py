@@ -56,7 +56,7 @@ def of_a_cell(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.tree if is_own(x) else x, tree, is_leaf=is_own)
 
 
-def divide(tree: Any) -> tuple[Any, Any]:
+def apart(tree: Any) -> tuple[Any, Any]:
     """Two trees, `(own, shared)`, with None for what the other has."""
     own = jax.tree.map(lambda x: x if is_own(x) else None, tree, is_leaf=is_own)
     shared = jax.tree.map(lambda x: None if is_own(x) else x, tree, is_leaf=is_own)
@@ -64,7 +64,7 @@ def divide(tree: Any) -> tuple[Any, Any]:
 
 
 def combine(own: Any, shared: Any) -> Any:
-    """The tree that `divide` divided."""
+    """The tree that `apart` took apart."""
     return jax.tree.map(
         lambda a, b: b if a is None else a,
         own,

@@ -151,7 +151,7 @@ def in_groups(program: Callable, group: int) -> Callable:
     def run(states, resident, rows):
         cells, *given = resident
         first, bodies = states.step, replace(states, step=())
-        each, shared = own.divide(given)
+        each, shared = own.apart(given)
         each_rows = cut(rows, 1) if axis_of(rows, 1) is not None else None
 
         def train(part):

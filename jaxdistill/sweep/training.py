@@ -78,11 +78,16 @@ def train(
     first["mask"] = np.ones(1, np.float32)
     checkpoints = Checkpoints(
         log.path / "checkpoints" / name,
-        identity={"name": name, "teacher": teachers.digest((teacher, examples))},
+        identity={
+            "name": name,
+            "cells": {name: np.asarray(of).tolist() for name, of in cells.items()},
+            "teacher": teachers.digest((teacher, examples)),
+            "steps": steps,
+        },
         best=best,
     )
     step = make_sweep_step(student, make_objective, make_optimizer, **options)
-    _, shared = own.divide(teacher)
+    _, shared = own.apart(teacher)
     # A live teacher that all share is asked once for all.
     group = None if jax.tree.leaves(shared) else group_for(run)
     trained = partial(teachers.trained, module)

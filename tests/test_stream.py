@@ -527,10 +527,12 @@ class TestProcesses:
         process.stderr.close()
 
     def test_interrupted_from_the_keyboard(self, script):
-        for _ in range(5):  # one that falls into a __del__ is lost: press again
+        # One that falls into a __del__ is lost: press again, but not into the end that
+        # the first began, which is slow on a busy machine.
+        for _ in range(3):
             os.killpg(script.pid, signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                said = script.communicate(timeout=15)[1]
+                said = script.communicate(timeout=60)[1]
                 break
         wait_until(lambda: not alive(script.pid), 10)
         assert script.returncode == -signal.SIGINT

@@ -38,8 +38,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments import hinton_parts
-from experiments.hinton_task import PARTS, Task
+from experiments.hinton_beyond import beyond
+from experiments.hinton_parts import temperature, transfer, triple
+from experiments.hinton_task import Task
 from jaxdistill import sweep
 from jaxdistill.runs import parse
 from jaxdistill.study import FAILURES
@@ -154,9 +155,14 @@ def execute(config: Config) -> None:
     if config.smoke:
         config = replace(config, **SMOKE)
     task = Task(config)
-    for part in PARTS if config.part == "all" else (config.part,):
-        run: Callable[[Task], str] = getattr(hinton_parts, part)
-        print(f"{part}\n\n{run(task)}", flush=True)
+    parts: dict[str, Callable[[Task], str]] = {
+        "triple": triple,
+        "temperature": temperature,
+        "transfer": transfer,
+        "beyond": beyond,
+    }
+    for name in parts if config.part == "all" else (config.part,):
+        print(f"{name}\n\n{parts[name](task)}", flush=True)
 
 
 if __name__ == "__main__":

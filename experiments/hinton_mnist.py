@@ -29,7 +29,7 @@ said by another training of each, and of its teacher, without the validation ima
   python -m experiments.hinton_mnist --smoke
 
 A part trains what it needs of the triple, unless that is there. Kill it at any moment:
-the same command goes on.
+the same command goes on. Its minutes are in its folder.
 """
 
 import sys
@@ -162,7 +162,9 @@ def execute(config: Config) -> None:
         "beyond": beyond,
     }
     for name in parts if config.part == "all" else (config.part,):
-        print(f"{name}\n\n{parts[name](task)}", flush=True)
+        with task.timed(name):
+            text = parts[name](task)
+        print(f"{name}\n\n{text}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hinton's networks, how they train, and on which images: what the parts share."""
 
-from collections.abc import Callable, Mapping
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -50,6 +54,23 @@ class Task:
             and not any(name.startswith(f"{other}_") for other in others)
         }
         return Run(f"{self.config.run_dir}/{part}", kept)
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Leaves a part's minutes in its folder, those before interruptions included.
+
+        What a process did that was killed, not asked to end, is not among them.
+        """
+        log, began = self.log(part), time.monotonic()
+        kept = log.path / "minutes.json"
+        before = json.loads(kept.read_text())["minutes"] if kept.exists() else 0.0
+        try:
+            yield
+        finally:
+            minutes = before + (time.monotonic() - began) / 60
+            log.write("minutes.json", {"minutes": minutes})
+            said = f"{minutes:.0f} minutes on {os.cpu_count()} cores.\n"
+            log.write_bytes("minutes.md", said.encode())
 
     def study(self, part: str, split: str, examples=None, batch_size=None) -> Study:
         """A study of this part, on a split; on `fitted` it has the validation images.

@@ -27,6 +27,10 @@ def summary(run_dir, part):
     return json.loads((run_dir / part / "summary.json").read_text())
 
 
+def minutes(run_dir):
+    return json.loads((run_dir / "temperature" / "minutes.json").read_text())["minutes"]
+
+
 def test_each_part_leaves_a_summary_that_report_rebuilds(run_dir):
     rows = summary(run_dir, "triple")["rows"]
     assert list(rows) == ["teacher", "scratch", "distilled"]
@@ -87,7 +91,9 @@ def test_the_best_bias_by_hand():
 
 
 def test_a_part_goes_on_from_what_is_there(run_dir):
-    before = summary(run_dir, "temperature")
+    before, spent = summary(run_dir, "temperature"), minutes(run_dir)
     arguments = [*SMOKE, "--part", "temperature", "--run-dir", str(run_dir)]
     hinton_mnist.main(arguments)
     assert summary(run_dir, "temperature") == before
+    assert minutes(run_dir) > spent > 0
+    assert "cores" in (run_dir / "temperature" / "minutes.md").read_text()

@@ -59,17 +59,28 @@ class Task:
     def timed(self, part: str) -> Iterator[None]:
         """Leaves a part's minutes in its folder, those before interruptions included.
 
-        What a process did that was killed, not asked to end, is not among them.
+        What a process did that was killed, not asked to end, is not among them. Where
+        others use the machine, the processors' own time says more than the clock's.
         """
-        log, began = self.log(part), time.monotonic()
-        kept = log.path / "minutes.json"
-        before = json.loads(kept.read_text())["minutes"] if kept.exists() else 0.0
+        log, clocks = self.log(part), (time.monotonic, time.process_time)
+        kept, began = log.path / "minutes.json", [clock() for clock in clocks]
+        before = {"clock": 0.0, "processors": 0.0}
+        if kept.exists():
+            before = json.loads(kept.read_text())
         try:
             yield
         finally:
-            minutes = before + (time.monotonic() - began) / 60
-            log.write("minutes.json", {"minutes": minutes})
-            said = f"{minutes:.0f} minutes on {os.cpu_count()} cores.\n"
+            spent = {
+                name: minutes + (clock() - start) / 60
+                for (name, minutes), clock, start in zip(
+                    before.items(), clocks, began, strict=True
+                )
+            }
+            log.write("minutes.json", spent)
+            said = (
+                f"{spent['clock']:.0f} minutes on {os.cpu_count()} cores, which worked "
+                f"{spent['processors']:.0f}.\n"
+            )
             log.write_bytes("minutes.md", said.encode())
 
     def study(self, part: str, split: str, examples=None, batch_size=None) -> Study:

@@ -28,7 +28,7 @@ def summary(run_dir, part):
 
 
 def minutes(run_dir):
-    return json.loads((run_dir / "temperature" / "minutes.json").read_text())["minutes"]
+    return json.loads((run_dir / "temperature" / "minutes.json").read_text())["clock"]
 
 
 def test_each_part_leaves_a_summary_that_report_rebuilds(run_dir):

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sequences from a language model's own distribution, with a key and value cache."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from jaxdistill.models.gpt import empty_cache
-from jaxdistill.teachers import Live
-from jaxdistill.types import Array
+from jaxdistill.teachers import Live, trained
+from jaxdistill.types import Array, Batch, TrainState
 
 
 @partial(jax.jit, static_argnames=("steps", "temperature", "end"))
@@ -44,7 +46,8 @@ def generate(
     mask = prompt.get("attention_mask", jnp.ones_like(ids))
     batch, length = ids.shape
     kind = jax.tree.leaves(model.variables)[0].dtype
-    cache = empty_cache(model.module.size, batch, length + steps, kind)
+    # Nothing is asked of the model about the last token.
+    cache = empty_cache(model.module.size, batch, length + steps - 1, kind)
     places = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
 
     def forward(ids, mask, places, cache):
@@ -62,21 +65,97 @@ def generate(
         return draw(keys, logits / temperature).astype(ids.dtype)
 
     def body(carry, step):
-        logits, cache, place, alive = carry
-        token = choose(logits, step)
-        if end is not None:
-            token = jnp.where(alive, token, end)
+        token, cache, place, alive = carry
         place = place + 1
         logits, cache = forward(
             token[:, None], alive[:, None].astype(mask.dtype), place[:, None], cache
         )
-        after = alive if end is None else alive & (token != end)
-        return (logits, cache, place, after), (token, alive)
+        token, alive = choose(logits, step), after(token, alive)
+        if end is not None:
+            token = jnp.where(alive, token, end)
+        return (token, cache, place, alive), (token, alive)
+
+    def after(token, alive):
+        return alive if end is None else alive & (token != end)
 
     logits, cache = forward(ids, mask, places, cache)
-    start = (logits, cache, places[:, -1], jnp.ones(batch, bool))
-    _, (tokens, alive) = jax.lax.scan(body, start, jnp.arange(steps))
+    first, alive = choose(logits, 0), jnp.ones(batch, bool)
+    start = (first, cache, places[:, -1], alive)
+    _, drawn = jax.lax.scan(body, start, jnp.arange(1, steps))
+    tokens, alive = (
+        jnp.concatenate([x[None], rest]).T
+        for x, rest in zip((first, alive), drawn, strict=True)
+    )
     return {
-        "input_ids": jnp.concatenate([ids, tokens.T], axis=1),
-        "attention_mask": jnp.concatenate([mask, alive.T.astype(mask.dtype)], axis=1),
+        "input_ids": jnp.concatenate([ids, tokens], axis=1),
+        "attention_mask": jnp.concatenate([mask, alive.astype(mask.dtype)], axis=1),
     }
+
+
+def on_policy(
+    module: nn.Module, *, prompt: int, share: Any = 1.0, temperature: float = 1.0
+) -> Callable[[TrainState, Batch, Array], Batch]:
+    """Sequences of the student's own, for its teacher to judge: a step's `rollout`.
+
+    A share of the batches keep their first tokens, and the student goes on from there.
+    Of these the tokens it drew count (`token_mask`), and labels do not (`labelled`):
+    what it learns there comes from the teacher alone. The other batches are as they
+    were.
+
+    Args:
+      module: the student, a `models.GPT`, perhaps with a projector.
+      prompt: tokens of an example that are kept, at least 1.
+      share: of the batches, 0 to 1: a number, or `step -> number`.
+      temperature: of the student's draws.
+
+    Returns:
+      `(state, batch, rng) -> batch`, of a batch with `inputs["input_ids"]` and `labels`
+      `[B, L]`, the next tokens, without padding.
+
+    Raises:
+      ValueError: a prompt that leaves nothing to draw; examples of several lengths.
+
+    References:
+      Agarwal et al. 2024, On-Policy Distillation of Language Models: Learning from
+      Self-Generated Mistakes, algorithm 1 (GKD).
+    """
+
+    def rollout(state: TrainState, batch: Batch, rng: Array) -> Batch:
+        ids = batch["inputs"]["input_ids"]
+        if not 0 < prompt < ids.shape[1] + 1:
+            raise ValueError(
+                f"of {ids.shape[1]} tokens and the next a prompt of {prompt} leaves "
+                "none to draw, or nothing to start from"
+            )
+        if "attention_mask" in batch["inputs"]:
+            raise ValueError(
+                "on_policy goes on from examples without padding, and these have an "
+                "attention_mask"
+            )
+        given = {
+            "token_mask": jnp.ones(ids.shape, jnp.float32),
+            "labelled": jnp.ones(len(ids), jnp.float32),
+            **batch,
+        }
+        draws = ids.shape[1] + 1 - prompt
+
+        def own(batch: Batch) -> Batch:
+            start = {"input_ids": batch["inputs"]["input_ids"][:, :prompt]}
+            model = trained(module, state)
+            drawn = generate(model, start, rng, steps=draws, temperature=temperature)[
+                "input_ids"
+            ].astype(ids.dtype)
+            counts = jnp.arange(ids.shape[1]) >= prompt - 1
+            return {
+                **batch,
+                "inputs": {**batch["inputs"], "input_ids": drawn[:, :-1]},
+                "labels": drawn[:, 1:].astype(batch["labels"].dtype),
+                "token_mask": jnp.broadcast_to(counts, ids.shape).astype(jnp.float32),
+                "labelled": jnp.zeros_like(batch["labelled"]),
+            }
+
+        of_all = share(state.step) if callable(share) else share
+        chosen = jax.random.uniform(jax.random.fold_in(rng, 0)) < of_all
+        return jax.lax.cond(chosen, own, dict, given)
+
+    return rollout

@@ -21,7 +21,7 @@ from jaxdistill.types import (
     TrainState,
 )
 
-DROPOUT, AUGMENT = 0, 1
+DROPOUT, AUGMENT, GENERATE = 0, 1, 2
 """Purposes of a step's keys: `fold_in(fold_in(state.rng, state.step), PURPOSE)`."""
 
 
@@ -68,6 +68,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     *,
     prepare: Callable[[Batch, Array], Batch] | None = None,
+    rollout: Callable[[TrainState, Batch, Array], Batch] | None = None,
     micro_batches: int = 1,
     dtype: Any = None,
 ) -> Callable:
@@ -83,6 +84,8 @@ def make_train_step(
       objective: see `objectives.combine`.
       optimizer: an optax transformation.
       prepare: `(batch, rng) -> batch`, augmentation that teacher and student share.
+      rollout: `(state, batch, rng) -> batch`, what the student makes of a batch before
+        both see it (`generate.on_policy`); no gradient flows through it.
       micro_batches: parts in which the gradient is accumulated. For per-example terms
         the sum is the large batch's gradient. It is not for BatchNorm (statistics are
         each part's own), dropout draws, and terms that pair examples.
@@ -100,6 +103,8 @@ def make_train_step(
         rng = replica.key(jax.random.fold_in(state.rng, state.step))
         if prepare is not None:
             batch = prepare(batch, jax.random.fold_in(rng, AUGMENT))
+        if rollout is not None:
+            batch = rollout(state, batch, jax.random.fold_in(rng, GENERATE))
         key = jax.random.fold_in(rng, DROPOUT)
         parts = _split(batch, micro_batches)
         lesson = lower(teacher, dtype)

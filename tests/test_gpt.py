@@ -100,7 +100,7 @@ def test_behind_an_end_all_is_padding(model):
 
 def test_lengths_beyond_the_positions_are_refused(model):
     with pytest.raises(ValueError, match="a cache of 17 tokens is longer"):
-        generate(model, prompt(), jax.random.key(0), steps=12)
+        generate(model, prompt(), jax.random.key(0), steps=13)
     with pytest.raises(ValueError, match="a sequence of 17 tokens is longer"):
         model.module.apply(model.variables, prompt(length=17))
 

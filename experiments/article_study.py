@@ -40,6 +40,7 @@ import optax
 
 from jaxdistill import data, models, processes, report, teachers
 from jaxdistill.augment import shift
+from jaxdistill.comparison import compare
 from jaxdistill.evaluate import Evaluator
 from jaxdistill.objectives import combine, hard_labels, soft_targets
 from jaxdistill.runs import Run, parse, settings
@@ -138,8 +139,8 @@ def execute(config: Config) -> dict[str, Any]:
     study.log.write("search.json", table)
     rows = {"teacher": make.row("teacher", TEACHER)}
     rows |= {arm: make.row(arm, best[arm]) for arm in ARMS}
-    summary = study.compare(
-        rows, config.seeds, given=lambda s: untrained(study, make, s)
+    summary = compare(
+        study, rows, config.seeds, given=lambda s: untrained(study, make, s)
     )
     chosen = describe(best, table)
     study.log.write_bytes("chosen.md", chosen.encode())

@@ -32,6 +32,7 @@ from typing import Any, Literal
 import optax
 
 from jaxdistill import data, models, processes, report, teachers
+from jaxdistill.comparison import compare
 from jaxdistill.evaluate import Evaluator
 from jaxdistill.objectives import combine, hard_labels, soft_targets
 from jaxdistill.precision import Precision
@@ -193,7 +194,7 @@ def execute(config: Config) -> dict[str, Any]:
         state = study.fresh(row, seed + 10_000)
         return {"untrained": run.place(teachers.trained(row.module, state))}
 
-    summary = study.compare(lines, config.seeds, given=untrained)
+    summary = compare(study, lines, config.seeds, given=untrained)
     text = processes.on_first(lambda: report.write(study.log.path))
     if processes.is_first():
         print(text)

@@ -12,6 +12,7 @@ from experiments.hinton_parts import (
 )
 from experiments.hinton_task import CHOICE_SEED, Task, adam, errors, labels, logits_of
 from jaxdistill import models, report, teachers
+from jaxdistill.comparison import compare
 from jaxdistill.data import few_labels
 from jaxdistill.figures import words
 from jaxdistill.study import Row, Study
@@ -29,7 +30,8 @@ def beyond(task: Task) -> str:
     students = [name for name, row in rows.items() if "teacher" not in name]
     said = choice(task, rows, students)
     others = ("scratch", "distilled", "jittered")
-    study.compare(
+    compare(
+        study,
         rows,
         task.config.seeds,
         given=lambda seed: given_teachers(task, study, rows, seed),
@@ -128,5 +130,5 @@ def few_labels_table(task: Task, count: int) -> str:
         batch_size=min(config.batch_size, count),
     )
     rows = triple_rows(task, chosen_rates(task), config.beyond_few_epochs)
-    study.compare(rows, config.seeds)
+    compare(study, rows, config.seeds)
     return f"{count} labels\n\n{report.write(study.log.path)}"

@@ -9,6 +9,7 @@ import numpy as np
 
 from experiments.hinton_task import CHOICE_SEED, Task, adam, errors, labels, logits_of
 from jaxdistill import report, sweep, teachers
+from jaxdistill.comparison import compare
 from jaxdistill.study import Row
 
 BIASES = np.arange(0.0, 20.05, 0.1)
@@ -22,7 +23,7 @@ def triple(task: Task) -> str:
     """
     rows = triple_rows(task, chosen_rates(task))
     study = task.study("triple", "train")
-    study.compare(rows, task.config.seeds)
+    compare(study, rows, task.config.seeds)
     return report.write(study.log.path)
 
 

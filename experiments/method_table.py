@@ -42,6 +42,7 @@ import optax
 from experiments.methods import METHODS, Layers, Method
 from jaxdistill import data, models, parallel, processes, report, teachers
 from jaxdistill.augment import chain, flip, shift
+from jaxdistill.comparison import compare
 from jaxdistill.evaluate import Evaluator
 from jaxdistill.objectives import combine, hard_labels
 from jaxdistill.parallel import Kind
@@ -147,7 +148,8 @@ def execute(config: Config) -> dict[str, Any]:
     if "assistant" in weights:
         rows["assistant_teacher"] = task.assistant_row()
     rows |= {name: task.row(name, weight, rate) for name, weight in weights.items()}
-    summary = task.study.compare(
+    summary = compare(
+        task.study,
         rows,
         config.seeds,
         given=lambda seed: task.others(seed, rate),

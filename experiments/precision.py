@@ -33,6 +33,7 @@ import numpy as np
 import optax
 
 from jaxdistill import cache, data, losses, models, processes
+from jaxdistill.comparison import compare
 from jaxdistill.evaluate import Evaluator
 from jaxdistill.objectives import combine, hard_labels, soft_targets
 from jaxdistill.runs import Run, parse, settings
@@ -96,7 +97,7 @@ def execute(config: Config) -> dict[str, Any]:
     }
     lines = rows(config, source.num_classes, studies["float32"].steps)
     seeds = {
-        kind: study.compare(lines, config.seeds)["seeds"]
+        kind: compare(study, lines, config.seeds)["seeds"]
         for kind, study in studies.items()
     }
     summary = {

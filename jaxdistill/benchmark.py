@@ -39,9 +39,8 @@ def cost(model: Any, batch: Mapping[str, Any], repeats: int = 200) -> dict[str, 
       `latency_us`, microseconds for batch 1 with the input on the device, the median
       of the best round; `bytes` of the weights on disk.
     """
-    one = {
-        key: jax.device_put(np.asarray(batch[key])[:1]) for key in ("inputs", "mask")
-    }
+    one = {key: batch[key] for key in ("inputs", "mask")}
+    one = jax.tree.map(lambda x: jax.device_put(np.asarray(x)[:1]), one)
     model = jax.device_put(model)
     forward = jax.jit(lambda model, batch: model(batch).logits)
     compiled = forward.lower(model, one).compile()

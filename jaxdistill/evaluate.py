@@ -17,7 +17,8 @@ from jaxdistill.losses.stable import divergence
 from jaxdistill.parallel import Parallel
 from jaxdistill.steps import WHOLE, make_eval_step, masked_sum, scan_eval
 from jaxdistill.teachers import mean_log_probs
-from jaxdistill.types import Batch, Metrics, Outputs
+from jaxdistill.terms import token_mask
+from jaxdistill.types import Batch, Metrics, Outputs, dense_logits
 
 ECE_BINS = 15
 
@@ -62,8 +63,34 @@ def classification(student: Outputs, teacher: Outputs | None, batch: Batch) -> M
     return metrics
 
 
+def language(student: Outputs, teacher: Outputs | None, batch: Batch) -> Metrics:
+    """Sums of a language model's metrics over one batch, by token.
+
+    `labels` `[B, L]` are the tokens to predict; those of padded examples, and where
+    `token_mask` is 0, do not count. `nll` is in nats, `perplexity` its exponential,
+    `accuracy` the share of tokens whose label is the most likely one; given a teacher,
+    `agreement` (same most likely token) and `kl` (teacher to student, nats, temperature
+    1; to an ensemble's mean distribution). `Factored` logits are multiplied out.
+    """
+    labels = batch["labels"]
+    ndim, mask = labels.ndim + 1, token_mask(batch, labels.shape)
+    log_q = mean_log_probs(dense_logits(student.logits), ndim)
+    count, guess = mask.sum(), log_q.argmax(-1)
+    nll = -jnp.take_along_axis(log_q, labels[..., None], -1)[..., 0]
+    values = {"accuracy": guess == labels, "nll": nll, "perplexity": nll}
+    if teacher is not None:
+        log_p = mean_log_probs(dense_logits(teacher.logits), ndim)
+        values["agreement"] = guess == log_p.argmax(-1)
+        values["kl"] = divergence(log_p, log_q)
+    return {
+        name: (masked_sum(value.astype(jnp.float32), mask), count)
+        for name, value in values.items()
+    }
+
+
 def summarize(metrics: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
-    """Sums to numbers: means, per-class error rates as a list, ECE over its bins.
+    """Sums to numbers: means, per-class error rates as a list, ECE over its bins, the
+    exponential of a mean for the perplexity.
 
     Args:
       metrics: `{name: (sum, count)}`, each with or without a leading axis of batches.
@@ -84,6 +111,8 @@ def summarize(metrics: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
             result[name] = (sums / np.maximum(counts, 1)).tolist()
         else:
             result[name] = float(sums / counts) if counts > 0 else 0.0
+            if name == "perplexity":
+                result[name] = float(np.exp(result[name]))
     return result
 
 

@@ -4,12 +4,39 @@
 import io
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
 from jaxdistill.runs import read_records
+
+
+class Measure(NamedTuple):
+    """How a metric that rows are compared by is shown.
+
+    Attributes:
+      title: with its unit.
+      scale: from the metric to what is shown.
+      unit: of a difference.
+      digits: of a difference, behind the point.
+    """
+
+    title: str
+    scale: float
+    unit: str
+    digits: int
+
+
+MEASURES = {
+    "accuracy": Measure("accuracy, %", 100, "points", 2),
+    "nll": Measure("NLL, nats per token", 1, "nats", 4),
+}
+
+
+def measure_of(summary: Mapping[str, Any]) -> str:
+    """The metric that a summary's rows are compared by."""
+    return summary.get("measure", "accuracy")
 
 
 def draw(directory: Any) -> dict[str, bytes]:
@@ -20,19 +47,20 @@ def draw(directory: Any) -> dict[str, bytes]:
     records = read_records(directory / "metrics.jsonl")
     found = {"comparison.png": _comparison(summary)}
     if _by_row(records, summary["rows"], "loss"):
-        found["curves.png"] = _curves(records, summary["rows"])
+        measure = measure_of(summary)
+        found["curves.png"] = _curves(records, summary["rows"], measure)
     return found
 
 
-def _curves(records: Sequence[Mapping[str, Any]], rows: Any) -> bytes:
-    """Training loss and validation accuracy by step: mean and range over seeds.
+def _curves(records: Sequence[Mapping[str, Any]], rows: Any, measure: str) -> bytes:
+    """Training loss and validation measure by step: mean and range over seeds.
 
     Trainings that are no rows of the table, a search's, are left out.
     """
     figure, (left, right) = new_figure((9, 3.2), 2)
     panels = (
         (left, "loss", "training loss"),
-        (right, "accuracy", "validation accuracy"),
+        (right, measure, f"validation {MEASURES[measure].title.split(',')[0]}"),
     )
     for axis, key, title in panels:
         for name, points in _by_row(records, rows, key).items():
@@ -54,17 +82,18 @@ def _curves(records: Sequence[Mapping[str, Any]], rows: Any) -> bytes:
 
 
 def _comparison(summary: Mapping[str, Any]) -> bytes:
-    """Test accuracy by row, a dot per seed."""
-    names = list(summary["rows"])
+    """The test measure by row, a dot per seed."""
+    names, measure = list(summary["rows"]), measure_of(summary)
+    shown = MEASURES[measure]
     figure, axis = new_figure((7, max(2.8, 1.2 + 0.35 * len(names))))
     for y, name in enumerate(names):
-        seeds = [100 * seed["accuracy"] for seed in summary["seeds"][name]]
+        seeds = [shown.scale * seed[measure] for seed in summary["seeds"][name]]
         around = np.linspace(-0.12, 0.12, len(seeds)) if len(seeds) > 1 else [0]
         axis.plot(seeds, y + np.asarray(around), "o", alpha=0.5)
         axis.vlines(np.mean(seeds), y - 0.25, y + 0.25, color="black")
     axis.set_yticks(range(len(names)), [words(name) for name in names])
     axis.invert_yaxis()
-    axis.set(xlabel="test accuracy, %", title="a dot per seed, a bar for the mean")
+    axis.set(xlabel=f"test {shown.title}", title="a dot per seed, a bar for the mean")
     return to_png(figure)
 
 

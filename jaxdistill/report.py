@@ -12,16 +12,26 @@ import numpy as np
 from etils import epath
 
 from jaxdistill import figures, heatmap, series
-from jaxdistill.figures import words
+from jaxdistill.figures import MEASURES, measure_of, words
 from jaxdistill.statistics import holm, paired, spread
 
-COLUMNS = (
-    ("errors", "errors", 1, 1),
-    ("accuracy", "accuracy %", 100, 2),
-    ("agreement", "agreement %", 100, 2),
-    ("nll", "NLL, nats", 1, 4),
-    ("ece", "ECE %", 100, 2),
-)
+COLUMNS = {
+    "accuracy": (
+        ("errors", "errors", 1, 1),
+        ("accuracy", "accuracy %", 100, 2),
+        ("agreement", "agreement %", 100, 2),
+        ("nll", "NLL, nats", 1, 4),
+        ("ece", "ECE %", 100, 2),
+    ),
+    "nll": (
+        ("perplexity", "perplexity", 1, 3),
+        ("nll", "NLL, nats", 1, 4),
+        ("kl", "KL to teacher, nats", 1, 4),
+        ("accuracy", "accuracy %", 100, 2),
+        ("agreement", "agreement %", 100, 2),
+    ),
+}
+"""Of a table whose rows are compared by a measure: `(metric, title, scale, digits)`."""
 COSTS = (
     ("parameters", "parameters", 1, 0),
     ("flops", "FLOPs", 1, 0),
@@ -40,33 +50,36 @@ def summarize(
     results: Mapping[str, Sequence[Mapping[str, Any]]],
     costs: Mapping[str, Mapping[str, float]],
     pairs: Mapping[str, Sequence[str]],
+    measure: str = "accuracy",
 ) -> dict[str, Any]:
-    """A run's summary: what `table` and `comparison` print and draw.
+    """A run's summary: what `table` and the figures print and draw.
 
     Args:
       results: `{row: [metrics of seed 0, of seed 1, ...]}`.
       costs: `{row: benchmark.cost}`.
       pairs: `{row: rows it is compared with, seed by seed}`.
+      measure: the metric that is compared, one of `figures.MEASURES`.
     """
     rows: dict[str, Any] = {}
     for name, seeds in results.items():
-        keys = [key for key, *_ in COLUMNS if key in seeds[0]]
-        rows[name] = {
-            **{key: spread([seed[key] for seed in seeds]) for key in keys},
-            "class_error": np.mean([s["class_error"] for s in seeds], axis=0).tolist(),
-            "cost": dict(costs[name]),
-        }
+        keys = [key for key, *_ in COLUMNS[measure] if key in seeds[0]]
+        rows[name] = {key: spread([seed[key] for seed in seeds]) for key in keys}
+        if "class_error" in seeds[0]:
+            by_class = np.mean([seed["class_error"] for seed in seeds], axis=0)
+            rows[name]["class_error"] = by_class.tolist()
+        rows[name]["cost"] = dict(costs[name])
     compared = {
         name: {
             other: paired(
-                [seed["accuracy"] for seed in results[name]],
-                [seed["accuracy"] for seed in results[other]],
+                [seed[measure] for seed in results[name]],
+                [seed[measure] for seed in results[other]],
             )
             for other in others
         }
         for name, others in pairs.items()
     }
     return {
+        "measure": measure,
         "rows": rows,
         "paired": compared,
         "seeds": {k: list(v) for k, v in results.items()},
@@ -75,8 +88,8 @@ def summarize(
 
 def table(summary: Mapping[str, Any]) -> str:
     """The comparison as Markdown: mean +- sample deviation over seeds, then pairs."""
-    rows = summary["rows"].values()
-    columns = [column for column in COLUMNS if any(column[0] in row for row in rows)]
+    rows, measure = summary["rows"].values(), measure_of(summary)
+    columns = [c for c in COLUMNS[measure] if any(c[0] in row for row in rows)]
     costs = [column for column in COSTS if any(column[0] in r["cost"] for r in rows)]
     head = ["", *(title for _, title, *_ in (*columns, *costs))]
     lines = [_row(head), _row(["---"] + ["--:"] * (len(head) - 1))]
@@ -90,28 +103,29 @@ def table(summary: Mapping[str, Any]) -> str:
         lines.append(_row(cells))
     lines.append("")
     if sum(map(len, summary["paired"].values())) > MANY:
-        lines += _many(summary["paired"])
+        lines += _many(summary["paired"], measure)
     else:
         for name, others in summary["paired"].items():
             for other, gap in others.items():
-                lines.append(f"- {_sentence(name, other, gap)}")
+                lines.append(f"- {_sentence(name, other, gap, measure)}")
     return "\n".join(lines) + "\n"
 
 
-def _many(pairs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _many(pairs: Mapping[str, Mapping[str, Any]], measure: str) -> list[str]:
     """Many comparisons as a table; below it, those that hold after correction."""
     found = {(a, b): gap for a, others in pairs.items() for b, gap in others.items()}
     corrected = holm({pair: gap["p"] for pair, gap in found.items()})
     against = list(dict.fromkeys(b for _, b in found))
     seeds = next(iter(found.values()))["n"]
-    head = [f"points above ({seeds} paired seeds)", *map(words, against)]
+    unit = MEASURES[measure].unit
+    head = [f"{unit} above ({seeds} paired seeds)", *map(words, against)]
     lines = [_row(head), _row(["---"] + ["--:"] * len(against))]
     for a in pairs:
         cells = [words(a)]
         for b in against:
             gap = found.get((a, b))
             mark = "\\*" if corrected.get((a, b), 1.0) < 0.05 else ""
-            cells.append("-" if gap is None else _interval(gap) + mark)
+            cells.append("-" if gap is None else _interval(gap, measure) + mark)
         lines.append(_row(cells))
     lines += ["", "\\* p < 0.05 after Holm's correction for all comparisons here.", ""]
     for b in against:
@@ -125,9 +139,14 @@ def _many(pairs: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def _interval(gap: Mapping[str, float]) -> str:
-    mean, low, high = (100 * gap[key] for key in ("mean", "low", "high"))
-    return f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"
+def _interval(gap: Mapping[str, float], measure: str) -> str:
+    mean, low, high = (_signed(gap[key], measure) for key in ("mean", "low", "high"))
+    return f"{mean} ({low} to {high})"
+
+
+def _signed(value: float, measure: str) -> str:
+    shown = MEASURES[measure]
+    return f"{shown.scale * value:+.{shown.digits}f}"
 
 
 def write(directory: Any) -> str:
@@ -211,9 +230,9 @@ def _plus_minus(value: Mapping[str, float], scale: float, digits: int) -> str:
     )
 
 
-def _sentence(name: str, other: str, gap: Mapping[str, float]) -> str:
-    head = f"{words(name)} minus {words(other)}: {100 * gap['mean']:+.2f} points"
+def _sentence(name: str, other: str, gap: Mapping[str, float], measure: str) -> str:
+    mean, low, high = (_signed(gap[key], measure) for key in ("mean", "low", "high"))
+    head = f"{words(name)} minus {words(other)}: {mean} {MEASURES[measure].unit}"
     if math.isnan(gap["low"]):
         return f"{head} (one seed: no interval)"
-    low, high = 100 * gap["low"], 100 * gap["high"]
-    return f"{head}, 95% interval {low:+.2f} to {high:+.2f} ({gap['n']} paired seeds)"
+    return f"{head}, 95% interval {low} to {high} ({gap['n']} paired seeds)"

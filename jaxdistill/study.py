@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A table of trainings: rows by seeds, compiled once a row, in one resumable run.
+"""Trainings on one task, of the same size, each compiled once, in one resumable run.
 
 study = Study(run, log, examples=..., steps=..., batch_size=..., test=...)
-summary = study.compare({"teacher": Row(...), "scratch": Row(...),
-                         "distilled": Row(..., teacher="teacher")}, seeds=5)
+teacher = study.train("teacher", Row(...), seed=0)
+student = study.train("distilled", Row(...), 0, study.run.place(teacher))
+
+`comparison.compare` makes a table of them.
 """
 
-import statistics
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from jaxdistill import benchmark, processes, report, saved, sweep, teachers
+from jaxdistill import processes, sweep, teachers
 from jaxdistill.checkpoint import CheckpointError, Checkpoints
 from jaxdistill.data import Batches, Orders, check_labels
 from jaxdistill.evaluate import Evaluator
@@ -47,6 +47,7 @@ class Row(NamedTuple):
       views: of each example, shown again in place of ever new ones where the study
         stores a teacher's outputs (`views.replay`); 0 leaves the teacher live.
       micro_batches: see `steps.make_train_step`.
+      rollout: likewise; the teacher then is live.
       steps: optimizer steps, or None for as many as the study's.
     """
 
@@ -57,6 +58,7 @@ class Row(NamedTuple):
     prepare: Callable[[Batch, jax.Array], Batch] | None = None
     views: int = 0
     micro_batches: int = 1
+    rollout: Callable[[TrainState, Batch, jax.Array], Batch] | None = None
     steps: int | None = None
 
 
@@ -108,66 +110,7 @@ class Study:
         self.dtype = None if precision == "float32" else precision
         self._lessons = Lessons(run, log.path / "outputs", self.dtype, progress)
         self._compiled: dict[Row, Callable] = {}
-        self._costs: dict[nn.Module, dict[str, float]] = {}
         self._placed: tuple[Any, Any] = (None, None)
-
-    def compare(
-        self,
-        rows: Mapping[str, Row],
-        seeds: int,
-        *,
-        given: Callable[[int], Mapping[str, Any]] = lambda seed: {},
-        pairs: Mapping[str, Sequence[str]] | None = None,
-        timed_steps: int = 0,
-        to: Run | None = None,
-    ) -> dict[str, Any]:
-        """Trains all rows for all seeds and writes the run's summary.
-
-        Of seeds that train together the best checkpoint is that of their mean.
-
-        Args:
-          rows: in the order they train, "teacher" among them, before its students.
-          seeds: each draws its own weights and batches.
-          given: `seed -> {name: placed teacher}`, teachers that are not rows and have
-            other names.
-          pairs: `{row: rows it is compared with}`; None compares "distilled" with
-            all but the teacher.
-          timed_steps: measure milliseconds per step on so many, if any.
-          to: where summary and models go, the study's own run directory if None.
-
-        Returns:
-          The summary (`report.summarize`), with each training's digest.
-        """
-        to = self.log if to is None else to
-        results: dict[str, list] = {name: [] for name in rows}
-        costs, digests = {}, {}
-        groups = [range(seeds)] if self.together else [[seed] for seed in range(seeds)]
-        for group in groups:
-            trained = [dict(given(seed)) for seed in group]
-            if both := sorted({*trained[0]} & {*rows}):
-                raise ValueError(f"{both} are rows, and given teachers as well")
-            for name, row in rows.items():
-                taught_by = [
-                    None if row.teacher is None else known[row.teacher]
-                    for known in trained
-                ]
-                models = self._train_group(name, row, group, taught_by)
-                for seed, known, model in zip(group, trained, models, strict=True):
-                    known[name] = self.run.place(model)
-                    results[name].append(self.test(known[name], known["teacher"]))
-                    digests[f"{name}-{seed}"] = teachers.digest(model.variables)
-                    if seed == 0:
-                        costs[name] = dict(self._cost(model, self._example(row, seed)))
-                        saved.save_model(to, name, model)
-        if timed_steps:
-            for name, ms in self._step_ms(rows, trained[-1], timed_steps).items():
-                costs[name]["step_ms"] = ms
-        if pairs is None:
-            others = [name for name in rows if name not in ("teacher", "distilled")]
-            pairs = {"distilled": others}
-        summary = report.summarize(results, costs, pairs)
-        to.write("summary.json", {**summary, "digests": digests})
-        return {**summary, "digests": digests}
 
     def train(
         self, name: str, row: Row, seed: int, teacher: Any = None
@@ -200,13 +143,13 @@ class Study:
             },
             best=self._best,
         )
-        examples, lesson = self._lesson(row, examples, teacher)
+        examples, lesson = self.lesson(row, examples, teacher)
         validation = self.validation
         state = fit(
             fresh,
-            self._compile(row),
+            self.compile(row),
             run=self.run,
-            examples=self._place(examples),
+            examples=self.place(examples),
             batches=Batches(len(examples["labels"]), self.batch_size, seed),
             steps=steps,
             teacher=lesson,
@@ -223,17 +166,21 @@ class Study:
         checkpoints.close()
         return teachers.trained(row.module, state)
 
-    def _train_group(
+    def train_together(
         self, name: str, row: Row, seeds: Sequence[int], taught_by: Sequence[Any]
     ) -> list[teachers.Live]:
-        """A row's trainings for some seeds, each as `train` would give it."""
-        if not self.together:
-            one = partial(self.train, name, row)
-            return [one(*pair) for pair in zip(seeds, taught_by, strict=True)]
+        """A row's trainings for some seeds in one program, each as `train` gives it.
+
+        Args:
+          name: likewise.
+          row: likewise.
+          seeds: one for each training.
+          taught_by: likewise, a placed teacher or None.
+        """
         self._refuse(f"{name}-{seeds[0]}", name, "jit, mesh, fsdp or pmap")
         cells = {"seed": np.array(seeds, np.int32)}
         given = (
-            self._lesson(row, self._checked(row, seed), teacher)
+            self.lesson(row, self._checked(row, seed), teacher)
             for seed, teacher in zip(seeds, taught_by, strict=True)
         )
         examples, lessons = zip(*given, strict=True)
@@ -264,9 +211,7 @@ class Study:
             evaluations=self.evaluations,
             best=self._best,
             progress=self.progress,
-            prepare=self._prepare(row),
-            micro_batches=row.micro_batches,
-            dtype=self.dtype,
+            **self._options(row),
         )
         students = jax.device_get(students)
         return [sweep.cell(students, i) for i in range(len(seeds))]
@@ -294,8 +239,10 @@ class Study:
         check_labels(examples["labels"], self._classes(row, seed))
         return examples
 
-    def _lesson(self, row: Row, examples, teacher: Any) -> tuple[Any, Any]:
+    def lesson(self, row: Row, examples, teacher: Any) -> tuple[Any, Any]:
         """Examples and a teacher as the step has them: live, or its stored outputs.
+
+        What the student makes itself (`Row.rollout`) has no stored outputs.
 
         Raises:
           ValueError: the row has views, but nothing of which to store them.
@@ -307,7 +254,8 @@ class Study:
                 "a row with views needs an augmentation and one teacher's logits; of "
                 "several teachers teachers.mean_logits has them"
             )
-        if not (self.stored and one and (row.prepare is None or views)):
+        known = row.rollout is None and (row.prepare is None or views)
+        if not (self.stored and one and known):
             return examples, teacher
         size = self.batch_size // row.micro_batches
         seen: dict[str, Any] = {}
@@ -325,7 +273,7 @@ class Study:
 
     def fresh(self, row: Row, seed: int) -> TrainState:
         """The row's state before its first step."""
-        example = self._example(row, seed)
+        example = self.example(row, seed)
         return init_state(
             jax.random.key(seed), student(row.module), row.optimizer, example
         )
@@ -334,36 +282,9 @@ class Study:
         """Drops a row's compiled program: of many, a process has no room for all."""
         self._compiled.pop(row, None)
 
-    def _cost(self, model: teachers.Live, example: Batch) -> dict[str, float]:
-        """What a model costs; measured once for rows that are one network."""
-        if model.module not in self._costs:
-            self._costs[model.module] = benchmark.cost(model, example)
-        return self._costs[model.module]
-
-    def _step_ms(self, rows, trained, steps: int) -> dict[str, float]:
-        """Milliseconds per training step of each row, in turns on an idle machine."""
-
-        def job(name, row):
-            teacher = None if row.teacher is None else trained[row.teacher]
-            examples, lesson = self._lesson(row, self.examples(row, 0), teacher)
-            batches = Batches(len(examples["labels"]), self.batch_size)
-            index = self.run.split(batches.rows(0, steps), 1)
-            resident = (lesson, self._place(examples))
-            state = self.run.place(self.fresh(row, 0))
-
-            def steps_on():
-                nonlocal state
-                state, metrics = self._compile(row)(state, resident, index)
-                jax.block_until_ready(metrics)
-
-            return steps_on
-
-        jobs = {name: job(name, row) for name, row in rows.items()}
-        times = benchmark.interleave(jobs, rounds=5)
-        return {name: 1e3 * statistics.median(t) / steps for name, t in times.items()}
-
-    def _example(self, row: Row, seed: int) -> dict[str, np.ndarray]:
-        first = {key: value[:1] for key, value in self.examples(row, seed).items()}
+    def example(self, row: Row, seed: int) -> dict[str, Any]:
+        """A batch of a training's first example, without its stored outputs."""
+        first = jax.tree.map(lambda x: x[:1], dict(self.examples(row, seed)))
         return {**first, "mask": np.ones(1, np.float32)}
 
     def _classes(self, row: Row, seed: int) -> int:
@@ -371,22 +292,27 @@ class Study:
             model = teachers.trained(row.module, self.fresh(row, seed))
             return model(batch).logits
 
-        return jax.eval_shape(logits, self._example(row, seed)).shape[-1]
+        return jax.eval_shape(logits, self.example(row, seed)).shape[-1]
 
-    def _compile(self, row: Row) -> Callable:
+    def _options(self, row: Row) -> dict[str, Any]:
+        return {
+            "prepare": self._prepare(row),
+            "rollout": row.rollout,
+            "micro_batches": row.micro_batches,
+            "dtype": self.dtype,
+        }
+
+    def compile(self, row: Row) -> Callable:
+        """A row's training step, over many steps and on this run's devices."""
         if row not in self._compiled:
             step = make_train_step(
-                student(row.module),
-                row.objective,
-                row.optimizer,
-                prepare=self._prepare(row),
-                micro_batches=row.micro_batches,
-                dtype=self.dtype,
+                student(row.module), row.objective, row.optimizer, **self._options(row)
             )
             self._compiled[row] = self.run.compile(scan_train(step), batch_axis=1)
         return self._compiled[row]
 
-    def _place(self, examples: Mapping[str, np.ndarray]) -> Any:
+    def place(self, examples: Mapping[str, np.ndarray]) -> Any:
+        """Examples on all devices; the last ones stay there."""
         if self._placed[0] is not examples:
             self._placed = (examples, self.run.replicate(dict(examples)))
         return self._placed[1]

@@ -77,6 +77,11 @@ class Factored:
         return logits + jnp.broadcast_to(self.bias, logits.shape)
 
 
+def dense_logits(logits: Any) -> Any:
+    """Logits as an array, multiplied out where they are `Factored`."""
+    return logits.multiply() if isinstance(logits, Factored) else logits
+
+
 @struct.dataclass
 class Outputs:
     """What every model returns.

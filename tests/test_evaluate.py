@@ -8,7 +8,8 @@ from builders import CLASSES, live, make_batch
 from test_parallel import SOME, choose
 
 from jaxdistill import models, teachers
-from jaxdistill.evaluate import Evaluator, summarize
+from jaxdistill.evaluate import Evaluator, language, summarize
+from jaxdistill.types import Factored, Outputs
 
 MLP = models.MLP((8, CLASSES))
 SIZE = 53
@@ -127,3 +128,32 @@ def test_summarize_adds_batches_up_exactly():
     found = summarize({"accuracy": (np.float32([2.0**24, 0]), many)})
     assert found["accuracy"] == 2**24 / (2**24 + 1)
     assert summarize({"accuracy": (np.zeros(2), np.zeros(2))}) == {"accuracy": 0.0}
+
+
+def test_a_language_models_metrics_are_by_token():
+    """In float64; neither padded examples nor masked tokens count."""
+    rng = np.random.default_rng(7)
+    hidden = rng.normal(size=(4, 5, 3)).astype(np.float32)
+    table = rng.normal(size=(11, 3)).astype(np.float32)
+    student, teacher = 2 * hidden @ table.T, rng.normal(size=(4, 5, 11))
+    labels = rng.integers(0, 11, (4, 5))
+    mask = np.array([1, 1, 1, 0], np.float32)
+    token_mask = (rng.random((4, 5)) < 0.7).astype(np.float32)
+    batch = {"labels": labels, "mask": mask, "token_mask": token_mask}
+    counts = (mask[:, None] * token_mask).astype(bool)
+    log_q, log_p = (
+        x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in (student, teacher)
+    )
+    nll = -np.take_along_axis(log_q, labels[..., None], -1)[..., 0][counts].mean()
+    expected = {
+        "nll": nll,
+        "perplexity": np.exp(nll),
+        "accuracy": (log_q.argmax(-1) == labels)[counts].mean(),
+        "agreement": (log_q.argmax(-1) == log_p.argmax(-1))[counts].mean(),
+        "kl": (np.exp(log_p) * (log_p - log_q)).sum(-1)[counts].mean(),
+    }
+    for logits in (student, Factored(2 * hidden, table)):
+        found = summarize(language(Outputs(logits), Outputs(teacher), batch))
+        assert found == pytest.approx(expected, rel=1e-5)
+    alone = summarize(language(Outputs(student), None, batch))
+    assert set(alone) == {"nll", "perplexity", "accuracy"}

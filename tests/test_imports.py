@@ -56,6 +56,7 @@ FLOORS = {
     "series": 4,
     "report": 4,
     "study": 4,
+    "comparison": 4,
     "cli": 5,
 }
 # Imported inside the function that needs them: importing no module costs them.

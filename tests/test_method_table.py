@@ -10,6 +10,7 @@ import pytest
 from experiments import method_table
 from experiments.methods import METHODS, Layers, Method
 from jaxdistill import models, teachers
+from jaxdistill.comparison import compare
 from jaxdistill.objectives import combine
 from jaxdistill.steps import init_state, make_train_step
 from jaxdistill.study import Study
@@ -127,7 +128,7 @@ def test_a_given_teacher_is_no_row(tmp_path):
     task = method_table.Task(method_table.replace(config, run_dir=str(tmp_path)))
     rows, given = {"teacher": task.teacher_row()}, {"teacher": None}
     with pytest.raises(ValueError, match=r"\['teacher'\] are rows, and given"):
-        task.study.compare(rows, 1, given=lambda seed: given)
+        compare(task.study, rows, 1, given=lambda seed: given)
 
 
 def test_unknown_methods_are_named(tmp_path):

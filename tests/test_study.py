@@ -8,6 +8,7 @@ import pytest
 from jaxdistill import data, models, parallel, teachers
 from jaxdistill.augment import shift
 from jaxdistill.checkpoint import CheckpointError
+from jaxdistill.comparison import compare
 from jaxdistill.evaluate import Evaluator
 from jaxdistill.objectives import combine, hard_labels, soft_targets
 from jaxdistill.runs import Run
@@ -79,7 +80,7 @@ def test_steps_are_timed_on_stored_views(study):
         objective=combine({"hard": (1.0, hard_labels())})
     )
     rows["distilled"] = ROW._replace(teacher="teacher")
-    summary = study.compare(rows, 1, pairs={}, timed_steps=2)
+    summary = compare(study, rows, 1, pairs={}, timed_steps=2)
     assert summary["rows"]["distilled"]["cost"]["step_ms"] > 0
 
 

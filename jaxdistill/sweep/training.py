@@ -70,11 +70,11 @@ def train(
       All students as one placed model, whose variables have an axis of cells first.
     """
     student = models.student(module)
-    first = {
-        name: (array.tree[0] if own.is_own(array) else array)[:1]
-        for name, array in examples.items()
-        if name != "teacher"
-    }
+    first = jax.tree.map(
+        lambda x: (x.tree[0] if own.is_own(x) else x)[:1],
+        {name: array for name, array in examples.items() if name != "teacher"},
+        is_leaf=own.is_own,
+    )
     first["mask"] = np.ones(1, np.float32)
     checkpoints = Checkpoints(
         log.path / "checkpoints" / name,

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A table of trainings: rows by seeds, from one study.
+
+summary = compare(study, {"teacher": Row(...), "scratch": Row(...),
+                          "distilled": Row(..., teacher="teacher")}, seeds=5)
+"""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+from jaxdistill import benchmark, report, saved, teachers
+from jaxdistill.data import Batches
+from jaxdistill.runs import Run
+from jaxdistill.study import Row, Study
+
+
+def compare(
+    study: Study,
+    rows: Mapping[str, Row],
+    seeds: int,
+    *,
+    given: Callable[[int], Mapping[str, Any]] = lambda seed: {},
+    pairs: Mapping[str, Sequence[str]] | None = None,
+    measure: str = "accuracy",
+    timed_steps: int = 0,
+    to: Run | None = None,
+) -> dict[str, Any]:
+    """Trains all rows for all seeds and writes the run's summary.
+
+    Of seeds that train together the best checkpoint is that of their mean.
+
+    Args:
+      study: how they train.
+      rows: in the order they train, "teacher" among them, before its students.
+      seeds: each draws its own weights and batches.
+      given: `seed -> {name: placed teacher}`, teachers that are not rows and have
+        other names.
+      pairs: `{row: rows it is compared with}`; None compares "distilled" with
+        all but the teacher.
+      measure: which metric the comparison and its figure are of, see
+        `report.MEASURES`.
+      timed_steps: measure milliseconds per step on so many, if any.
+      to: where summary and models go, the study's own run directory if None.
+
+    Returns:
+      The summary (`report.summarize`), with each training's digest.
+    """
+    to = study.log if to is None else to
+    results: dict[str, list] = {name: [] for name in rows}
+    costs: dict[str, dict[str, float]] = {}
+    measured: dict[nn.Module, dict[str, float]] = {}
+    digests = {}
+    groups = [range(seeds)] if study.together else [[seed] for seed in range(seeds)]
+    for group in groups:
+        trained = [dict(given(seed)) for seed in group]
+        if both := sorted({*trained[0]} & {*rows}):
+            raise ValueError(f"{both} are rows, and given teachers as well")
+        for name, row in rows.items():
+            models = _train(study, name, row, group, trained)
+            for seed, known, model in zip(group, trained, models, strict=True):
+                known[name] = study.run.place(model)
+                results[name].append(study.test(known[name], known["teacher"]))
+                digests[f"{name}-{seed}"] = teachers.digest(model.variables)
+                if seed == 0:
+                    if model.module not in measured:
+                        example = study.example(row, seed)
+                        measured[model.module] = benchmark.cost(model, example)
+                    costs[name] = dict(measured[model.module])
+                    saved.save_model(to, name, model)
+    if timed_steps:
+        for name, ms in _step_ms(study, rows, trained[-1], timed_steps).items():
+            costs[name]["step_ms"] = ms
+    if pairs is None:
+        others = [name for name in rows if name not in ("teacher", "distilled")]
+        pairs = {"distilled": others}
+    summary = report.summarize(results, costs, pairs, measure)
+    to.write("summary.json", {**summary, "digests": digests})
+    return {**summary, "digests": digests}
+
+
+def _train(
+    study: Study, name: str, row: Row, seeds: Sequence[int], trained: Sequence[Mapping]
+) -> list[teachers.Live]:
+    """A row's models for some seeds, each with what was trained before it."""
+    teacher = row.teacher
+    taught_by = [None if teacher is None else known[teacher] for known in trained]
+    if study.together:
+        return study.train_together(name, row, seeds, taught_by)
+    return [
+        study.train(name, row, seed, by)
+        for seed, by in zip(seeds, taught_by, strict=True)
+    ]
+
+
+def _step_ms(
+    study: Study, rows: Mapping[str, Row], trained: Mapping[str, Any], steps: int
+) -> dict[str, float]:
+    """Milliseconds per training step of each row, in turns on an idle machine."""
+
+    def job(row):
+        teacher = None if row.teacher is None else trained[row.teacher]
+        examples, lesson = study.lesson(row, study.examples(row, 0), teacher)
+        batches = Batches(len(examples["labels"]), study.batch_size)
+        index = study.run.split(batches.rows(0, steps), 1)
+        resident = (lesson, study.place(examples))
+        state = study.run.place(study.fresh(row, 0))
+
+        def steps_on():
+            nonlocal state
+            state, metrics = study.compile(row)(state, resident, index)
+            jax.block_until_ready(metrics)
+
+        return steps_on
+
+    jobs = {name: job(row) for name, row in rows.items()}
+    times = benchmark.interleave(jobs, rounds=5)
+    return {name: 1e3 * statistics.median(t) / steps for name, t in times.items()}

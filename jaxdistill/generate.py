@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from jaxdistill.models.gpt import empty_cache
 from jaxdistill.teachers import Live, trained
-from jaxdistill.types import Array, Batch, TrainState
+from jaxdistill.types import Array, Batch, Factored, TrainState
 
 
 @partial(jax.jit, static_argnames=("steps", "temperature", "end"))
@@ -37,7 +37,7 @@ def generate(
 
     Returns:
       `input_ids` and `attention_mask` `[B, L + steps]`; behind an end the tokens are
-      ends too, and masked.
+      ends too, and masked. A token is -1 where the model's logits were NaN.
 
     Raises:
       ValueError: the sequences are longer than the model's positions.
@@ -50,19 +50,27 @@ def generate(
     cache = empty_cache(model.module.size, batch, length + steps - 1, kind)
     places = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
 
+    # Logits of a prompt's other tokens would be the largest arrays of all.
+    module = model.module.clone(factored=True)
+
     def forward(ids, mask, places, cache):
         inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": places}
-        outputs = model.module.apply(model.variables, inputs, cache=cache)
-        return outputs.logits[:, -1], outputs.extras["cache"]
+        outputs = module.apply(model.variables, inputs, cache=cache)
+        head = outputs.logits
+        last = Factored(head.hidden[:, -1], head.kernel, head.bias)
+        return last.multiply(), outputs.extras["cache"]
 
     def choose(logits, step):
+        token = draw(logits, step).astype(ids.dtype)
+        return jnp.where(jnp.isnan(logits).any(-1), -1, token)
+
+    def draw(logits, step):
         if temperature == 0:
-            return logits.argmax(-1).astype(ids.dtype)
+            return logits.argmax(-1)
         keys = jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(rng, step)))(
             jnp.arange(batch)
         )
-        draw = jax.vmap(jax.random.categorical)
-        return draw(keys, logits / temperature).astype(ids.dtype)
+        return jax.vmap(jax.random.categorical)(keys, logits / temperature)
 
     def body(carry, step):
         token, cache, place, alive = carry

@@ -38,6 +38,7 @@ class Lessons:
         *,
         prepare: Prepare | None = None,
         views: int = 1,
+        top_k: int | None = None,
     ) -> dict[str, Any]:
         """The examples with a placed teacher's outputs, from disk if they are there.
 
@@ -50,6 +51,7 @@ class Lessons:
           batch_size: of the step.
           prepare: the augmentation of the views, None for the examples as they are.
           views: of each example, to be seen again with `views.replay`.
+          top_k: how many classes are kept, None for all.
         """
         teacher = self.run.fetch(teacher)
         # What does not divide is split in no way that is known here.
@@ -60,6 +62,8 @@ class Lessons:
             transform = describe(prepare)
             seen = hashlib.sha256(transform.encode()).hexdigest()[:8]
             name = f"{name}-{views}-{seen}"
+        if top_k is not None:
+            name = f"{name}-top{top_k}"
         if self._last[0] != name or self._last[1] is not examples:
             manifest = cache.describe(
                 teacher,
@@ -68,6 +72,7 @@ class Lessons:
                 split="train",
                 transform=transform,
                 views=views,
+                top_k=top_k,
                 batch_size=batch_size,
                 devices=devices,
                 compute=self.compute,

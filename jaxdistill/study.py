@@ -48,6 +48,8 @@ class Row(NamedTuple):
         stores a teacher's outputs (`views.replay`); 0 leaves the teacher live.
       micro_batches: see `steps.make_train_step`.
       rollout: likewise; the teacher then is live.
+      top_k: learn from stored outputs, whatever the study does, that keep only so many
+        of the teacher's classes (`losses.sparse_forward_kl`).
       steps: optimizer steps, or None for as many as the study's.
     """
 
@@ -59,6 +61,7 @@ class Row(NamedTuple):
     views: int = 0
     micro_batches: int = 1
     rollout: Callable[[TrainState, Batch, jax.Array], Batch] | None = None
+    top_k: int | None = None
     steps: int | None = None
 
 
@@ -245,7 +248,7 @@ class Study:
         What the student makes itself (`Row.rollout`) has no stored outputs.
 
         Raises:
-          ValueError: the row has views, but nothing of which to store them.
+          ValueError: the row has views or `top_k`, but nothing that can be stored so.
         """
         one = isinstance(teacher, teachers.Live | teachers.MeanLogits)
         views = self._views(row)
@@ -254,14 +257,19 @@ class Study:
                 "a row with views needs an augmentation and one teacher's logits; of "
                 "several teachers teachers.mean_logits has them"
             )
-        known = row.rollout is None and (row.prepare is None or views)
-        if not (self.stored and one and known):
+        known = one and row.rollout is None and (row.prepare is None or views)
+        if row.top_k is not None and not known:
+            raise ValueError(
+                "a row with top_k needs one teacher's logits, of the examples as they "
+                "are or of views"
+            )
+        if not known or not (self.stored or row.top_k):
             return examples, teacher
         size = self.batch_size // row.micro_batches
-        seen: dict[str, Any] = {}
+        options: dict[str, Any] = {"top_k": row.top_k}
         if views:
-            seen = {"prepare": row.prepare, "views": views}
-        return self._lessons.of(examples, teacher, size, **seen), teachers.Stored()
+            options |= {"prepare": row.prepare, "views": views}
+        return self._lessons.of(examples, teacher, size, **options), teachers.Stored()
 
     def _views(self, row: Row) -> int:
         return row.views if self.stored else 0

@@ -18,7 +18,7 @@ from flax import linen as nn
 
 from jaxdistill import benchmark, processes, report, saved, sweep, teachers
 from jaxdistill.checkpoint import CheckpointError, Checkpoints
-from jaxdistill.data import Batches, Orders, check_labels
+from jaxdistill.data import Batches, Orders, check_inputs, check_labels
 from jaxdistill.evaluate import Evaluator
 from jaxdistill.journal import NonFiniteLoss
 from jaxdistill.lessons import Lessons
@@ -181,7 +181,8 @@ class Study:
           teacher: a placed teacher, or None.
 
         Raises:
-          DataError: a label is not one of the module's classes.
+          DataError: a label is not one of the module's classes, or a text is all
+            padding.
         """
         fresh, examples = self.fresh(row, seed), self._checked(row, seed)
         taught_by = (
@@ -287,10 +288,12 @@ class Study:
         """A training's examples.
 
         Raises:
-          DataError: a label is not one of the module's classes.
+          DataError: a label is not one of the module's classes, or a text is all
+            padding.
         """
         examples = self.examples(row, seed)
         processes.check_examples(len(examples["labels"]))
+        check_inputs(examples["inputs"])
         check_labels(examples["labels"], self._classes(row, seed))
         return examples
 
@@ -363,7 +366,7 @@ class Study:
         return {name: 1e3 * statistics.median(t) / steps for name, t in times.items()}
 
     def _example(self, row: Row, seed: int) -> dict[str, np.ndarray]:
-        first = {key: value[:1] for key, value in self.examples(row, seed).items()}
+        first = jax.tree.map(lambda x: x[:1], dict(self.examples(row, seed)))
         return {**first, "mask": np.ones(1, np.float32)}
 
     def _classes(self, row: Row, seed: int) -> int:

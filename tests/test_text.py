@@ -389,3 +389,16 @@ class TestWindows:
             f"windows of {length} tokens cannot be cut from {size}: one needs .*"
         ):
             windows(np.zeros(size, int), length)
+
+
+class TestInputs:
+    def test_a_text_without_tokens_is_named(self):
+        keep = np.array([[1, 1], [1, 0], [0, 0], [0, 0]])
+        ids = np.ones((4, 2), np.int32)
+        with fails("row 2 is all padding: its attention_mask has no 1, .* at least"):
+            data.check_inputs({"input_ids": ids, "attention_mask": keep})
+        data.check_inputs({"input_ids": ids[:2], "attention_mask": keep[:2]})
+
+    def test_inputs_without_a_mask_are_as_they_are(self):
+        data.check_inputs({"input_ids": np.zeros((2, 3), np.int32)})
+        data.check_inputs(np.zeros((2, 3)))

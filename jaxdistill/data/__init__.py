@@ -4,6 +4,7 @@
 from jaxdistill.data.batches import Batches, Orders, pad
 from jaxdistill.data.corpus import Corpus, Vocabulary, load_corpus, windows
 from jaxdistill.data.idx import DataError
+from jaxdistill.data.inputs import check_inputs
 from jaxdistill.data.labels import check_labels, few_labels
 from jaxdistill.data.sources import Dataset, holdout, load
 from jaxdistill.data.stream import Stream
@@ -20,6 +21,7 @@ __all__ = [
     "Stream",
     "Texts",
     "Vocabulary",
+    "check_inputs",
     "check_labels",
     "few_labels",
     "holdout",

@@ -18,7 +18,7 @@ from flax import linen as nn
 
 from jaxdistill import processes, sweep, teachers
 from jaxdistill.checkpoint import CheckpointError, Checkpoints
-from jaxdistill.data import Batches, Orders, check_labels
+from jaxdistill.data import Batches, Orders, check_inputs, check_labels
 from jaxdistill.evaluate import Evaluator
 from jaxdistill.journal import NonFiniteLoss
 from jaxdistill.lessons import Lessons
@@ -127,7 +127,8 @@ class Study:
           teacher: a placed teacher, or None.
 
         Raises:
-          DataError: a label is not one of the module's classes.
+          DataError: a label is not one of the module's classes, or a text is all
+            padding.
         """
         fresh, examples = self.fresh(row, seed), self._checked(row, seed)
         taught_by = (
@@ -235,10 +236,12 @@ class Study:
         """A training's examples.
 
         Raises:
-          DataError: a label is not one of the module's classes.
+          DataError: a label is not one of the module's classes, or a text is all
+            padding.
         """
         examples = self.examples(row, seed)
         processes.check_examples(len(examples["labels"]))
+        check_inputs(examples["inputs"])
         check_labels(examples["labels"], self._classes(row, seed))
         return examples
 

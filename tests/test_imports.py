@@ -29,6 +29,7 @@ FLOORS = {
     "huggingface": 2,
     "huggingface_config": 2,
     "huggingface_names": 2,
+    "tokens": 2,
     "processes": 2,
     "sharding": 2,
     "steps": 3,
@@ -61,7 +62,7 @@ FLOORS = {
 }
 # Imported inside the function that needs them: importing no module costs them.
 HEAVY = {"torch", "tensorflow", "tensorflow_datasets", "matplotlib", "transformers"}
-HEAVY |= {"grain"}
+HEAVY |= {"grain", "tokenizers"}
 CORE = ["losses", "models", "data", "objectives", "teachers", "steps", "parallel"]
 
 

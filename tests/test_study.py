@@ -100,3 +100,29 @@ def test_views_need_what_is_stored(study, row, teacher):
     model = teachers.trained(MODULE, study.fresh(ROW, 0))
     with pytest.raises(ValueError, match="views needs an augmentation and one teacher"):
         study.train("bad", row, 0, study.run.place(teacher(model)))
+
+
+def test_texts_are_trained_on_unless_one_is_all_padding(tmp_path):
+    rng = np.random.default_rng(0)
+    keep = (np.arange(5)[None] <= rng.integers(0, 5, (32, 1))).astype(np.int32)
+    ids = rng.integers(0, 9, (32, 5)).astype(np.int32)
+    inputs = {"input_ids": ids, "attention_mask": keep}
+    examples = {"inputs": inputs, "labels": (ids[:, 0] > 4).astype(np.int32)}
+    run = parallel.jit()
+    study = Study(
+        run,
+        Run(tmp_path, {}),
+        examples=lambda row, seed: examples,
+        steps=40,
+        batch_size=16,
+        test=Evaluator(run, examples),
+        evaluations=2,
+        progress=False,
+    )
+    hard = combine({"hard": (1.0, hard_labels())})
+    row = Row(models.BagOfEmbeddings(9, 4, 2), hard, optax.adam(0.05))
+    study.train("scratch", row, 0)
+    assert loss(study, "scratch")[-1] < loss(study, "scratch")[0]
+    keep[3] = 0
+    with pytest.raises(data.DataError, match="row 3 is all padding"):
+        study.train("other", row, 0)

@@ -2,22 +2,33 @@
 """Data as NumPy arrays: sources, transforms, batches. Nothing here imports jax."""
 
 from jaxdistill.data.batches import Batches, Orders, pad
+from jaxdistill.data.corpus import Corpus, Vocabulary, load_corpus, windows
 from jaxdistill.data.idx import DataError
+from jaxdistill.data.inputs import check_inputs
 from jaxdistill.data.labels import check_labels, few_labels
 from jaxdistill.data.sources import Dataset, holdout, load
 from jaxdistill.data.stream import Stream
+from jaxdistill.data.text import Labelled, Texts, load_texts
 from jaxdistill.data.transforms import normalize
 
 __all__ = [
     "Batches",
+    "Corpus",
     "DataError",
     "Dataset",
+    "Labelled",
     "Orders",
     "Stream",
+    "Texts",
+    "Vocabulary",
+    "check_inputs",
     "check_labels",
     "few_labels",
     "holdout",
     "load",
+    "load_corpus",
+    "load_texts",
     "normalize",
     "pad",
+    "windows",
 ]

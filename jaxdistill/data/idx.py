@@ -67,7 +67,7 @@ def find(name: str, data_dir: str | Path | None) -> Path | None:
     if not root.is_dir():
         raise DataError(f"data folder {root} does not exist or is not a folder")
     for folder in (root, root / name):
-        found = [file for file in SHA256[name] if _path(folder, file)]
+        found = [file for file in SHA256[name] if locate(folder, file)]
         missing = sorted(set(SHA256[name]) - set(found))
         if found and missing:
             raise DataError(
@@ -79,7 +79,8 @@ def find(name: str, data_dir: str | Path | None) -> Path | None:
     return None
 
 
-def _path(folder: Path, file: str) -> Path | None:
+def locate(folder: Path, file: str) -> Path | None:
+    """A folder's file, gzipped or raw, None where there is neither."""
     return next(
         (p for p in (folder / f"{file}.gz", folder / file) if p.is_file()), None
     )
@@ -95,9 +96,9 @@ def read(name: str, folder: Path) -> dict[str, Examples]:
     for split, (images, labels) in FILES.items():
         arrays = []
         for file in (images, labels):
-            path = _path(folder, file)
+            path = locate(folder, file)
             assert path is not None
-            raw = _unpack(path)
+            raw = unpack(path)
             if hashlib.sha256(raw).hexdigest() != SHA256[name][file]:
                 raise DataError(
                     f"{path} is not the original {name} file: its SHA-256 differs "
@@ -108,7 +109,12 @@ def read(name: str, folder: Path) -> dict[str, Examples]:
     return splits
 
 
-def _unpack(path: Path) -> bytes:
+def unpack(path: Path) -> bytes:
+    """A file's bytes, unpacked where it is gzipped.
+
+    Raises:
+      DataError: it is damaged or cut short.
+    """
     try:
         raw = path.read_bytes()
         return gzip.decompress(raw) if path.suffix == ".gz" else raw

@@ -22,6 +22,7 @@ from jaxdistill.models.mlp import MLP
 from jaxdistill.models.norm import BatchNorm
 from jaxdistill.models.resnet import ResNet, resnet_cifar, resnet_imagenet
 from jaxdistill.models.student import student
+from jaxdistill.models.text import BagOfEmbeddings, BiLSTM
 from jaxdistill.models.transformer import Size
 from jaxdistill.models.vit import ViT, deit_base, deit_small, deit_tiny
 
@@ -35,9 +36,11 @@ __all__ = [
     "GPT",
     "GPT2",
     "MLP",
+    "BagOfEmbeddings",
     "BatchNorm",
     "BertClassifier",
     "BertMaskedLM",
+    "BiLSTM",
     "ConvNet",
     "Encoder",
     "Peers",

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small classifiers of texts: a bag of embeddings, and a bidirectional LSTM.
+
+What lies in the padding changes nothing: it is read as token 0, and never counted.
+"""
+
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxdistill.models.transformer import NORMAL
+from jaxdistill.types import Array, Outputs
+
+
+class BagOfEmbeddings(nn.Module):
+    """The mean of a text's embeddings, then dense layers with ReLU between them.
+
+    Without `hidden` it is fastText's linear classifier, but for its n-grams; with it a
+    deep averaging network, but dropout is on numbers, not on whole words.
+
+    Attributes:
+      vocab: V.
+      width: W, of the embeddings.
+      num_classes: C.
+      hidden: widths of the dense layers before the last.
+      dropout: rate on the mean and on each hidden layer.
+
+    References:
+      Joulin et al. 2017, Bag of Tricks for Efficient Text Classification, section 2;
+      Iyyer et al. 2015, Deep Unordered Composition Rivals Syntactic Methods, section 3.
+    """
+
+    vocab: int
+    width: int
+    num_classes: int
+    hidden: tuple[int, ...] = ()
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, inputs, mask=None, train=False) -> Outputs:
+        """Logits `[B, C]`; hidden states are the mean `[B, W]` and the dense layers.
+
+        Args:
+          inputs: `input_ids` `[B, L]`; `attention_mask` `[B, L]`, 0 for padding, may be
+            missing.
+          mask: not used.
+          train: whether dropout is on.
+        """
+        del mask  # no layer here looks across examples
+        ids, keep = _tokens(inputs)
+        x = nn.Embed(self.vocab, self.width, embedding_init=NORMAL, name="words")(ids)
+        weights = (keep / jnp.maximum(keep.sum(1, keepdims=True), 1)).astype(x.dtype)
+        x = jnp.einsum("bl,blw->bw", weights, x)
+        hiddens = [x]
+        for width in self.hidden:
+            x = nn.Dropout(self.dropout, deterministic=not train)(x)
+            x = nn.relu(nn.Dense(width)(x))
+            hiddens.append(x)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return Outputs(nn.Dense(self.num_classes)(x), tuple(hiddens))
+
+
+class BiLSTM(nn.Module):
+    """A bidirectional LSTM, whose last states go through a dense layer with ReLU.
+
+    Padding must be behind the text. The paper starts its embeddings from word2vec's;
+    these start at random.
+
+    Attributes:
+      vocab: V.
+      width: W, of the embeddings.
+      hidden: H, of each direction.
+      num_classes: C.
+      dropout: rate on embeddings and on the dense layer.
+      inner: D, width of the dense layer, None for H.
+
+    References:
+      Tang et al. 2019, Distilling Task-Specific Knowledge from BERT into Simple Neural
+      Networks, section 3.1.
+    """
+
+    vocab: int
+    width: int
+    hidden: int
+    num_classes: int
+    dropout: float = 0.0
+    inner: int | None = None
+
+    @nn.compact
+    def __call__(self, inputs, mask=None, train=False) -> Outputs:
+        """Logits `[B, C]`; hidden states of tokens `[B, L, 2 H]`, of the text `[B, D]`.
+
+        Args:
+          inputs: `input_ids` `[B, L]`; `attention_mask` `[B, L]`, 0 for padding, which
+            is behind the text, may be missing.
+          mask: not used.
+          train: whether dropout is on.
+
+        Returns:
+          The tokens' states are zero in the padding.
+        """
+        del mask
+        ids, keep = _tokens(inputs)
+        x = nn.Embed(self.vocab, self.width, embedding_init=NORMAL, name="words")(ids)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        forward, backward = (
+            nn.RNN(nn.OptimizedLSTMCell(self.hidden, name=name))
+            for name in ("forward", "backward")
+        )
+        both = nn.Bidirectional(forward, backward, return_carry=True)
+        lengths = jnp.maximum(keep.sum(1), 1)
+        last, tokens = both(x, seq_lengths=lengths)
+        tokens = jnp.where(keep[..., None], tokens, 0)
+        # Each carry is a cell's memory and its output.
+        x = jnp.concatenate([output for _, output in last], axis=-1)
+        x = nn.relu(nn.Dense(self.inner or self.hidden, name="inner")(x))
+        hiddens = (tokens, x)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return Outputs(nn.Dense(self.num_classes, name="classifier")(x), hiddens)
+
+
+def _tokens(inputs: Mapping[str, Array]) -> tuple[Array, Array]:
+    """Ids `[B, L]`, 0 in the padding, and which are the text's, boolean `[B, L]`."""
+    ids = inputs["input_ids"]
+    keep = inputs.get("attention_mask", jnp.ones_like(ids)) > 0
+    return jnp.where(keep, ids, 0), keep

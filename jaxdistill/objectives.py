@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdistill import losses
+from jaxdistill.parts import first_classes as first_classes
 from jaxdistill.teachers import mean_log_probs
 from jaxdistill.terms import (
     Settled,
@@ -190,47 +191,6 @@ def on_logits(loss: Callable, **settings: Any) -> Settled:
         return jax.vmap(compare)(theirs).mean(0), mask
 
     return Settled("on_logits", (loss,), settings, function)
-
-
-@dataclass(frozen=True, eq=False)
-class _FirstClasses:
-    count: int
-    term: Term
-
-    def __call__(self, student, teacher, batch, step):
-        return self.term(self.cut(student), self.cut(teacher), batch, step)
-
-    def cut(self, outputs: Any) -> Any:
-        if outputs is None or isinstance(outputs.logits, TopK):
-            return outputs
-        logits, count = outputs.logits, self.count
-        if logits.shape[-1] < count:
-            raise ValueError(
-                f"first_classes({count}): one side has only {logits.shape[-1]} classes"
-            )
-        if not isinstance(logits, Factored):
-            return outputs.replace(logits=logits[..., :count])
-        bias = None if logits.bias is None else logits.bias[:count]
-        kernel = logits.kernel[:count]
-        return outputs.replace(logits=Factored(logits.hidden, kernel, bias))
-
-    def __repr__(self) -> str:
-        return f"first_classes({self.count}, {self.term!r})"
-
-
-def first_classes(count: int, term: Term) -> Term:
-    """A term on the first classes of both sides, whose numbers of classes may differ.
-
-    For vocabularies padded to a round number: the words beyond `count` are no words.
-
-    Args:
-      count: how many classes both sides have in common, in the same order.
-      term: what looks at logits alone, such as `soft_targets()`.
-
-    >>> first_classes(50_257, soft_targets(temperature=2.0))
-    first_classes(50257, soft_targets(temperature=2.0))
-    """
-    return _FirstClasses(count, term)
 
 
 def teacher_labels(head: str | None = None) -> Settled:

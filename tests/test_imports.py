@@ -21,6 +21,7 @@ FLOORS = {
     "terms": 2,
     "objectives": 2,
     "matching": 2,
+    "parts": 2,
     "teachers": 2,
     "convert": 2,
     "augment": 2,

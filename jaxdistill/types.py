@@ -61,11 +61,6 @@ class Factored:
         """Axes of the logits."""
         return self.hidden.ndim
 
-    @property
-    def bias_or_zero(self) -> Any:
-        """`[V]`."""
-        return jnp.zeros(self.shape[-1:]) if self.bias is None else self.bias
-
     def multiply(self) -> Array:
         """The logits `[..., V]`, at least float32."""
         dtype = jnp.promote_types(self.hidden.dtype, jnp.float32)
@@ -75,6 +70,11 @@ class Factored:
         if self.bias is None:
             return logits
         return logits + jnp.broadcast_to(self.bias, logits.shape)
+
+
+def whole_logits(logits: Any) -> Any:
+    """The logits `[..., V]`: `Factored` ones multiplied out, others as they are."""
+    return logits.multiply() if isinstance(logits, Factored) else logits
 
 
 @struct.dataclass

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxdistill.types import Outputs
+from jaxdistill.types import Outputs, whole_logits
 
 
 class Projector(nn.Module):
@@ -61,12 +61,12 @@ class Peers(nn.Module):
 
     @nn.compact
     def __call__(self, inputs, mask=None, train=False) -> Outputs:
-        """Logits `[M, B, C]`."""
+        """Logits `[M, B, C]`; a member's `Factored` ones are multiplied out."""
         logits = []
         for i, member in enumerate(self.members):
             # A copy: linen would share the parameters of one module given twice.
             peer = member.copy(parent=self, name=f"peer_{i}")
-            logits.append(peer(inputs, mask=mask, train=train).logits)
+            logits.append(whole_logits(peer(inputs, mask=mask, train=train).logits))
         return Outputs(jnp.stack(logits))
 
 

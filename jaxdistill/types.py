@@ -88,7 +88,8 @@ class Outputs:
       attentions: attention probabilities by layer, a tuple of `[B, H, L, S]`.
       projected: a student's hidden states at the teacher's width, by layer, None where
         there is no projection (see `models.adapters`).
-      extras: what else a model has, by name: a distillation token's logits.
+      extras: what else a model has, by name: a distillation token's logits, a text
+        model's embeddings, queries, keys and values by layer.
     """
 
     logits: Any

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A term on a part of what it sees: on some of the classes."""
+"""A term on a part of what it sees: some of the classes, or all real tokens."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jaxdistill.types import Factored, Term, TopK
+from jaxdistill.types import Batch, Factored, Term, TopK
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,3 +49,31 @@ def first_classes(count: int, term: Term) -> Term:
     first_classes(50257, soft_targets(temperature=2.0))
     """
     return _FirstClasses(count, term)
+
+
+@dataclass(frozen=True, eq=False)
+class _RealTokens:
+    term: Term
+
+    def __call__(self, student, teacher, batch: Batch, step):
+        batch = {name: x for name, x in batch.items() if name != "token_mask"}
+        inputs = batch["inputs"]
+        if isinstance(inputs, Mapping) and "attention_mask" in inputs:
+            batch["token_mask"] = inputs["attention_mask"]
+        return self.term(student, teacher, batch, step)
+
+    def __repr__(self) -> str:
+        return f"real_tokens({self.term!r})"
+
+
+def real_tokens(term: Term) -> Term:
+    """A term on all real tokens, whichever the batch's `token_mask` has chosen.
+
+    Args:
+      term: what looks at `token_mask`, such as `soft_targets()`.
+
+    >>> from jaxdistill.objectives import soft_targets
+    >>> real_tokens(soft_targets(temperature=2.0))
+    real_tokens(soft_targets(temperature=2.0))
+    """
+    return _RealTokens(term)

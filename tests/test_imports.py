@@ -22,6 +22,7 @@ FLOORS = {
     "objectives": 2,
     "matching": 2,
     "parts": 2,
+    "recipes": 2,
     "masking": 2,
     "teachers": 2,
     "convert": 2,

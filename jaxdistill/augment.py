@@ -6,8 +6,10 @@ They run before the teacher sees the batch, so teacher and student get the same 
 and consistent, section 3). Each takes `inputs` of shape `[B, H, W]` or `[B, H, W, C]`.
 """
 
+import dataclasses
+import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -22,10 +24,17 @@ Prepare = Callable[[Batch, Array], Batch]
 def describe(prepare: Prepare) -> str:
     """An augmentation in words: its name, and what it was made with.
 
+    A `functools.partial` is its function and what it binds, an object or its method
+    the fields, a jitted function what was jitted.
+
+    Raises:
+      ValueError: what it is made of cannot be seen: it is no function, and has no
+        fields.
+
     >>> describe(shift(2, 0.0))
     'shift(fill=0.0, pixels=2)'
     """
-    made_with = inspect.getclosurevars(prepare).nonlocals
+    name, made_with = _made_of(prepare)
 
     def spell(value: Any) -> str:
         if isinstance(value, tuple | list):
@@ -34,9 +43,34 @@ def describe(prepare: Prepare) -> str:
             return describe(value)
         return str(np.asarray(value).tolist())
 
-    name = prepare.__qualname__.split(".")[0]
     inside = ", ".join(f"{k}={spell(v)}" for k, v in sorted(made_with.items()))
     return f"{name}({inside})"
+
+
+def _made_of(prepare: Any) -> tuple[str, Mapping[str, Any]]:
+    """Its name, and what it was made with, by name."""
+    if inspect.isfunction(prepare):
+        made_with = inspect.getclosurevars(prepare).nonlocals
+        return prepare.__qualname__.split(".")[0], made_with
+    if isinstance(prepare, functools.partial):
+        name, made_with = _made_of(prepare.func)
+        signature = inspect.signature(prepare.func)
+        bound = signature.bind_partial(*prepare.args, **prepare.keywords)
+        return name, {**made_with, **bound.arguments}
+    if inspect.ismethod(prepare):
+        name, made_with = _made_of(prepare.__self__)
+        return f"{name}.{prepare.__name__}", made_with
+    if hasattr(prepare, "__wrapped__"):  # by jax.jit
+        return _made_of(prepare.__wrapped__)
+    if dataclasses.is_dataclass(prepare) and not isinstance(prepare, type):
+        names = [field.name for field in dataclasses.fields(prepare)]
+        return type(prepare).__name__, {name: getattr(prepare, name) for name in names}
+    if isinstance(prepare, type) or not hasattr(prepare, "__dict__"):
+        raise ValueError(
+            "an augmentation that is described must be a function, a functools.partial "
+            f"or an object with fields, got {prepare!r}"
+        )
+    return type(prepare).__name__, vars(prepare)
 
 
 def shift(pixels: int, fill: Any) -> Prepare:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from flax import serialization
 
-from jaxdistill.types import dense_logits
+from jaxdistill.types import whole_logits
 
 
 def parameters(variables: Any) -> int:
@@ -44,7 +44,7 @@ def cost(model: Any, batch: Mapping[str, Any], repeats: int = 200) -> dict[str, 
     one = {key: batch[key] for key in ("inputs", "mask")}
     one = jax.tree.map(lambda x: jax.device_put(np.asarray(x)[:1]), one)
     model = jax.device_put(model)
-    forward = jax.jit(lambda model, batch: dense_logits(model(batch).logits))
+    forward = jax.jit(lambda model, batch: whole_logits(model(batch).logits))
     compiled = forward.lower(model, one).compile()
 
     def call():

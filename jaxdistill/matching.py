@@ -13,6 +13,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jaxdistill.losses.stable import promote
 from jaxdistill.terms import (
     Settled,
     broadcast_mask,
@@ -104,8 +105,40 @@ def on_attentions(loss: Callable, layers: LayerMap, **settings: Any) -> Settled:
     return _through("on_attentions", loss, layers, settings, pair)
 
 
+def on_scores(loss: Callable, layers: LayerMap, **settings: Any) -> Settled:
+    """A loss between attention scores before softmax, through a layer map.
+
+    The scores are `q k' / sqrt(d)` in each head, made again from the queries and keys
+    in `extras`, in as many heads as the attention maps have. Padded keys do not count;
+    later tokens, which a causal model hides, do.
+
+    Args:
+      loss: `(student, teacher, mask, ...) -> values [B, L]`, as `losses.attention_mse`.
+      layers: which layers, `((student, teacher), ...)`.
+      settings: hyperparameters: numbers, traced values, or `step -> number`.
+
+    Raises:
+      ValueError: a setting the loss does not have, no layers, or, when it is called,
+        a layer that does not exist.
+
+    References:
+      Vaswani et al. 2017, Attention Is All You Need, equation 1, for the scores.
+    """
+
+    def pair(student: Outputs, teacher: Outputs, i: int, j: int, batch: Batch):
+        mine = _scores("student", student, i)
+        theirs = _scores("teacher", teacher, j)
+        keys = padding_mask(batch, (mine.shape[0], mine.shape[-1]))
+        return mine, theirs, wanted(loss, batch, keys)
+
+    return _through("on_scores", loss, layers, settings, pair)
+
+
 def on_extras(loss: Callable, name: str, layers: LayerMap, **settings: Any) -> Settled:
     """A loss between what models put into `extras`, such as queries, keys or values.
+
+    Where the student has a projection of it (the embeddings', `models.with_projector`)
+    it is compared through that.
 
     Args:
       loss: `(student, teacher, mask, ...) -> values [B, L]`, as `losses.relation_kl`.
@@ -120,6 +153,9 @@ def on_extras(loss: Callable, name: str, layers: LayerMap, **settings: Any) -> S
 
     def pair(student: Outputs, teacher: Outputs, i: int, j: int, batch: Batch):
         mine = _layer("student", student.extras.get(name, ()), i)
+        projected = student.extras.get(f"projected_{name}")
+        if projected and projected[i] is not None:
+            mine = projected[i]
         tokens = padding_mask(batch, mine.shape[:2])
         theirs = _layer("teacher", teacher.extras.get(name, ()), j)
         return mine, theirs, wanted(loss, batch, tokens)
@@ -156,6 +192,17 @@ def _through(name, loss, layers, settings, pair, *given) -> Settled:
         return total, padding_mask(batch, total.shape)
 
     return Settled(name, (loss, *given, layers), settings, function)
+
+
+def _scores(side: str, outputs: Outputs, i: int) -> Array:
+    """`[B, H, L, S]`, at least float32."""
+    heads = _layer(side, outputs.attentions, i).shape[1]
+    q, k = (
+        promote(_layer(side, outputs.extras.get(name, ()), i))
+        for name in ("queries", "keys")
+    )
+    q, k = (x.reshape(*x.shape[:2], heads, -1) for x in (q, k))
+    return jnp.einsum("blhd,bshd->bhls", q, k) / q.shape[-1] ** 0.5
 
 
 def _layer(side: str, states: Sequence[Array], i: int) -> Array:

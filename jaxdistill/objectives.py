@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdistill import losses
+from jaxdistill.parts import first_classes as first_classes
 from jaxdistill.teachers import mean_log_probs
 from jaxdistill.terms import (
     Settled,
@@ -28,7 +29,16 @@ from jaxdistill.terms import (
     token_mask,
     wanted,
 )
-from jaxdistill.types import Array, Batch, Factored, Objective, Outputs, Term, TopK
+from jaxdistill.types import (
+    Array,
+    Batch,
+    Factored,
+    Objective,
+    Outputs,
+    Term,
+    TopK,
+    whole_logits,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +181,7 @@ def on_logits(loss: Callable, **settings: Any) -> Settled:
 
     def function(student: Outputs, teacher: Outputs | None, batch: Batch, **settings):
         sides = student.logits, taught(loss, teacher).logits
-        mine, theirs = (x.multiply() if isinstance(x, Factored) else x for x in sides)
+        mine, theirs = (whole_logits(side) for side in sides)
         mask = token_mask(batch, mine.shape[:-1])
         given = wanted(loss, batch, mask)
 
@@ -192,55 +202,19 @@ def on_logits(loss: Callable, **settings: Any) -> Settled:
     return Settled("on_logits", (loss,), settings, function)
 
 
-@dataclass(frozen=True, eq=False)
-class _FirstClasses:
-    count: int
-    term: Term
-
-    def __call__(self, student, teacher, batch, step):
-        return self.term(self.cut(student), self.cut(teacher), batch, step)
-
-    def cut(self, outputs: Any) -> Any:
-        if outputs is None or isinstance(outputs.logits, TopK):
-            return outputs
-        logits, count = outputs.logits, self.count
-        if logits.shape[-1] < count:
-            raise ValueError(
-                f"first_classes({count}): one side has only {logits.shape[-1]} classes"
-            )
-        if not isinstance(logits, Factored):
-            return outputs.replace(logits=logits[..., :count])
-        bias = None if logits.bias is None else logits.bias[:count]
-        kernel = logits.kernel[:count]
-        return outputs.replace(logits=Factored(logits.hidden, kernel, bias))
-
-    def __repr__(self) -> str:
-        return f"first_classes({self.count}, {self.term!r})"
-
-
-def first_classes(count: int, term: Term) -> Term:
-    """A term on the first classes of both sides, whose numbers of classes may differ.
-
-    For vocabularies padded to a round number: the words beyond `count` are no words.
-
-    Args:
-      count: how many classes both sides have in common, in the same order.
-      term: what looks at logits alone, such as `soft_targets()`.
-
-    >>> first_classes(50_257, soft_targets(temperature=2.0))
-    first_classes(50257, soft_targets(temperature=2.0))
-    """
-    return _FirstClasses(count, term)
-
-
 def teacher_labels(head: str | None = None) -> Settled:
     """Cross-entropy with the teacher's most likely class: hard distillation.
 
-    An ensemble's is that of its mean probability.
+    An ensemble's is that of its mean probability. A student's `Factored` logits are
+    multiplied out a part at a time (`losses.chunked_cross_entropy`), a teacher's whole.
 
     Args:
       head: which of the student's `extras` learns it, such as a ViT's "distillation";
         None is its logits.
+
+    Raises:
+      ValueError: when it is called, student and teacher have other classes; of top-k
+        outputs see `losses.sparse_forward_kl`.
 
     References:
       Touvron et al. 2021, Training Data-Efficient Image Transformers (DeiT),
@@ -252,10 +226,14 @@ def teacher_labels(head: str | None = None) -> Settled:
         theirs = taught(teacher_labels, teacher).logits
         if isinstance(theirs, TopK):
             best = theirs.log_probs.argmax(-1)[..., None]
+            losses.sparse.check_ids("teacher_labels", logits.shape[-1], theirs)
             guess = jnp.take_along_axis(theirs.ids, best, -1)[..., 0]
         else:
+            losses.logits.check_classes("teacher_labels", logits, theirs)
             guess = mean_log_probs(theirs, logits.ndim).argmax(-1)
-        return losses.cross_entropy(logits, guess), token_mask(batch, guess.shape)
+        factored = isinstance(logits, Factored)
+        loss = losses.chunked_cross_entropy if factored else losses.cross_entropy
+        return loss(logits, guess), token_mask(batch, guess.shape)
 
     return Settled("teacher_labels", () if head is None else (head,), {}, function)
 
@@ -264,10 +242,14 @@ def mutual_targets(*, temperature: Any = 1.0) -> Settled:
     """Mutual learning: each of several students learns from the others' present output.
 
     The sum over the students of the mean KL to each other one, none of whom gets a
-    gradient for it: what each would minimise alone.
+    gradient for it: what each would minimise alone. `models.Peers` has multiplied out
+    its members' `Factored` logits.
 
     Args:
       temperature: a number above 0, a traced value, or `step -> number`.
+
+    Raises:
+      ValueError: when it is called, logits are not those of two or more students.
 
     References:
       Zhang et al. 2018, Deep Mutual Learning, equations 5 to 9.
@@ -275,7 +257,8 @@ def mutual_targets(*, temperature: Any = 1.0) -> Settled:
 
     def function(student: Outputs, teacher, batch: Batch, *, temperature=1.0):
         members = student.logits
-        if members.ndim < 3 or len(members) < 2:
+        single = isinstance(members, Factored) or members.ndim < 3
+        if single or members.shape[0] < 2:
             raise ValueError(
                 "mutual_targets needs a student of two or more (models.Peers), got "
                 f"logits of shape {members.shape}"

@@ -23,7 +23,15 @@ from flax import struct
 from jaxdistill.losses.stable import promote
 from jaxdistill.models.adapters import strip
 from jaxdistill.sharding import whole
-from jaxdistill.types import Array, Batch, Outputs, TopK, TrainState
+from jaxdistill.types import (
+    Array,
+    Batch,
+    Factored,
+    Outputs,
+    TopK,
+    TrainState,
+    whole_logits,
+)
 
 
 @struct.dataclass
@@ -42,23 +50,30 @@ class Live:
 
 @struct.dataclass
 class Ensemble:
-    """Several teachers at once: logits with a leading member axis, nothing else."""
+    """Several teachers at once: logits with a leading member axis, nothing else.
+
+    `Factored` logits are multiplied out.
+    """
 
     members: tuple[Any, ...]
 
     def __call__(self, batch: Batch) -> Outputs:
-        logits = [member(batch).logits for member in self.members]
+        logits = [whole_logits(member(batch).logits) for member in self.members]
         return Outputs(jnp.stack(logits))
 
 
 @struct.dataclass
 class MeanLogits:
-    """Several teachers as one: the mean of their logits, nothing else."""
+    """Several teachers as one: the mean of their logits, nothing else.
+
+    `Factored` logits are multiplied out.
+    """
 
     members: tuple[Any, ...]
 
     def __call__(self, batch: Batch) -> Outputs:
-        return Outputs(sum(m(batch).logits for m in self.members) / len(self.members))
+        total = sum(whole_logits(member(batch).logits) for member in self.members)
+        return Outputs(total / len(self.members))
 
 
 @struct.dataclass
@@ -125,14 +140,15 @@ def _some(members: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(members)
 
 
-def mean_log_probs(logits: Array, ndim: int) -> Array:
+def mean_log_probs(logits: Array | Factored, ndim: int) -> Array:
     """Log-probabilities; over an ensemble's leading axis, of the mean probability.
 
     Args:
-      logits: `[..., C]`, or `[M, ..., C]` with one axis more than `ndim`.
+      logits: `[..., C]`, or `[M, ..., C]` with one axis more than `ndim`; `Factored`
+        ones are multiplied out.
       ndim: how many axes a single model's logits have.
     """
-    log_probs = jax.nn.log_softmax(promote(logits))
+    log_probs = jax.nn.log_softmax(promote(whole_logits(logits)))
     if logits.ndim == ndim:
         return log_probs
     return jax.nn.logsumexp(log_probs, axis=0) - math.log(logits.shape[0])

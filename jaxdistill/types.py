@@ -61,11 +61,6 @@ class Factored:
         """Axes of the logits."""
         return self.hidden.ndim
 
-    @property
-    def bias_or_zero(self) -> Any:
-        """`[V]`."""
-        return jnp.zeros(self.shape[-1:]) if self.bias is None else self.bias
-
     def multiply(self) -> Array:
         """The logits `[..., V]`, at least float32."""
         dtype = jnp.promote_types(self.hidden.dtype, jnp.float32)
@@ -77,8 +72,8 @@ class Factored:
         return logits + jnp.broadcast_to(self.bias, logits.shape)
 
 
-def dense_logits(logits: Any) -> Any:
-    """Logits as an array, multiplied out where they are `Factored`."""
+def whole_logits(logits: Any) -> Any:
+    """The logits `[..., V]`: `Factored` ones multiplied out, others as they are."""
     return logits.multiply() if isinstance(logits, Factored) else logits
 
 
@@ -93,7 +88,8 @@ class Outputs:
       attentions: attention probabilities by layer, a tuple of `[B, H, L, S]`.
       projected: a student's hidden states at the teacher's width, by layer, None where
         there is no projection (see `models.adapters`).
-      extras: what else a model has, by name: a distillation token's logits.
+      extras: what else a model has, by name: a distillation token's logits, a text
+        model's embeddings, queries, keys and values by layer.
     """
 
     logits: Any

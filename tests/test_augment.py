@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
+import dataclasses
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
 
-from jaxdistill.augment import chain, crop, flip, mixup, shift
+from jaxdistill.augment import chain, crop, describe, flip, mixup, shift
 
 
 @pytest.mark.parametrize("shape", [(64, 5, 7), (64, 5, 7, 3)])
@@ -105,3 +108,55 @@ def test_mixup_shows_no_label_that_must_not_be_used():
     assert (partner != np.arange(64)).any()
     raw = {**BATCH, "inputs": np.full((64, 4, 4), 200, np.uint8)}
     np.testing.assert_allclose(mixup()(raw, KEY)["inputs"], 200, rtol=1e-6)
+
+
+def darken(share, batch, rng, floor=0.0):
+    return {**batch, "inputs": np.maximum(share * batch["inputs"], floor)}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Darken:
+    share: float
+
+    def __call__(self, batch, rng):
+        return darken(self.share, batch, rng)
+
+
+class Both:
+    def __init__(self, first, second):
+        self.first, self.second = first, second
+
+    def __call__(self, batch, rng):
+        return self.second(self.first(batch, rng), rng)
+
+    def backwards(self, batch, rng):
+        return self.first(self.second(batch, rng), rng)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "words"),
+    [
+        (mixup(0.5), "mixup(alpha=0.5)"),
+        (partial(darken, 0.5), "darken(share=0.5)"),
+        (partial(partial(darken, 0.5), floor=0.1), "darken(floor=0.1, share=0.5)"),
+        (jax.jit(crop(3, 4)), "crop(height=3, width=4)"),
+        (Darken(0.5), "Darken(share=0.5)"),
+        (
+            chain(flip(), partial(darken, 0.5), Darken(0.25)),
+            "chain(prepares=(flip(), darken(share=0.5), Darken(share=0.25)))",
+        ),
+        (
+            Both(flip(), Darken(0.5)).backwards,
+            "Both.backwards(first=flip(), second=Darken(share=0.5))",
+        ),
+    ],
+)
+def test_an_augmentation_is_described_by_what_it_was_made_with(prepare, words):
+    assert describe(prepare) == words
+    assert prepare(BATCH, KEY)["inputs"].shape[0] == len(IMAGES)
+
+
+@pytest.mark.parametrize("prepare", [print, Darken])
+def test_what_cannot_be_described_is_refused(prepare):
+    with pytest.raises(ValueError, match="a functools.partial or an object with fie"):
+        describe(prepare)

@@ -14,6 +14,7 @@ from jaxdistill.matching import (
     on_attentions,
     on_extras,
     on_hiddens,
+    on_scores,
     padding_mask,
     uniform,
 )
@@ -105,6 +106,39 @@ def test_relations_of_queries_keys_and_values():
         )
 
 
+def test_scores_are_those_whose_softmax_is_the_attention():
+    ids = np.random.default_rng(0).integers(0, 9, (4, 3))
+    padding = np.array([[1, 1, 0], [1, 1, 1], [1, 1, 1], [1, 0, 0]], np.float32)
+    inputs = {"input_ids": ids, "attention_mask": padding}
+    model = models.BertClassifier(models.Encoder(models.Size(9, 6, 2, 3)), CLASSES)
+    found = model.init_with_output(jax.random.key(0), inputs)[0]
+
+    def compare(student, teacher, mask):
+        np.testing.assert_array_equal(student, teacher)
+        real = mask[:, None, None] > 0
+        maps = jax.nn.softmax(jnp.where(real, student, -1e30))
+        return jnp.abs(maps - found.attentions[0]).sum((1, 3))
+
+    term = on_scores(compare, ((0, 0),))
+    batch = {**BATCH, "inputs": inputs}
+    values, mask = term(found, found, batch, 0)
+    np.testing.assert_array_equal(mask, padding * BATCH["mask"][:, None])
+    np.testing.assert_allclose(values * mask, 0, atol=1e-6)
+    assert repr(term) == "on_scores(compare, ((0, 0),))"
+
+
+def test_projected_embeddings_are_compared_in_place_of_narrow_ones():
+    student, teacher = (
+        Outputs(None, extras={"embeddings": (normal(seed, 4, 3, width),)})
+        for seed, width in ((0, 5), (1, 7))
+    )
+    mine = {**student.extras, "projected_embeddings": (normal(2, 4, 3, 7),)}
+    term = on_extras(losses.hint_mse, "embeddings", ((0, 0),))
+    values, _ = term(student.replace(extras=mine), teacher, BATCH, 0)
+    expected = losses.hint_mse(normal(2, 4, 3, 7), normal(1, 4, 3, 7))
+    np.testing.assert_allclose(values, expected, rtol=1e-6)
+
+
 def test_settings_may_be_schedules_and_print_as_written():
     term = on_hiddens(losses.correlation_congruence, last(), gamma=lambda i: 0.1 * i)
     values, _ = term(STUDENT, TEACHER, BATCH, 3)
@@ -173,6 +207,13 @@ def test_a_projector_trains_beside_its_student_and_is_left_behind():
     finished = teachers.trained(module, state)
     assert finished.module == narrow
     np.testing.assert_array_equal(finished(BATCH).logits, alone.logits)
+
+
+def test_embeddings_that_are_not_there_cannot_be_projected():
+    projector = models.Projector(((0, 7),))
+    module = models.with_projector(models.MLP((4, CLASSES)), projector, projector)
+    with pytest.raises(ValueError, match="an? MLP returns no embeddings to project"):
+        module.init(jax.random.key(0), BATCH["inputs"])
 
 
 def test_one_module_twice_is_two_students():

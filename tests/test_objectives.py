@@ -16,6 +16,7 @@ from jaxdistill.objectives import (
     soft_targets,
     teacher_labels,
 )
+from jaxdistill.parts import real_tokens
 from jaxdistill.schedules import anneal, warm_up
 from jaxdistill.terms import token_mask, wanted
 from jaxdistill.types import Outputs, TopK
@@ -156,6 +157,20 @@ def test_token_mask():
     np.testing.assert_array_equal(
         token_mask(without, (4, 3)), np.repeat(TOKENS["mask"][:, None], 3, 1)
     )
+
+
+def test_all_real_tokens_count_whichever_were_chosen():
+    term = real_tokens(hard_labels())
+    padding = np.array([[1, 1, 0], [1, 1, 1], [1, 1, 1], [1, 0, 0]], np.float32)
+    text = {**TOKENS, "inputs": {"attention_mask": padding}}
+    real = TOKENS["mask"][:, None]
+    for batch, expected in ((text, real * padding), (TOKENS, np.repeat(real, 3, 1))):
+        values, mask = term(outputs(1, 4, 3), None, batch, 0)
+        np.testing.assert_array_equal(mask, expected)
+        np.testing.assert_array_equal(
+            values, hard_labels()(outputs(1, 4, 3), None, batch, 0)[0]
+        )
+    assert repr(term) == "real_tokens(hard_labels())"
 
 
 def test_values_and_mask_must_have_one_shape():

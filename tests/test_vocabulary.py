@@ -13,11 +13,13 @@ from jaxdistill.objectives import (
     combine,
     first_classes,
     hard_labels,
+    mutual_targets,
     on_logits,
     soft_targets,
+    teacher_labels,
 )
 from jaxdistill.steps import init_state, make_train_step
-from jaxdistill.types import Factored, Outputs
+from jaxdistill.types import Factored, Outputs, TopK
 
 TOKENS, CLASSES = (2, 5), 11
 
@@ -165,7 +167,7 @@ def term_values(term, student, teacher):
 @pytest.mark.parametrize(
     "term",
     [hard_labels(), soft_targets(temperature=2.0), on_logits(losses.reverse_kl)]
-    + [first_classes(9, soft_targets(temperature=2.0))],
+    + [first_classes(9, soft_targets(temperature=2.0)), teacher_labels()],
     ids=str,
 )
 def test_terms_take_factored_logits(term):
@@ -173,6 +175,7 @@ def test_terms_take_factored_logits(term):
     sides = [(STUDENT, TEACHER)]
     if "hard" not in str(term):
         sides.append((STUDENT, TEACHER.multiply()))
+        sides.append((STUDENT.multiply(), TEACHER))
     for student, teacher in sides:
         found = term_values(term, student, teacher)
         for mine, theirs in zip(found, expected, strict=True):
@@ -189,6 +192,85 @@ def test_a_padded_vocabulary_is_cut():
         term_values(soft_targets(), STUDENT.multiply(), padded)
     with pytest.raises(ValueError, match=r"first_classes\(12\): one side has only 11"):
         term_values(first_classes(12, soft_targets()), STUDENT.multiply(), padded)
+
+
+def kept(teacher, count):
+    log_probs, ids = jax.lax.top_k(jax.nn.log_softmax(teacher), count)
+    return TopK(ids, log_probs, jnp.zeros(TOKENS))
+
+
+WIDER = jnp.pad(TEACHER.multiply(), ((0, 0), (0, 0), (0, 2)), constant_values=9.0)
+WIDE = Factored(WIDER, jnp.eye(CLASSES + 2))
+OTHER = "the student has 11 classes, the teacher 13; .*objectives.first_classes takes"
+
+
+@pytest.mark.parametrize(
+    ("term", "teacher", "message"),
+    [
+        (soft_targets(), WIDER, f"forward_kl: {OTHER}"),
+        (soft_targets(), WIDE, f"forward_kl: {OTHER}"),
+        (soft_targets(), jnp.stack([WIDER, WIDER]), f"forward_kl: {OTHER}"),
+        (on_logits(losses.reverse_kl), WIDE, f"reverse_kl: {OTHER}"),
+        (teacher_labels(), WIDER, f"teacher_labels: {OTHER}"),
+        (teacher_labels(), WIDE, f"teacher_labels: {OTHER}"),
+        (soft_targets(), kept(WIDER, 12), "keeps 12 classes, the student has only 11"),
+        (soft_targets(), kept(WIDER, 3), "sparse_forward_kl: the teacher keeps class"),
+        (teacher_labels(), kept(WIDER, 3), "keeps class 12, the student has only 11"),
+    ],
+)
+@pytest.mark.parametrize("student", [STUDENT, STUDENT.multiply()], ids=["parts", "all"])
+def test_another_vocabulary_is_named_with_the_way_out(student, term, teacher, message):
+    with pytest.raises(ValueError, match=message):
+        term_values(term, student, teacher)
+
+
+def test_a_traced_class_the_student_has_not_is_no_number():
+    """Nothing can be raised under jit: the value must not look like one."""
+
+    def value(teacher):
+        return term_values(soft_targets(), STUDENT.multiply(), teacher)[0]
+
+    assert jnp.isnan(jax.jit(value)(kept(WIDER, 3))).all()
+
+
+def test_teacher_labels_teach_factored_logits_as_whole():
+    def total(student):
+        return (WEIGHTS * term_values(teacher_labels(), student, TEACHER)[0]).sum()
+
+    found = jax.grad(total)(STUDENT)
+    expected = jax.grad(lambda student: total(student.multiply()))(STUDENT)
+    assert largest_difference(found, expected) < 1e-5
+
+
+def test_mutual_learning_of_one_factored_student_is_refused():
+    with pytest.raises(
+        ValueError, match=r"of two or more \(models.Peers\), got .*11\)"
+    ):
+        term_values(mutual_targets(), STUDENT, None)
+
+
+@pytest.mark.parametrize("join", [teachers.ensemble, teachers.mean_logits])
+def test_several_factored_models_are_multiplied_out(join):
+    ids = jnp.asarray(np.random.default_rng(3).integers(0, 23, TOKENS))
+    batch = {**BATCH, "inputs": {"input_ids": ids}, "labels": ids}
+    found, taught = [], []
+    for factored in (True, False):
+        one = models.GPT(gpt_size(23, 8, 1, 2, dropout=0.0), factored=factored)
+        peers = models.Peers((one, one))
+        variables = peers.init(jax.random.key(0), batch["inputs"])
+        outputs = peers.apply(variables, batch["inputs"])
+        found.append(mutual_targets()(outputs, None, batch, 0)[0])
+        mine = [{"params": variables["params"][f"peer_{i}"]} for i in range(2)]
+        teacher = join([teachers.live(one, each) for each in mine])
+        taught.append(
+            soft_targets()(
+                outputs.replace(logits=outputs.logits[0]), teacher(batch), batch, 0
+            )[0]
+        )
+    np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(*taught, rtol=1e-5, atol=1e-6)
+    assert (found[0] > 0).all()
+    assert (taught[0] > 0).all()
 
 
 def test_smoothing_needs_whole_logits():

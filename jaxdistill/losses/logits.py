@@ -5,6 +5,8 @@ A class whose logit is -inf on both sides (a masked vocabulary) does not exist: 
 and gradients are those of the classes that are left.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -181,14 +183,19 @@ def check_labels(name: str, student: Array | Factored, labels: Array) -> None:
         )
 
 
-def check_pair(name: str, student: Array | Factored, teacher: Array | Factored) -> None:
-    """Raise ValueError unless both sides' logits have one shape."""
+def check_classes(name: str, student: Any, teacher: Any) -> None:
+    """Raise ValueError unless both sides' logits have as many classes."""
     if student.shape[-1] != teacher.shape[-1]:
         raise ValueError(
             f"{name}: the student has {student.shape[-1]} classes, the teacher "
             f"{teacher.shape[-1]}; both must score the same classes in the same order "
             "(of a padded vocabulary, objectives.first_classes takes those)"
         )
+
+
+def check_pair(name: str, student: Array | Factored, teacher: Array | Factored) -> None:
+    """Raise ValueError unless both sides' logits have one shape."""
+    check_classes(name, student, teacher)
     if student.shape != teacher.shape:
         raise ValueError(
             f"{name}: student logits of shape {student.shape} and teacher logits of "

@@ -4,7 +4,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxdistill.losses.logits import Logits, Values, check_temperature
+from jaxdistill.losses.logits import Logits, Values, check_temperature, is_concrete
 from jaxdistill.losses.stable import divergence, fixed, log_normalize, log_sum, promote
 from jaxdistill.types import TopK
 
@@ -32,8 +32,9 @@ def sparse_forward_kl(
       `[...]` values in nats times `T^2`, at least float32.
 
     Raises:
-      ValueError: shapes do not fit, more classes are kept than the student has, or the
-        temperature is not above 0.
+      ValueError: shapes do not fit, a class is kept that the student has not, or the
+        temperature is not above 0. Ids that are traced cannot be looked at: there a
+        class beyond the student's makes the value NaN.
 
     >>> import jax.numpy as jnp
     >>> log_probs = jnp.log(jnp.array([0.5]))
@@ -58,6 +59,7 @@ def sparse_forward_kl(
             f"sparse_forward_kl: the teacher keeps {kept[-1]} classes, the student has "
             f"only {student.shape[-1]}"
         )
+    check_ids("sparse_forward_kl", student.shape[-1], teacher)
     log_p, log_q = fixed(teacher.log_probs), jax.nn.log_softmax(promote(student))
     head = jnp.take_along_axis(log_q, teacher.ids, axis=-1)
     if tail and kept[-1] < student.shape[-1]:
@@ -70,6 +72,18 @@ def sparse_forward_kl(
     every = jnp.ones(log_p.shape, bool)
     log_p, log_q = (log_normalize(side / temperature, every) for side in (log_p, head))
     return divergence(log_p, log_q) * temperature**2
+
+
+def check_ids(name: str, classes: int, teacher: TopK) -> None:
+    """Raise ValueError at a kept class that the student has not.
+
+    Under jit ids are traced, and nothing can be said.
+    """
+    if is_concrete(teacher.ids) and (largest := int(teacher.ids.max())) >= classes:
+        raise ValueError(
+            f"{name}: the teacher keeps class {largest}, the student has only "
+            f"{classes} classes (objectives.first_classes cuts whole logits, not ids)"
+        )
 
 
 def _log_rest(log_probs):

@@ -142,8 +142,11 @@ def _scan(body, carry, heads: Sequence[Factored], chunk: int):
         return padded.reshape(count, chunk, *x.shape[1:])
 
     real = jnp.arange(count * chunk) < classes
+    none = jnp.zeros(classes)
+    biases = [none if head.bias is None else head.bias for head in heads]
+    layers = [(head.kernel, bias) for head, bias in zip(heads, biases, strict=True)]
     parts = (
-        [(cut(head.kernel), cut(head.bias_or_zero)) for head in heads],
+        jax.tree.map(cut, layers),
         real.reshape(count, chunk),
         jnp.arange(count) * chunk,
     )

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxdistill.types import Outputs
+from jaxdistill.types import Outputs, whole_logits
 
 
 class Projector(nn.Module):
@@ -33,19 +33,31 @@ class Projector(nn.Module):
 class Projected(nn.Module):
     """A student that also returns projected hidden states while it trains.
 
-    Its parameters are `{"student": ..., "projector": ...}`; in evaluation mode it is
-    the student.
+    Its parameters are `{"student": ..., "projector": ...}`, and `"embeddings"` where
+    those are projected; in evaluation mode it is the student.
     """
 
     student: nn.Module
     projector: nn.Module
+    embeddings: nn.Module | None = None
 
     def __call__(self, inputs, mask=None, train=False) -> Outputs:
-        """The student's outputs, with `projected` in training mode."""
+        """The student's outputs, with `projected` in training mode.
+
+        Projected embeddings are `extras["projected_embeddings"]`.
+        """
         outputs = self.student(inputs, mask=mask, train=train)
         if not train and not self.is_initializing():
             return outputs
-        return outputs.replace(projected=self.projector(outputs.hiddens))
+        outputs = outputs.replace(projected=self.projector(outputs.hiddens))
+        if self.embeddings is None:
+            return outputs
+        if "embeddings" not in outputs.extras:
+            raise ValueError(
+                f"a {type(self.student).__name__} returns no embeddings to project"
+            )
+        found = {"projected_embeddings": self.embeddings(outputs.extras["embeddings"])}
+        return outputs.replace(extras={**outputs.extras, **found})
 
 
 class Peers(nn.Module):
@@ -61,18 +73,29 @@ class Peers(nn.Module):
 
     @nn.compact
     def __call__(self, inputs, mask=None, train=False) -> Outputs:
-        """Logits `[M, B, C]`."""
+        """Logits `[M, B, C]`; a member's `Factored` ones are multiplied out."""
         logits = []
         for i, member in enumerate(self.members):
             # A copy: linen would share the parameters of one module given twice.
             peer = member.copy(parent=self, name=f"peer_{i}")
-            logits.append(peer(inputs, mask=mask, train=train).logits)
+            logits.append(whole_logits(peer(inputs, mask=mask, train=train).logits))
         return Outputs(jnp.stack(logits))
 
 
-def with_projector(student: nn.Module, projector: nn.Module) -> Projected:
-    """The student with learned projections `hiddens -> projected` beside it."""
-    return Projected(student, projector)
+def with_projector(
+    student: nn.Module, projector: nn.Module, embeddings: nn.Module | None = None
+) -> Projected:
+    """The student with learned projections `hiddens -> projected` beside it.
+
+    Args:
+      student: the module.
+      projector: of hidden states, such as `Projector(((0, 12), (1, 12)))`.
+      embeddings: of a text model's embeddings, its only layer: `Projector(((0, 12),))`.
+
+    Raises:
+      ValueError: when it is called, embeddings are projected that are not there.
+    """
+    return Projected(student, projector, embeddings)
 
 
 def strip(module: nn.Module, variables: Any) -> tuple[nn.Module, Any]:

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""BERT's masked tokens, drawn anew in each step: a `prepare` as those of `augment`."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from jaxdistill.augment import Prepare
+from jaxdistill.matching import padding_mask
+from jaxdistill.terms import token_mask
+from jaxdistill.types import Array, Batch
+
+
+def mask_tokens(
+    mask_id: int, vocab: int, special: Sequence[int], *, share: float = 0.15
+) -> Prepare:
+    """Hides some tokens, which the student is to tell from the others.
+
+    Of the chosen tokens 80% become the mask, 10% a random word, 10% stay. The batch
+    gains `labels`, the tokens as they were, and `token_mask`, 1 where one was chosen.
+    Each token is chosen alone, where the paper's code takes a fixed number of each
+    sentence: a batch may have none, and its term then counts 0. Padding, special tokens
+    and what a `token_mask` of the batch leaves out are never chosen.
+
+    Args:
+      mask_id: of [MASK].
+      vocab: V; a random word is any of `[0, V)`.
+      special: ids that are no words, such as those of [CLS], [SEP] and [PAD].
+      share: of the tokens, to be chosen.
+
+    Raises:
+      ValueError: an id outside the vocabulary, or a share outside 0 to 1.
+
+    References:
+      Devlin et al. 2019, BERT, section 3.1 (task 1) and appendix A.1.
+    """
+    special = tuple(int(i) for i in special)
+    for i in (mask_id, *special):
+        if not 0 <= i < vocab:
+            raise ValueError(f"mask_tokens: id {i} is not in a vocabulary of {vocab}")
+    if not 0 <= share <= 1:
+        raise ValueError(f"mask_tokens needs a share from 0 to 1, got {share}")
+
+    def prepare(batch: Batch, rng: Array) -> Batch:
+        ids = batch["inputs"]["input_ids"]
+        real = padding_mask(batch, ids.shape) * token_mask(batch, ids.shape) > 0
+        word = jnp.isin(ids, jnp.array((mask_id, *special)), invert=True)
+        choice, way, other = jax.random.split(rng, 3)
+        chosen = real & word & jax.random.bernoulli(choice, share, ids.shape)
+        at = jax.random.uniform(way, ids.shape)
+        random = jax.random.randint(other, ids.shape, 0, vocab, ids.dtype)
+        hidden = jnp.where(at < 0.8, mask_id, jnp.where(at < 0.9, random, ids))
+        hidden = jnp.where(chosen, hidden, ids).astype(ids.dtype)
+        inputs = {**batch["inputs"], "input_ids": hidden}
+        chosen = chosen.astype(jnp.float32)
+        return {**batch, "inputs": inputs, "labels": ids, "token_mask": chosen}
+
+    return prepare

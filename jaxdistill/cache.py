@@ -40,7 +40,7 @@ from jaxdistill.manifest import (
 )
 from jaxdistill.precision import lower
 from jaxdistill.teachers import digest, fingerprint
-from jaxdistill.types import Array, Batch, Outputs
+from jaxdistill.types import Array, Batch, Outputs, whole_logits
 from jaxdistill.views import view_of
 from jaxdistill.zarr import SHARD, DamagedError, open_array, read_array
 
@@ -261,7 +261,7 @@ def _outputs(teacher, batch: Batch, *, manifest: Manifest, prepare) -> dict[str,
             f"hidden_{i}": outputs.hiddens[i].astype(manifest.dtype)
             for i in manifest.layers
         }
-        return _logits(outputs.logits, manifest) | hiddens
+        return _logits(whole_logits(outputs.logits), manifest) | hiddens
 
     if manifest.views == 1:
         return jax.tree.map(lambda x: x[:, None], view_outputs(0))

@@ -18,7 +18,7 @@ from jaxdistill.parallel import Parallel
 from jaxdistill.steps import WHOLE, make_eval_step, masked_sum, scan_eval
 from jaxdistill.teachers import mean_log_probs
 from jaxdistill.terms import token_mask
-from jaxdistill.types import Batch, Metrics, Outputs, whole_logits
+from jaxdistill.types import Batch, Metrics, Outputs
 
 ECE_BINS = 15
 
@@ -74,12 +74,12 @@ def language(student: Outputs, teacher: Outputs | None, batch: Batch) -> Metrics
     """
     labels = batch["labels"]
     ndim, mask = labels.ndim + 1, token_mask(batch, labels.shape)
-    log_q = mean_log_probs(whole_logits(student.logits), ndim)
+    log_q = mean_log_probs(student.logits, ndim)
     count, guess = mask.sum(), log_q.argmax(-1)
     nll = -jnp.take_along_axis(log_q, labels[..., None], -1)[..., 0]
     values = {"accuracy": guess == labels, "nll": nll, "perplexity": nll}
     if teacher is not None:
-        log_p = mean_log_probs(whole_logits(teacher.logits), ndim)
+        log_p = mean_log_probs(teacher.logits, ndim)
         values["agreement"] = guess == log_p.argmax(-1)
         values["kl"] = divergence(log_p, log_q)
     return {

@@ -8,7 +8,7 @@ directions together are the identity.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,10 @@ from jaxdistill.huggingface_names import (
 from jaxdistill.layers import stack_layers, unstack_layers
 
 WEIGHTS = "model.safetensors"
+TOKENIZERS = ("*.txt", "tokenizer*.json", "vocab.json")
+
+Placed = tuple[Place, list[str], tuple[str, ...]]
+"""A place, the names of its tensors' layers, and its path in `params`."""
 
 
 def load(
@@ -55,10 +59,10 @@ def load(
       ValueError: an architecture that is not known, or a file that is missing, cut
         short, or does not fit the configuration.
     """
-    folder = _find(folder)
+    folder = find(folder)
     config = read_config(folder)
     module = module_of(config, scan=scan, remat=remat, maps=maps)
-    return module, to_linen(_read_weights(folder / WEIGHTS), config, scan=scan)
+    return module, to_linen(read_weights(folder / WEIGHTS), config, scan=scan)
 
 
 def to_linen(
@@ -75,27 +79,43 @@ def to_linen(
       ValueError: a tensor without a place, a place without a tensor, or a shape that
         is not the module's; it names the first.
     """
-    state = {name: array for name, array in state.items() if not BUFFERS.search(name)}
-    state = _without_copies(state)
-    found, used = {}, set()
-    for place, names, path in _places(config):
-        for theirs, leaf in LEAVES[place.kind].items():
-            keys = [f"{name}.{theirs}" for name in names]
-            missing = [key for key in keys if key not in state]
-            if missing:
-                raise ValueError(f"the weights lack {missing[0]!r}")
-            parts = [np.asarray(state[key]) for key in keys]
-            if place.kind == "linear" and leaf == "kernel":
-                parts = [part.T for part in parts]
-            # A copy: the module may train on, and a device may share the host's memory.
-            found[(*path, leaf)] = np.concatenate(parts, axis=-1)
-            used |= {*keys}
+    state = _without_copies(without_buffers(state))
+    found, used = place(state, _places(config))
     left = sorted({*state} - used)
     if left:
         raise ValueError(f"the weights hold {left[0]!r}, which has no place here")
     _check_shapes(found, config)
     params = traverse_util.unflatten_dict(found)
     return {"params": stack_layers(params) if scan else params}
+
+
+def place(
+    state: Mapping[str, np.ndarray], places: Iterable[Placed]
+) -> tuple[dict[tuple[str, ...], np.ndarray], set[str]]:
+    """Tensors at their places: `{path: array}`, and the names of those used.
+
+    Raises:
+      ValueError: a place without a tensor.
+    """
+    found, used = {}, set()
+    for where, names, path in places:
+        for theirs, leaf in LEAVES[where.kind].items():
+            keys = [f"{name}.{theirs}" for name in names]
+            missing = [key for key in keys if key not in state]
+            if missing:
+                raise ValueError(f"the weights lack {missing[0]!r}")
+            parts = [np.asarray(state[key]) for key in keys]
+            if where.kind == "linear" and leaf == "kernel":
+                parts = [part.T for part in parts]
+            # A copy: the module may train on, and a device may share the host's memory.
+            found[(*path, leaf)] = np.concatenate(parts, axis=-1)
+            used |= {*keys}
+    return found, used
+
+
+def without_buffers(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Without the constants that older files hold beside the weights."""
+    return {name: array for name, array in state.items() if not BUFFERS.search(name)}
 
 
 def from_linen(
@@ -110,28 +130,33 @@ def from_linen(
     flat = traverse_util.flatten_dict(params)
     _check_shapes(flat, config)
     state = {}
-    for place, names, path in _places(config):
-        for theirs, leaf in LEAVES[place.kind].items():
+    for where, names, path in _places(config):
+        for theirs, leaf in LEAVES[where.kind].items():
             parts = np.split(flat[(*path, leaf)], len(names), axis=-1)
             for name, part in zip(names, parts, strict=True):
-                linear = place.kind == "linear" and leaf == "kernel"
+                linear = where.kind == "linear" and leaf == "kernel"
                 array = part.T if linear else part
                 state[f"{name}.{theirs}"] = np.array(array, order="C")
     return state
 
 
-def _places(config) -> Iterator[tuple[Place, list[str], tuple[str, ...]]]:
+def _places(config) -> Iterator[Placed]:
     """Every place of a model, its tensors' layer names, and its path in `params`."""
+    yield from body_places(config, PREFIXES[config["model_type"]])
+    for where in HEADS[architecture_of(config)]:
+        yield where, list(where.theirs), tuple(filter(None, (where.ours,)))
+
+
+def body_places(config: Mapping[str, Any], prefix: str) -> Iterator[Placed]:
+    """The places of a model's body, whose tensors' names have a prefix."""
     kind, size = config["model_type"], size_of(config)
-    prefix, root = PREFIXES[kind], () if kind == "gpt2" else ("encoder",)
-    for place in BODIES[kind]:
-        if place.ours == "segments" and not size.types:
+    root = () if kind == "gpt2" else ("encoder",)
+    for where in BODIES[kind]:
+        if where.ours == "segments" and not size.types:
             continue
-        for i in range(size.depth if "{}" in place.ours else 1):
-            names = [prefix + name.format(i) for name in place.theirs]
-            yield place, names, (*root, *place.ours.format(i).split("/"))
-    for place in HEADS[architecture_of(config)]:
-        yield place, list(place.theirs), tuple(filter(None, (place.ours,)))
+        for i in range(size.depth if "{}" in where.ours else 1):
+            names = [prefix + name.format(i) for name in where.theirs]
+            yield where, names, (*root, *where.ours.format(i).split("/"))
 
 
 def _check_shapes(flat: Mapping[tuple, np.ndarray], config) -> None:
@@ -185,7 +210,12 @@ def save(folder: str | Path, variables: Mapping[str, Any], config: Mapping[str, 
     (folder / CONFIG).write_text(json.dumps(dict(config), indent=2) + "\n")
 
 
-def _find(folder: str | Path) -> Path:
+def find(folder: str | Path) -> Path:
+    """The folder, or where the hub's library has put what has this id.
+
+    Raises:
+      ValueError: it is neither.
+    """
     path = Path(folder)
     if path.is_dir():
         return path
@@ -197,7 +227,9 @@ def _find(folder: str | Path) -> Path:
             "pip install 'jaxdistill[huggingface]'"
         ) from error
     try:
-        found = snapshot_download(str(folder), allow_patterns=[CONFIG, WEIGHTS])
+        found = snapshot_download(
+            str(folder), allow_patterns=[CONFIG, WEIGHTS, *TOKENIZERS]
+        )
     except Exception as error:  # whatever the network says
         raise ValueError(
             f"{folder} is neither a folder nor to be had from the hub: "
@@ -206,7 +238,12 @@ def _find(folder: str | Path) -> Path:
     return Path(found)
 
 
-def _read_weights(path: Path) -> dict[str, np.ndarray]:
+def read_weights(path: Path) -> dict[str, np.ndarray]:
+    """A safetensors file's tensors by their names.
+
+    Raises:
+      ValueError: it is missing or damaged.
+    """
     try:
         from safetensors.numpy import load_file
     except ModuleNotFoundError as error:

@@ -32,6 +32,7 @@ FLOORS = {
     "huggingface": 2,
     "huggingface_config": 2,
     "huggingface_names": 2,
+    "pretrained": 2,
     "tokens": 2,
     "processes": 2,
     "sharding": 2,

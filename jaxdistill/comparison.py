@@ -88,7 +88,7 @@ def _train(
     """A row's models for some seeds, each with what was trained before it."""
     teacher = row.teacher
     taught_by = [None if teacher is None else known[teacher] for known in trained]
-    if study.together:
+    if study.together and row.start is None:
         return study.train_together(name, row, seeds, taught_by)
     return [
         study.train(name, row, seed, by)
@@ -107,7 +107,7 @@ def _step_ms(
         batches = Batches(len(examples["labels"]), study.batch_size)
         index = study.run.split(batches.rows(0, steps), 1)
         resident = (lesson, study.place(examples))
-        state = study.run.place(study.fresh(row, 0))
+        state = study.run.place(study.fresh(row, 0, study.run.fetch(teacher)))
 
         def steps_on():
             nonlocal state

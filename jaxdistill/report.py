@@ -19,6 +19,7 @@ COLUMNS = {
     "accuracy": (
         ("errors", "errors", 1, 1),
         ("accuracy", "accuracy %", 100, 2),
+        ("dev", "dev accuracy %", 100, 2),
         ("agreement", "agreement %", 100, 2),
         ("nll", "NLL, nats", 1, 4),
         ("ece", "ECE %", 100, 2),

@@ -50,6 +50,10 @@ class Row(NamedTuple):
       rollout: likewise; the teacher then is live.
       top_k: learn from stored outputs, whatever the study does, that keep only so many
         of the teacher's classes (`losses.sparse_forward_kl`).
+      live: ask the teacher in every step, also where the study stores outputs: only
+        logits are stored, and hidden states and attention maps are not.
+      start: `(state, teacher) -> state`, another start than the drawn one, such as
+        pretrained weights, or layers of the teacher, which is None without one.
       steps: optimizer steps, or None for as many as the study's.
     """
 
@@ -62,6 +66,8 @@ class Row(NamedTuple):
     micro_batches: int = 1
     rollout: Callable[[TrainState, Batch, jax.Array], Batch] | None = None
     top_k: int | None = None
+    live: bool = False
+    start: Callable[[TrainState, Any], TrainState] | None = None
     steps: int | None = None
 
 
@@ -130,10 +136,9 @@ class Study:
           DataError: a label is not one of the module's classes, or a text is all
             padding.
         """
-        fresh, examples = self.fresh(row, seed), self._checked(row, seed)
-        taught_by = (
-            None if teacher is None else teachers.digest(self.run.fetch(teacher))
-        )
+        examples, fetched = self._checked(row, seed), self.run.fetch(teacher)
+        fresh = self.fresh(row, seed, fetched)
+        taught_by = None if teacher is None else teachers.digest(fetched)
         steps = row.steps or self.steps
         self._refuse(name, f"{name}-{seed}", "seeds")
         checkpoints = Checkpoints(
@@ -177,7 +182,7 @@ class Study:
 
         Args:
           name: likewise.
-          row: likewise.
+          row: likewise; not one with a `start` of its own.
           seeds: one for each training.
           taught_by: likewise, a placed teacher or None.
         """
@@ -266,7 +271,7 @@ class Study:
                 "a row with top_k needs one teacher's logits, of the examples as they "
                 "are or of views"
             )
-        if not known or not (self.stored or row.top_k):
+        if row.live or not known or not (self.stored or row.top_k):
             return examples, teacher
         size = self.batch_size // row.micro_batches
         options: dict[str, Any] = {"top_k": row.top_k}
@@ -282,12 +287,20 @@ class Study:
         views = self._views(row)
         return replay(row.prepare, 0, views) if views and row.prepare else row.prepare
 
-    def fresh(self, row: Row, seed: int) -> TrainState:
-        """The row's state before its first step."""
-        example = self.example(row, seed)
-        return init_state(
-            jax.random.key(seed), student(row.module), row.optimizer, example
-        )
+    def fresh(self, row: Row, seed: int, teacher: Any = None) -> TrainState:
+        """The row's state before its first step.
+
+        Args:
+          row: its teacher is not looked at.
+          seed: of the weights that are drawn.
+          teacher: a model, for rows that start from one.
+        """
+        state = self._drawn(row, seed)
+        return state if row.start is None else row.start(state, teacher)
+
+    def _drawn(self, row: Row, seed: int) -> TrainState:
+        rng, example = jax.random.key(seed), self.example(row, seed)
+        return init_state(rng, student(row.module), row.optimizer, example)
 
     def forget(self, row: Row) -> None:
         """Drops a row's compiled program: of many, a process has no room for all."""
@@ -300,7 +313,7 @@ class Study:
 
     def _classes(self, row: Row, seed: int) -> int:
         def logits(batch):
-            model = teachers.trained(row.module, self.fresh(row, seed))
+            model = teachers.trained(row.module, self._drawn(row, seed))
             return model(batch).logits
 
         return jax.eval_shape(logits, self.example(row, seed)).shape[-1]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a study's students see of their teachers."""
 
+import jax
 import numpy as np
 import optax
 import pytest
@@ -126,3 +127,40 @@ def test_texts_are_trained_on_unless_one_is_all_padding(tmp_path):
     keep[3] = 0
     with pytest.raises(data.DataError, match="row 3 is all padding"):
         study.train("other", row, 0)
+
+
+def test_a_row_may_keep_the_largest_probabilities_alone(study):
+    """With all of ten classes kept it learns as from all logits; with two it does not.
+
+    And a live row asks the teacher, whatever the study does.
+    """
+    teacher = study.run.place(teachers.trained(MODULE, study.fresh(ROW, 1)))
+    row = ROW._replace(prepare=None, views=0, optimizer=optax.sgd(0.1))
+    rows = {"whole": row, "live": row._replace(live=True)}
+    rows |= {f"top_{k}": row._replace(top_k=k) for k in (10, 2)}
+    for name, each in rows.items():
+        study.train(name, each, 0, teacher)
+    whole = loss(study, "whole")
+    np.testing.assert_allclose(loss(study, "live"), whole, rtol=1e-5)
+    np.testing.assert_allclose(loss(study, "top_10"), whole, rtol=1e-4)
+    assert loss(study, "top_2")[0] < 0.9 * whole[0]
+    assert len(list((study.log.path / "outputs").iterdir())) == 3
+
+
+def test_top_k_needs_one_teachers_logits(study):
+    row = ROW._replace(views=0, top_k=2)
+    itself = study.run.place(teachers.trained(MODULE, study.fresh(ROW, 0)))
+    with pytest.raises(ValueError, match="a row with top_k needs one teacher's logits"):
+        study.train("bad", row, 0, itself)
+
+
+def test_a_row_may_start_from_its_teacher(study):
+    teacher = teachers.trained(MODULE, study.fresh(ROW, 5))
+    row = ROW._replace(
+        prepare=None,
+        views=0,
+        start=lambda state, teacher: state.replace(params=teacher.variables["params"]),
+    )
+    student = study.train("started", row, 0, study.run.place(teacher))
+    jax.tree.map(np.testing.assert_array_equal, student.variables, teacher.variables)
+    np.testing.assert_allclose(loss(study, "started"), 0, atol=1e-6)

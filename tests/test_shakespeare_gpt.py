@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every objective trains a small GPT, on text, on its teacher's or on its own."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import shakespeare_gpt
+from jaxdistill import teachers
+
+pytestmark = pytest.mark.slow
+
+SMOKE = ["--smoke", "--no-progress", "--no-compilation-cache"]
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gpt")
+    shakespeare_gpt.main([*SMOKE, "--run-dir", str(folder)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def task(run_dir):
+    options = {**shakespeare_gpt.SMOKE, "run_dir": str(run_dir)}
+    return shakespeare_gpt.Task(
+        shakespeare_gpt.Config(smoke=True, progress=False, **options)
+    )
+
+
+def test_all_objectives_are_compared_with_scratch(run_dir):
+    summary = json.loads((run_dir / "summary.json").read_text())
+    names = ["forward_kl", "reverse_kl", "jsd", "total_variation", "top_k"]
+    names += ["sequence_level", "on_policy"]
+    assert list(summary["rows"]) == ["teacher", "nanogpt", "scratch", *names]
+    assert {k: list(v) for k, v in summary["paired"].items()} == {
+        name: ["scratch"] for name in names
+    }
+    row = summary["rows"]["forward_kl"]
+    assert row["kl"]["mean"] > 0
+    # Each seed's exponential, before the mean.
+    logs = [np.log(seed["perplexity"]) for seed in summary["seeds"]["forward_kl"]]
+    nll = [seed["nll"] for seed in summary["seeds"]["forward_kl"]]
+    np.testing.assert_allclose(logs, nll, rtol=1e-6)
+    assert summary["rows"]["teacher"]["kl"]["mean"] == pytest.approx(0, abs=1e-6)
+
+
+def test_the_teacher_writes_what_the_sequence_level_row_learns(run_dir, task):
+    written, prompt = task.written(1), task.config.prompt
+    ids, labels = written["inputs"]["input_ids"], written["labels"]
+    np.testing.assert_array_equal(ids[:, 1:], labels[:, :-1])
+    text = task.train["inputs"]["input_ids"]
+    np.testing.assert_array_equal(ids[:, :prompt], text[:, :prompt])
+    assert (ids[:, prompt:] != text[:, prompt:]).any()
+    assert written["token_mask"].sum(1).tolist() == [16 - prompt + 1] * len(ids)
+    # Kept: a resumed run learns the same.
+    other = shakespeare_gpt.Task(task.config).written(1)
+    np.testing.assert_array_equal(other["labels"], labels)
+
+
+def test_samples_are_as_long_as_asked(task):
+    text = task.samples(("scratch",), windows=3)
+    assert text.startswith("scratch:\n\n```\n")
+    assert len(text.split("```")[1].strip("\n")) == 8 + 3 * 8
+
+
+def test_a_model_that_cannot_write_is_an_error(task):
+    teacher = task.teacher(0)
+    broken = teachers.live(
+        teacher.module, jax.tree.map(lambda x: np.nan * x, teacher.variables)
+    )
+    ids = task.train["inputs"]["input_ids"][:3, :4]
+    with pytest.raises(ValueError, match="cannot write: its logits are not finite"):
+        shakespeare_gpt.continued(broken, ids, 5, jax.random.key(0))
+
+
+def test_it_resumes_from_what_is_there(run_dir):
+    before = json.loads((run_dir / "summary.json").read_text())
+    records = (run_dir / "metrics.jsonl").read_bytes()
+    shakespeare_gpt.main([*SMOKE, "--run-dir", str(run_dir)])
+    after = json.loads((run_dir / "summary.json").read_text())
+    assert after["digests"] == before["digests"]
+    assert (run_dir / "metrics.jsonl").read_bytes() == records

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every student of a BERT trains, from scratch or pretrained, and the run resumes."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import sst2_bert, sst2_task
+from jaxdistill import huggingface, layers, models, tokens
+from jaxdistill.saved import load_model
+
+pytest.importorskip("tokenizers", reason="tokenizers is not installed")
+pytestmark = pytest.mark.slow
+
+SMOKE = ["--smoke", "--no-progress", "--no-compilation-cache"]
+ROWS = ["teacher", "transformer_scratch", "transformer", "bilstm_scratch", "bilstm"]
+ROWS += ["bag_scratch", "bag", "transformer_hidden", "drawn", "layers"]
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sst2")
+    sst2_bert.main([*SMOKE, "--run-dir", str(folder)])
+    return folder
+
+
+def test_all_students_are_compared(run_dir):
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert list(summary["rows"]) == ROWS
+    assert summary["rows"]["layers"]["dev"]["n"] == 2
+    assert set(summary["paired"]["transformer_hidden"]) == {
+        "transformer_scratch",
+        "transformer",
+    }
+    digests = summary["digests"]
+    assert len(set(digests.values())) == len(digests)  # no two trainings are one
+
+
+def test_outputs_are_stored_once_a_teacher(run_dir):
+    stores = [path.name for path in (run_dir / "outputs").iterdir()]
+    assert len(stores) == 2  # a seed each; hidden states are asked of a live teacher
+
+
+def test_a_pretrained_teacher_is_where_the_students_start(tmp_path):
+    """Its layers and its head's start; the tokenizer is the folder's."""
+    pytest.importorskip("safetensors", reason="safetensors is not installed")
+    folder, tokenizer = tmp_path / "bert", tokens.train_wordpiece(["a fine film"], 60)
+    size = models.Size(len(tokenizer.get_vocab()), 8, 3, 2, positions=16)
+    module = models.BertClassifier(models.Encoder(size), 2)
+    variables = module.init(jax.random.key(3), {"input_ids": np.zeros((1, 2), int)})
+    config = {
+        "model_type": "bert",
+        "architectures": ["BertForSequenceClassification"],
+        "vocab_size": size.vocab,
+        "hidden_size": 8,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "max_position_embeddings": 16,
+        "type_vocab_size": 2,
+    }
+    huggingface.save(folder, variables, config)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    options = {**sst2_bert.SMOKE, "teacher": str(folder), "run_dir": str(tmp_path)}
+    task = sst2_task.Task(sst2_bert.Config(smoke=True, progress=False, **options))
+    rows = task.rows()
+    start = task.study.fresh(rows["teacher"], 0)
+    of_file = variables["params"]["encoder"]
+    jax.tree.map(np.testing.assert_array_equal, start.params["encoder"], of_file)
+    teacher = task.study.train("teacher", rows["teacher"], 0)
+    student = task.study.fresh(rows["layers"], 0, teacher)
+    expected = layers.take_layers(teacher.variables["params"], (0, 2))
+    jax.tree.map(np.testing.assert_array_equal, student.params, expected)
+
+
+def test_it_resumes_from_what_is_there(run_dir):
+    before = (run_dir / "summary.json").read_bytes()
+    records = (run_dir / "metrics.jsonl").read_bytes()
+    sst2_bert.main([*SMOKE, "--run-dir", str(run_dir)])
+    after = json.loads((run_dir / "summary.json").read_text())
+    assert after["digests"] == json.loads(before)["digests"]
+    assert (run_dir / "metrics.jsonl").read_bytes() == records
+    model = load_model(run_dir, "bilstm")
+    assert isinstance(model.module, models.BiLSTM)
+
+
+def test_no_texts_is_one_sentence(tmp_path):
+    with pytest.raises(
+        SystemExit, match=r"error: no sst2 in .*: looked for train\.tsv"
+    ):
+        sst2_bert.main(
+            ["--data-dir", str(tmp_path), "--run-dir", str(tmp_path / "run")]
+        )

@@ -129,6 +129,7 @@ PRESETS = {
     ),
 }
 SMOKE: dict[str, Any] = {
+    "batch_size": 16,
     "length": 16,
     "prompt": 4,
     "teacher": (16, 2, 2),

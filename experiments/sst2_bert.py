@@ -80,7 +80,8 @@ class Config:
     batch_size: int = 64
     """texts in a batch, over all devices"""
     teacher_epochs: int = 3
-    """passes of the teacher over the training texts"""
+    """passes of the teacher over the training texts; 0 takes --teacher as it is, with
+    its head"""
     epochs: int = 4
     """passes of every student"""
     teacher_rate: float = 3e-4

@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from jaxdistill import (
     data,
+    huggingface,
     layers,
     losses,
     matching,
@@ -22,7 +23,6 @@ from jaxdistill import (
 )
 from jaxdistill.data import Batches
 from jaxdistill.evaluate import Evaluator
-from jaxdistill.huggingface import find
 from jaxdistill.objectives import combine, hard_labels, soft_targets
 from jaxdistill.runs import Run, settings
 from jaxdistill.study import Row, Study
@@ -41,7 +41,9 @@ class Task:
             else data.load_texts(config.preset, config.data_dir)
         )
         self.classes = texts.num_classes
-        self.folder = None if config.teacher is None else find(config.teacher)
+        self.folder = (
+            None if config.teacher is None else huggingface.find(config.teacher)
+        )
         self.said = (
             f"The teacher is pretrained: {config.teacher}"
             if self.folder
@@ -85,11 +87,27 @@ class Task:
 
     def make_teacher(self) -> models.BertClassifier:
         """The pretrained network, or one of the configuration's size."""
-        if self.folder is not None:
-            return pretrained.load_classifier(
-                self.folder, self.classes, jax.random.key(0)
-            )[0]
-        return self.bert(*self.config.teacher_size)
+        if self.folder is None:
+            return self.bert(*self.config.teacher_size)
+        return self.pretrained(jax.random.key(0))[0]
+
+    def pretrained(self, rng: jax.Array):
+        """The folder's module and variables: under a new head, or all as they are.
+
+        Raises:
+          ValueError: it is to be taken as it is, and is no classifier of this task.
+        """
+        assert self.folder is not None
+        if self.config.teacher_epochs:
+            return pretrained.load_classifier(self.folder, self.classes, rng)
+        module, variables = huggingface.load(self.folder)
+        found = getattr(module, "num_classes", None)
+        if found != self.classes:
+            raise ValueError(
+                f"{self.folder} has {found or 'no'} classes, the texts {self.classes}: "
+                "--teacher-epochs above 0 trains a new head"
+            )
+        return module, variables
 
     def bert(self, width: int, depth: int, heads: int) -> models.BertClassifier:
         """A BERT of the tokenizer's vocabulary."""
@@ -177,11 +195,9 @@ class Task:
         return wide, start
 
     def read(self, state, teacher):
-        """A state whose parameters are the pretrained ones, under a head of its own."""
+        """A state whose parameters are the pretrained ones."""
         del teacher
-        assert self.folder is not None
-        found = pretrained.load_classifier(self.folder, self.classes, state.rng)
-        return state.replace(params=found[1]["params"])
+        return state.replace(params=self.pretrained(state.rng)[1]["params"])
 
     def adamw(self, rate: float, steps: int) -> optax.GradientTransformation:
         """AdamW, gradients clipped and matrices decayed; a line down to nothing."""

@@ -54,7 +54,8 @@ class Row(NamedTuple):
         logits are stored, and hidden states and attention maps are not.
       start: `(state, teacher) -> state`, another start than the drawn one, such as
         pretrained weights, or layers of the teacher, which is None without one.
-      steps: optimizer steps, or None for as many as the study's.
+      steps: optimizer steps, or None for as many as the study's; 0 leaves it as it
+        starts.
     """
 
     module: nn.Module
@@ -139,7 +140,7 @@ class Study:
         examples, fetched = self._checked(row, seed), self.run.fetch(teacher)
         fresh = self.fresh(row, seed, fetched)
         taught_by = None if teacher is None else teachers.digest(fetched)
-        steps = row.steps or self.steps
+        steps = self._steps(row)
         self._refuse(name, f"{name}-{seed}", "seeds")
         checkpoints = Checkpoints(
             self.log.path / "checkpoints" / f"{name}-{seed}",
@@ -213,7 +214,7 @@ class Study:
             name=name,
             examples=sweep.stack(examples),
             batches=Orders(tuple(Batches(size, self.batch_size, s) for s in seeds)),
-            steps=row.steps or self.steps,
+            steps=self._steps(row),
             teacher=sweep.stack(lessons),
             names=shown,
             evaluate=judge if validation else None,
@@ -278,6 +279,9 @@ class Study:
         if views:
             options |= {"prepare": row.prepare, "views": views}
         return self._lessons.of(examples, teacher, size, **options), teachers.Stored()
+
+    def _steps(self, row: Row) -> int:
+        return self.steps if row.steps is None else row.steps
 
     def _views(self, row: Row) -> int:
         return row.views if self.stored else 0

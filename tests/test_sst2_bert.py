@@ -74,6 +74,14 @@ def test_a_pretrained_teacher_is_where_the_students_start(tmp_path):
     expected = layers.take_layers(teacher.variables["params"], (0, 2))
     jax.tree.map(np.testing.assert_array_equal, student.params, expected)
 
+    options |= {"teacher_epochs": 0, "run_dir": str(tmp_path / "as it is")}
+    task = sst2_task.Task(sst2_bert.Config(smoke=True, progress=False, **options))
+    teacher = task.study.train("teacher", task.rows()["teacher"], 0)
+    jax.tree.map(np.testing.assert_array_equal, teacher.variables, variables)
+    task.classes = 3
+    with pytest.raises(ValueError, match="has 2 classes, the texts 3"):
+        task.make_teacher()
+
 
 def test_it_resumes_from_what_is_there(run_dir):
     before = (run_dir / "summary.json").read_bytes()

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Do large text models fit a TPU slice, and what does a step move and hold?
+
+Question: BERT-base teaches six of its layers on 8 chips; a GPT of 7 billion parameters
+teaches one of a billion on 256. Does a chip hold the state, and does it gather the
+weights of a layer only while that layer runs? Nothing runs and no TPU is needed: as in
+`tpu_compile`, the step is lowered from shapes and compiled by libtpu.
+
+Jobs:
+  bert      BERT-base to 6 layers, classes and hidden states, 128 tokens, bfloat16, a
+            copy of the step on each chip (mesh).
+  gpt       7 billion to 1 billion, soft targets over 50,304 words taken a part at a
+            time, 1,024 tokens, both models' parameters cut over all chips (fsdp),
+            layers scanned, the student's computed again in the backward pass. The
+            teacher is kept in bfloat16.
+
+Expected of `gpt`: all-gathers of weights are inside the loops over layers, but for the
+embeddings'; temporaries are at most two layers' gathered weights beside activations.
+
+  pip install 'jaxdistill[tpu]'
+  python -m experiments.tpu_text --job bert
+  python -m experiments.tpu_text --job gpt
+
+Cost: minutes on a laptop.
+"""
+
+import importlib.util
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from experiments import tpu_compile  # first: it sets what must stand before jax
+
+# isort: split
+import jax
+import jax.numpy as jnp
+import optax
+import tyro
+from flax import linen as nn
+
+from jaxdistill import benchmark, losses, matching, models, parallel, teachers
+from jaxdistill.models.gpt import gpt_size
+from jaxdistill.objectives import combine, hard_labels, soft_targets
+from jaxdistill.steps import init_state, make_train_step
+from jaxdistill.types import Objective, Term
+
+
+class Job(NamedTuple):
+    """A distillation step of text models.
+
+    Attributes:
+      teacher: its module.
+      student: the same.
+      objective: what the student learns.
+      kind: how the chips divide the step.
+      topology: of the chips.
+      batch: examples on a chip.
+      length: tokens of an example.
+      by_token: whether each token has a label, or the example.
+    """
+
+    teacher: nn.Module
+    student: nn.Module
+    objective: Objective
+    kind: parallel.Kind
+    topology: str
+    batch: int
+    length: int
+    by_token: bool
+
+
+def bert() -> Job:
+    """BERT-base, and six layers of it."""
+    pairs = matching.uniform(6, 12)
+    terms: dict[str, tuple[float, Term]] = {
+        "hard": (0.1, hard_labels()),
+        "soft": (0.9, soft_targets(temperature=2.0)),
+        "hidden": (1.0, matching.on_hiddens(losses.cosine_distance, pairs)),
+    }
+    teacher, student = (
+        models.BertClassifier(models.Encoder(size, scan=True, maps=False), 2)
+        for size in (models.BERT_BASE, replace(models.BERT_BASE, depth=6))
+    )
+    return Job(teacher, student, combine(terms), "mesh", "v5e:2x4", 32, 128, False)
+
+
+def gpt() -> Job:
+    """A GPT of 7 billion parameters, and one of a billion."""
+    numbers = {"positions": 1024, "dropout": 0.0, "attention_dropout": 0.0}
+    teacher = gpt_size(50_304, 4096, 32, 32, **numbers)
+    student = gpt_size(50_304, 2048, 18, 16, **numbers)
+    options: dict[str, Any] = {"scan": True, "maps": False, "factored": True}
+    return Job(
+        models.GPT(teacher, **options),
+        models.GPT(student, remat=True, **options),
+        combine({"soft": (1.0, soft_targets(temperature=1.0))}),
+        "fsdp",
+        "v5p:8x8x4",
+        1,
+        1024,
+        True,
+    )
+
+
+JOBS = {"bert": bert, "gpt": gpt}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Compile a text model's distillation step for TPU chips; print what it costs."""
+
+    job: Literal["bert", "gpt"] = "bert"
+    """which teacher and student"""
+    topology: str | None = None
+    """generation and chip grid, as libtpu names them; None is the job's"""
+    batch_per_chip: int | None = None
+    """examples of a step on each chip; None is the job's"""
+    save: Path | None = None
+    """also write the table there, as experiments/results/tpu/gpt.md"""
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Compiles, prints the table, returns its numbers."""
+    config = tyro.cli(Config, args=argv, description=__doc__)
+    if importlib.util.find_spec("libtpu") is None:
+        sys.exit("error: libtpu is not installed: pip install 'jaxdistill[tpu]'")
+    job = JOBS[config.job]()
+    job = job._replace(
+        topology=config.topology or job.topology,
+        batch=config.batch_per_chip or job.batch,
+    )
+    chips = tpu_compile.find(job.topology)
+    found = costs(job, chips)
+    title = f"{len(chips)} x {chips[0].device_kind} ({job.topology}), {job.kind}"
+    text = (
+        f"Job: {config.job}, {job.batch} examples of {job.length} tokens on each "
+        f"chip.\n\n{table(title, found)}"
+    )
+    print(text, end="")
+    if config.save is not None:
+        config.save.parent.mkdir(parents=True, exist_ok=True)
+        config.save.write_text(text)
+    return found
+
+
+def costs(job: Job, chips: Sequence[Any]) -> dict[str, Any]:
+    """Memory, FLOPs and collectives of one chip's program."""
+    run = parallel.choose(job.kind, chips)
+    step, arguments = abstract_step(job, run, len(chips))
+    jitted: Any = run.compile(step)
+    compiled = jitted.lower(*arguments).compile()
+    text = compiled.as_text()
+    found = {k: len(v) for k, v in tpu_compile.collectives(text).items()}
+    return {
+        "teacher": count(arguments[1]),
+        "student": count(arguments[0].params),
+        **benchmark.memory(compiled),
+        "flops": benchmark.flops(compiled),
+        "layer": layer_bytes(arguments[1]),
+        "all-gather": found.get("all-gather", 0),
+        "in loops": gathers_in_loops(text),
+        "all-reduce": found.get("all-reduce", 0) + found.get("reduce-scatter", 0),
+    }
+
+
+def abstract_step(job: Job, run: parallel.Parallel, chips: int):
+    """The train step, and the shapes of its arguments, where the chips hold them."""
+    size = job.batch * chips
+    shape = (size, job.length) if job.by_token else (size,)
+    tokens = jax.ShapeDtypeStruct((size, job.length), jnp.int32)
+    batch = {
+        "inputs": {"input_ids": tokens},
+        "labels": jax.ShapeDtypeStruct(shape, jnp.int32),
+        "mask": jax.ShapeDtypeStruct((size,), jnp.float32),
+    }
+    student, optimizer = models.student(job.student), optax.adamw(1e-4)
+
+    def start(batch):
+        rng = jax.random.key(0)
+        state = init_state(rng, student, optimizer, batch)
+        variables = job.teacher.init(rng, batch["inputs"])
+        kept = jax.tree.map(lambda x: x.astype(jnp.bfloat16), variables)
+        return state, teachers.live(job.teacher, kept)
+
+    state, teacher = jax.eval_shape(start, batch)
+    step = make_train_step(student, job.objective, optimizer, dtype="bfloat16")
+
+    def held(tree):
+        return jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            tree,
+            run.shardings(tree),
+        )
+
+    return step, (held(state), held(teacher), batch)
+
+
+def count(tree: Any) -> int:
+    """Numbers in a tree."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def layer_bytes(teacher: teachers.Live) -> int:
+    """Bytes of one of the teacher's layers, gathered in bfloat16."""
+    stacked = [
+        leaf.size // leaf.shape[0]
+        for path, leaf in jax.tree_util.tree_leaves_with_path(teacher.variables)
+        if "'layers'" in jax.tree_util.keystr(path)
+    ]
+    return 2 * sum(stacked)
+
+
+def gathers_in_loops(hlo: str) -> int:
+    """All-gathers in computations that are the body of a while loop.
+
+    >>> text = "%body (p: f32[]) -> f32[] {\\n %g = f32[2]{0} all-gather(%p)\\n}\\n"
+    >>> gathers_in_loops(text + "%main { %w = while(%x), body=%body\\n}")
+    1
+    """
+    bodies = set(re.findall(r"body=%?([\w.\-]+)", hlo))
+    total = 0
+    for match in re.finditer(r"^%?([\w.\-]+) [^\n]*\{\n(.*?)^\}", hlo, re.M | re.S):
+        if match[1] in bodies:
+            total += len(re.findall(r" all-gather(?:-start)?\(", match[2]))
+    return total
+
+
+def table(title: str, found: dict[str, Any]) -> str:
+    """The numbers as Markdown."""
+    rows = (
+        ("teacher", "teacher, million parameters", 1e-6),
+        ("student", "student, million parameters", 1e-6),
+        ("arguments", "arguments, MB", 1e-6),
+        ("aliased", "of them donated, MB", 1e-6),
+        ("temporaries", "temporaries, MB", 1e-6),
+        ("layer", "one of the teacher's layers, bfloat16, MB", 1e-6),
+        ("flops", "GFLOP, a loop's body counted once", 1e-9),
+        ("all-gather", "all-gathers", 1),
+        ("in loops", "of them in loops", 1),
+        ("all-reduce", "all-reduces and reduce-scatters", 1),
+    )
+    lines = [f"| per chip and step | {title} |", "| --- | --: |"]
+    for key, name, unit in rows:
+        digits = 0 if unit == 1 else 1
+        lines.append(f"| {name} | {found[key] * unit:,.{digits}f} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

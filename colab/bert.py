@@ -17,8 +17,8 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/jaxdistill/jaxdistill/blob/main/colab/bert.ipynb)
 #
 # The teacher is a DistilBERT of 67 million parameters that somebody fine-tuned to tell
-# whether a film review is positive. The student has two layers, a tenth of the width's
-# products, and random weights. It learns from the teacher's distribution over the two
+# whether a film review is positive. The student has two layers of a sixth of the width,
+# and random weights. It learns from the teacher's distribution over the two
 # classes, which is computed once, and from the labels. Beside it: the same student from
 # labels alone.
 #
@@ -87,9 +87,12 @@ SETTINGS = {
     "student": {"width": 128, "depth": 2, "heads": 2},
     "length": 64,
     "temperature": 2.0,
+    "hard_weight": 0.1,
+    "soft_weight": 0.9,
     "epochs": 3,
     "batch_size": 128,
     "learning_rate": 5e-4,
+    "warm_up": 0.1,
 }
 if FAST:
     SETTINGS |= {"teacher": None, "length": 8, "epochs": 4, "batch_size": 8}
@@ -98,7 +101,8 @@ if FAST:
 # %% [markdown]
 # ## Texts
 #
-# SST-2: 67,349 phrases to train on, and 872 sentences, GLUE's dev, for the test.
+# SST-2: phrases of film reviews, a few of them held out; GLUE's dev sentences are the
+# test.
 
 # %%
 if FAST:
@@ -155,12 +159,17 @@ STEPS = SETTINGS["epochs"] * batches.steps_per_epoch
 hard = combine({"hard": (1.0, hard_labels())})
 both = combine(
     {
-        "hard": (0.1, hard_labels()),
-        "soft": (0.9, soft_targets(temperature=SETTINGS["temperature"])),
+        "hard": (SETTINGS["hard_weight"], hard_labels()),
+        "soft": (
+            SETTINGS["soft_weight"],
+            soft_targets(temperature=SETTINGS["temperature"]),
+        ),
     }
 )
 optimizer = optax.adamw(
-    optax.cosine_onecycle_schedule(STEPS, SETTINGS["learning_rate"], pct_start=0.1)
+    optax.cosine_onecycle_schedule(
+        STEPS, SETTINGS["learning_rate"], pct_start=SETTINGS["warm_up"]
+    )
 )
 
 
@@ -199,7 +208,7 @@ print(report.write(RUN_DIR))
 
 # %% [markdown]
 # One seed says little. `experiments/sst2_bert.py` has more students, seeds, and hidden
-# states and attention relations as lessons.
+# states and value relations as lessons.
 
 # %% [markdown]
 # ## Ask them

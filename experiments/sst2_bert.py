@@ -14,15 +14,16 @@ Students, each from scratch and distilled (soft targets and labels):
   transformer  two layers, narrower than the teacher; `transformer_hidden` also matches
                hidden states (projected) and value relations, layer to layer, with a
                live teacher.
-  bilstm       Tang et al. 2019, Distilling Task-Specific Knowledge from BERT into
-               Simple Neural Networks.
+  bilstm       the network of Tang et al. 2019, Distilling Task-Specific Knowledge from
+               BERT into Simple Neural Networks; they match logits, here as all others.
   bag          the mean of embeddings.
 and two of two layers as wide as the teacher, both distilled: `layers` starts as two of
-the teacher's layers and its embeddings (Sanh et al. 2019, DistilBERT, section 3),
-`drawn` from random weights.
+the teacher's layers, with its embeddings, pooler and head (Sanh et al. 2019,
+DistilBERT, section 3), `drawn` from random weights.
 
-Nothing is tuned; the last epoch is tested on the labelled test, with SST-2's dev beside
-it. AdamW, a tenth of the steps up to the rate and a line down to nothing.
+Nothing is tuned; the last epoch is tested on the labelled test, with the validation
+texts beside it, which are SST-2's dev where its files are read. AdamW, a tenth of the
+steps up to the rate and a line down to nothing.
 
   python -m experiments.sst2_bert --data-dir ~/sst2
   python -m experiments.sst2_bert --data-dir ~/sst2 --teacher ~/MiniLM-L6 \
@@ -147,6 +148,7 @@ def execute(config: Config) -> dict[str, Any]:
     task = Task(config)
     if processes.is_first():
         print(task.said, flush=True)
+    task.study.log.write_bytes("texts.md", f"{task.said}\n".encode())
     pairs = {
         "transformer": ["transformer_scratch"],
         "transformer_hidden": ["transformer_scratch", "transformer"],

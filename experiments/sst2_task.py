@@ -41,14 +41,13 @@ class Task:
             else data.load_texts(config.preset, config.data_dir)
         )
         self.classes = texts.num_classes
+        if config.teacher is None and not config.teacher_epochs:
+            raise ValueError("--teacher-epochs 0 needs a --teacher that is trained")
         self.folder = (
             None if config.teacher is None else huggingface.find(config.teacher)
         )
-        self.said = (
-            f"The teacher is pretrained: {config.teacher}"
-            if self.folder
-            else "The teacher is a BERT trained from scratch on these texts"
-        )
+        who = f"pretrained: {config.teacher}" if self.folder else "trained from scratch"
+        self.said = f"The teacher is {who}. Texts: {texts.origin}."
         if self.folder is None:
             self.tokenizer = tokens.train_wordpiece(texts.train.texts, config.vocab)
         else:
@@ -67,7 +66,7 @@ class Task:
             examples=lambda row, seed: self.examples,
             steps=self.steps(config.epochs),
             batch_size=config.batch_size,
-            test=with_dev(test, held) if config.preset == "sst2" else test,
+            test=with_validation(test, held),
             validation=held,
             evaluations=4,
             stored=True,
@@ -213,17 +212,17 @@ class Task:
 
 
 def smoke_texts() -> data.Texts:
-    """Five phrases, many times, half of their labels wrong for the shortest two."""
+    """Five phrases, many times."""
     texts = list(SMOKE_TEXTS * 12)
     labels = np.array([int("fine" in text) for text in texts], np.int32)
     part = data.Labelled(texts, labels)
-    return data.Texts("smoke", part, part, part, 2, "")
+    return data.Texts("smoke", part, part, part, 2, "five phrases")
 
 
-def with_dev(test: Evaluator, dev: Evaluator):
-    """An evaluator on the test that also tells the accuracy on dev."""
+def with_validation(test: Evaluator, validation: Evaluator):
+    """An evaluator on the test that also tells the validation accuracy."""
 
     def evaluate(model: Any, teacher: Any = None) -> Mapping[str, Any]:
-        return {**test(model, teacher), "dev": dev(model)["accuracy"]}
+        return {**test(model, teacher), "validation": validation(model)["accuracy"]}
 
     return evaluate

@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from jaxdistill import benchmark, report, saved, teachers
 from jaxdistill.data import Batches
+from jaxdistill.measures import MEASURES
 from jaxdistill.runs import Run
 from jaxdistill.study import Row, Study
 
@@ -42,17 +43,30 @@ def compare(
       pairs: `{row: rows it is compared with}`; None compares "distilled" with
         all but the teacher.
       measure: which metric the comparison and its figure are of, see
-        `report.MEASURES`.
+        `measures.MEASURES`.
       timed_steps: measure milliseconds per step on so many, if any.
       to: where summary and models go, the study's own run directory if None.
 
     Returns:
       The summary (`report.summarize`), with each training's digest.
+
+    Raises:
+      ValueError: an unknown measure, a pair of what is no row, or a given teacher with
+        a row's name.
     """
+    if measure not in MEASURES:
+        names = ", ".join(MEASURES)
+        raise ValueError(f"rows cannot be compared by {measure!r}; known: {names}")
+    if pairs is None:
+        others = [name for name in rows if name not in ("teacher", "distilled")]
+        pairs = {"distilled": others}
+    wrong = {*pairs, *(b for others in pairs.values() for b in others)} - {*rows}
+    if wrong:
+        raise ValueError(f"{sorted(wrong)} are to be compared, and are no rows")
     to = study.log if to is None else to
     results: dict[str, list] = {name: [] for name in rows}
     costs: dict[str, dict[str, float]] = {}
-    measured: dict[nn.Module, dict[str, float]] = {}
+    costs_of: dict[nn.Module, dict[str, float]] = {}
     digests = {}
     groups = [range(seeds)] if study.together else [[seed] for seed in range(seeds)]
     for group in groups:
@@ -66,17 +80,14 @@ def compare(
                 results[name].append(study.test(known[name], known["teacher"]))
                 digests[f"{name}-{seed}"] = teachers.digest(model.variables)
                 if seed == 0:
-                    if model.module not in measured:
+                    if model.module not in costs_of:
                         example = study.example(row, seed)
-                        measured[model.module] = benchmark.cost(model, example)
-                    costs[name] = dict(measured[model.module])
+                        costs_of[model.module] = benchmark.cost(model, example)
+                    costs[name] = dict(costs_of[model.module])
                     saved.save_model(to, name, model)
     if timed_steps:
         for name, ms in _step_ms(study, rows, trained[-1], timed_steps).items():
             costs[name]["step_ms"] = ms
-    if pairs is None:
-        others = [name for name in rows if name not in ("teacher", "distilled")]
-        pairs = {"distilled": others}
     summary = report.summarize(results, costs, pairs, measure)
     to.write("summary.json", {**summary, "digests": digests})
     return {**summary, "digests": digests}

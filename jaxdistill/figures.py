@@ -4,39 +4,13 @@
 import io
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from etils import epath
 
+from jaxdistill.measures import MEASURES, measure_of
 from jaxdistill.runs import read_records
-
-
-class Measure(NamedTuple):
-    """How a metric that rows are compared by is shown.
-
-    Attributes:
-      title: with its unit.
-      scale: from the metric to what is shown.
-      unit: of a difference.
-      digits: of a difference, behind the point.
-    """
-
-    title: str
-    scale: float
-    unit: str
-    digits: int
-
-
-MEASURES = {
-    "accuracy": Measure("accuracy, %", 100, "points", 2),
-    "nll": Measure("NLL, nats per token", 1, "nats", 4),
-}
-
-
-def measure_of(summary: Mapping[str, Any]) -> str:
-    """The metric that a summary's rows are compared by."""
-    return summary.get("measure", "accuracy")
 
 
 def draw(directory: Any) -> dict[str, bytes]:

@@ -105,7 +105,8 @@ def on_policy(
 ) -> Callable[[TrainState, Batch, Array], Batch]:
     """Sequences of the student's own, for its teacher to judge: a step's `rollout`.
 
-    A share of the batches keep their first tokens, and the student goes on from there.
+    A share of the batches (under pmap, of the devices' parts of them) keep their first
+    tokens, and the student goes on from there.
     Of these the tokens it drew count (`token_mask`), and labels do not (`labelled`):
     what it learns there comes from the teacher alone. The other batches are as they
     were.
@@ -121,12 +122,18 @@ def on_policy(
       `[B, L]`, the next tokens, without padding.
 
     Raises:
-      ValueError: a prompt that leaves nothing to draw; examples of several lengths.
+      ValueError: a share outside 0 to 1, a temperature below 0, a prompt that leaves
+        nothing to draw; examples of several lengths.
 
     References:
       Agarwal et al. 2024, On-Policy Distillation of Language Models: Learning from
       Self-Generated Mistakes, algorithm 1 (GKD).
     """
+
+    if not callable(share) and not 0 <= share <= 1:
+        raise ValueError(f"a share of the batches is 0 to 1, got {share}")
+    if temperature < 0:
+        raise ValueError(f"a temperature of draws is 0 or more, got {temperature}")
 
     def rollout(state: TrainState, batch: Batch, rng: Array) -> Batch:
         ids = batch["inputs"]["input_ids"]
@@ -141,9 +148,9 @@ def on_policy(
                 "attention_mask"
             )
         given = {
-            "token_mask": jnp.ones(ids.shape, jnp.float32),
-            "labelled": jnp.ones(len(ids), jnp.float32),
             **batch,
+            "token_mask": _floats(batch.get("token_mask"), ids.shape),
+            "labelled": _floats(batch.get("labelled"), ids.shape[:1]),
         }
         draws = ids.shape[1] + 1 - prompt
 
@@ -167,3 +174,7 @@ def on_policy(
         return jax.lax.cond(chosen, own, dict, given)
 
     return rollout
+
+
+def _floats(mask: Array | None, shape: tuple[int, ...]) -> Array:
+    return jnp.ones(shape) if mask is None else jnp.asarray(mask, jnp.float32)

@@ -86,7 +86,7 @@ def load_classifier(
 
 
 def _put(drawn: Mapping[str, Any], read: Mapping[str, Any]) -> dict[str, Any]:
-    """The drawn parameters, but for those that were read.
+    """The drawn parameters, but for those that were read, in the drawn ones' types.
 
     Raises:
       ValueError: their shapes differ.
@@ -99,5 +99,5 @@ def _put(drawn: Mapping[str, Any], read: Mapping[str, Any]) -> dict[str, Any]:
                 f"{'/'.join(path)!r} has the shape {np.shape(array)}, config.json asks "
                 f"for {expected}"
             )
-        whole[path] = array
+        whole[path] = np.asarray(array, whole[path].dtype)
     return traverse_util.unflatten_dict(whole)

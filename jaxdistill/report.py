@@ -12,27 +12,10 @@ import numpy as np
 from etils import epath
 
 from jaxdistill import figures, heatmap, series
-from jaxdistill.figures import MEASURES, measure_of, words
+from jaxdistill.figures import words
+from jaxdistill.measures import MEASURES, measure_of
 from jaxdistill.statistics import holm, paired, spread
 
-COLUMNS = {
-    "accuracy": (
-        ("errors", "errors", 1, 1),
-        ("accuracy", "accuracy %", 100, 2),
-        ("dev", "dev accuracy %", 100, 2),
-        ("agreement", "agreement %", 100, 2),
-        ("nll", "NLL, nats", 1, 4),
-        ("ece", "ECE %", 100, 2),
-    ),
-    "nll": (
-        ("perplexity", "perplexity", 1, 3),
-        ("nll", "NLL, nats", 1, 4),
-        ("kl", "KL to teacher, nats", 1, 4),
-        ("accuracy", "accuracy %", 100, 2),
-        ("agreement", "agreement %", 100, 2),
-    ),
-}
-"""Of a table whose rows are compared by a measure: `(metric, title, scale, digits)`."""
 COSTS = (
     ("parameters", "parameters", 1, 0),
     ("flops", "FLOPs", 1, 0),
@@ -59,11 +42,11 @@ def summarize(
       results: `{row: [metrics of seed 0, of seed 1, ...]}`.
       costs: `{row: benchmark.cost}`.
       pairs: `{row: rows it is compared with, seed by seed}`.
-      measure: the metric that is compared, one of `figures.MEASURES`.
+      measure: the metric that is compared, one of `measures.MEASURES`.
     """
     rows: dict[str, Any] = {}
     for name, seeds in results.items():
-        keys = [key for key, *_ in COLUMNS[measure] if key in seeds[0]]
+        keys = [key for key, *_ in MEASURES[measure].columns if key in seeds[0]]
         rows[name] = {key: spread([seed[key] for seed in seeds]) for key in keys}
         if "class_error" in seeds[0]:
             by_class = np.mean([seed["class_error"] for seed in seeds], axis=0)
@@ -90,7 +73,7 @@ def summarize(
 def table(summary: Mapping[str, Any]) -> str:
     """The comparison as Markdown: mean +- sample deviation over seeds, then pairs."""
     rows, measure = summary["rows"].values(), measure_of(summary)
-    columns = [c for c in COLUMNS[measure] if any(c[0] in row for row in rows)]
+    columns = [c for c in MEASURES[measure].columns if any(c[0] in row for row in rows)]
     costs = [column for column in COSTS if any(column[0] in r["cost"] for r in rows)]
     head = ["", *(title for _, title, *_ in (*columns, *costs))]
     lines = [_row(head), _row(["---"] + ["--:"] * (len(head) - 1))]

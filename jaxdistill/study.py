@@ -150,6 +150,7 @@ class Study:
                 "teacher": taught_by,
                 "steps": steps,
                 "views": self._views(row),
+                **self._unusual(row),
             },
             best=self._best,
         )
@@ -186,7 +187,12 @@ class Study:
           row: likewise; not one with a `start` of its own.
           seeds: one for each training.
           taught_by: likewise, a placed teacher or None.
+
+        Raises:
+          ValueError: the row has a `start` of its own.
         """
+        if row.start is not None:
+            raise ValueError(f"{name} has a start of its own: its seeds train apart")
         self._refuse(f"{name}-{seeds[0]}", name, "jit, mesh, fsdp or pmap")
         cells = {"seed": np.array(seeds, np.int32)}
         given = (
@@ -267,12 +273,12 @@ class Study:
                 "several teachers teachers.mean_logits has them"
             )
         known = one and row.rollout is None and (row.prepare is None or views)
-        if row.top_k is not None and not known:
+        if row.top_k is not None and (row.live or not known):
             raise ValueError(
                 "a row with top_k needs one teacher's logits, of the examples as they "
-                "are or of views"
+                "are or of views, and cannot be live"
             )
-        if row.live or not known or not (self.stored or row.top_k):
+        if row.live or not known or not (self.stored or row.top_k is not None):
             return examples, teacher
         size = self.batch_size // row.micro_batches
         options: dict[str, Any] = {"top_k": row.top_k}
@@ -280,11 +286,22 @@ class Study:
             options |= {"prepare": row.prepare, "views": views}
         return self._lessons.of(examples, teacher, size, **options), teachers.Stored()
 
+    def _unusual(self, row: Row) -> dict[str, Any]:
+        """What else tells a row's training from that of another row of its name."""
+        found = {
+            "top_k": row.top_k,
+            "live": self.stored and row.live,
+            "rollout": row.rollout is not None,
+            "start": row.start is not None,
+        }
+        return {name: value for name, value in found.items() if value}
+
     def _steps(self, row: Row) -> int:
         return self.steps if row.steps is None else row.steps
 
     def _views(self, row: Row) -> int:
-        return row.views if self.stored else 0
+        kept = self.stored or row.top_k is not None
+        return row.views if kept and not row.live and row.rollout is None else 0
 
     def _prepare(self, row: Row) -> Any:
         """A row's augmentation; with stored views, the one that shows them again."""

@@ -113,8 +113,11 @@ def encode(
 
     Raises:
       ValueError: L has no room beside the special tokens, a row has no tokens at all,
-        or there are more or fewer pairs than texts.
+        there are more or fewer pairs than texts, or either is a single string.
     """
+    for given in (texts, pairs):
+        if isinstance(given, str):
+            raise ValueError(f"encode takes a list of texts, got one: {given!r}")
     if pairs is not None and len(pairs) != len(texts):
         raise ValueError(f"{len(pairs)} pairs were given for {len(texts)} texts")
     special = tokenizer.num_special_tokens_to_add(pairs is not None)

@@ -27,7 +27,7 @@ def view_of(prepare: Prepare, seed: int, batch: Batch, view: Array) -> Batch:
         alone = jax.tree.map(lambda x: x[None], example)
         return jax.tree.map(lambda x: x[0], dict(prepare(alone, rng)))
 
-    names = ("inputs", "labels", "mask", "index")
+    names = ("inputs", "labels", "mask", "index", "token_mask", "labelled")
     example = {name: batch[name] for name in names if name in batch}
     return {**batch, **jax.vmap(one)(example, view)}
 

@@ -52,6 +52,7 @@ FLOORS = {
     "loop": 4,
     "sweep": 4,
     "statistics": 3,
+    "measures": 3,
     "zarr": 1,
     "views": 2,
     "manifest": 2,

@@ -143,3 +143,49 @@ def test_seeds_together_draw_as_one_after_another(study):
             b.variables,
         )
     assert not (one.log.path / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"share": 1.5}, "a share of the batches is 0 to 1, got 1.5"),
+        ({"temperature": -1.0}, "a temperature of draws is 0 or more, got -1.0"),
+    ],
+)
+def test_bad_settings_are_refused(options, said):
+    with pytest.raises(ValueError, match=said):
+        on_policy(MODULE, prompt=PROMPT, **options)
+
+
+@pytest.mark.parametrize("kind", ["mesh", "pmap", "fsdp"])
+def test_devices_draw_what_one_does(kind):
+    """But under pmap, where each has a key of its own: there it trains, that is all."""
+    student = models.student(MODULE)
+    step = steps.make_train_step(
+        student, OBJECTIVE, SGD, rollout=on_policy(MODULE, prompt=PROMPT)
+    )
+    found = {}
+    for name, run in {
+        "jit": parallel.jit(),
+        kind: parallel.choose(kind, jax.devices()[:2]),
+    }.items():
+        placed = run.place(state()), run.place(teacher())
+        moved, metrics = run.compile(step)(*placed, run.split(batch(), 0))
+        found[name] = run.fetch(moved).params
+        assert int(run.fetch(metrics)["soft"][1]) == 4 * 6
+    tolerance = {"rtol": 1e-4, "atol": 1e-6}
+    if kind == "pmap":
+        return
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, **tolerance),
+        found[kind],
+        found["jit"],
+    )
+
+
+def test_an_integer_mask_is_taken():
+    given = {**batch(), "token_mask": np.ones((4, LENGTH), np.int32)}
+    found = on_policy(MODULE, prompt=PROMPT, share=0.5)(
+        state(), given, jax.random.key(5)
+    )
+    assert found["token_mask"].dtype == np.float32

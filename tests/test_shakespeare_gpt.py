@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import shakespeare_gpt
+from experiments import shakespeare_gpt, shakespeare_task
 from jaxdistill import teachers
 
 pytestmark = pytest.mark.slow
@@ -25,7 +25,7 @@ def run_dir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def task(run_dir):
     options = {**shakespeare_gpt.SMOKE, "run_dir": str(run_dir)}
-    return shakespeare_gpt.Task(
+    return shakespeare_task.Task(
         shakespeare_gpt.Config(smoke=True, progress=False, **options)
     )
 
@@ -56,7 +56,7 @@ def test_the_teacher_writes_what_the_sequence_level_row_learns(run_dir, task):
     assert (ids[:, prompt:] != text[:, prompt:]).any()
     assert written["token_mask"].sum(1).tolist() == [16 - prompt + 1] * len(ids)
     # Kept: a resumed run learns the same.
-    other = shakespeare_gpt.Task(task.config).written(1)
+    other = shakespeare_task.Task(task.config).written(1)
     np.testing.assert_array_equal(other["labels"], labels)
 
 
@@ -73,7 +73,7 @@ def test_a_model_that_cannot_write_is_an_error(task):
     )
     ids = task.train["inputs"]["input_ids"][:3, :4]
     with pytest.raises(ValueError, match="cannot write: its logits are not finite"):
-        shakespeare_gpt.continued(broken, ids, 5, jax.random.key(0))
+        shakespeare_task.continued(broken, ids, 5, jax.random.key(0))
 
 
 def test_it_resumes_from_what_is_there(run_dir):

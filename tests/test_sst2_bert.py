@@ -29,7 +29,7 @@ def run_dir(tmp_path_factory):
 def test_all_students_are_compared(run_dir):
     summary = json.loads((run_dir / "summary.json").read_text())
     assert list(summary["rows"]) == ROWS
-    assert summary["rows"]["layers"]["dev"]["n"] == 2
+    assert summary["rows"]["layers"]["validation"]["n"] == 2
     assert set(summary["paired"]["transformer_hidden"]) == {
         "transformer_scratch",
         "transformer",

@@ -147,11 +147,60 @@ def test_a_row_may_keep_the_largest_probabilities_alone(study):
     assert len(list((study.log.path / "outputs").iterdir())) == 3
 
 
-def test_top_k_needs_one_teachers_logits(study):
-    row = ROW._replace(views=0, top_k=2)
+@pytest.mark.parametrize(
+    "change", [{"views": 0}, {"live": True}, {"rollout": lambda *given: given[1]}]
+)
+def test_top_k_needs_one_teachers_logits(study, change):
+    row = ROW._replace(top_k=2, **change)
     itself = study.run.place(teachers.trained(MODULE, study.fresh(ROW, 0)))
     with pytest.raises(ValueError, match="a row with top_k needs one teacher's logits"):
         study.train("bad", row, 0, itself)
+
+
+@pytest.mark.parametrize(
+    "change", [{"live": True}, {"rollout": lambda state, batch, rng: batch}]
+)
+def test_views_of_a_live_teacher_are_ever_new(study, change):
+    itself = study.run.place(teachers.trained(MODULE, study.fresh(ROW, 0)))
+    study.train("live", ROW._replace(**change), 0, itself)
+    np.testing.assert_allclose(loss(study, "live"), 0, atol=1e-6)
+    assert not (study.log.path / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"top_k": 2}, {"live": True}, {"start": lambda state, teacher: state}],
+    ids=["top_k", "live", "start"],
+)
+def test_another_lesson_is_another_training(study, change):
+    itself = study.run.place(teachers.trained(MODULE, study.fresh(ROW, 0)))
+    row = ROW._replace(prepare=None, views=0)
+    study.train("same", row, 0, itself)
+    with pytest.raises(CheckpointError):
+        study.train("same", row._replace(**change), 0, itself)
+
+
+def test_no_steps_leave_a_row_as_it_starts(study):
+    row = ROW._replace(prepare=None, views=0, steps=0)
+    found = study.train("still", row, 3)
+    expected = study.fresh(row, 3).params
+    jax.tree.map(np.testing.assert_array_equal, found.variables["params"], expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"measure": "kl"}, "rows cannot be compared by 'kl'; known: accuracy, nll"),
+        (
+            {"pairs": {"other": ["teacher"]}},
+            r"\['other'\] are to be compared, and are no",
+        ),
+    ],
+)
+def test_what_cannot_be_compared_is_said_before_anything_trains(study, options, said):
+    with pytest.raises(ValueError, match=said):
+        compare(study, {"teacher": ROW._replace(teacher=None)}, 1, **options)
+    assert not study.log.records
 
 
 def test_a_row_may_start_from_its_teacher(study):

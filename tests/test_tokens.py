@@ -250,3 +250,8 @@ class TestChecks:
             tokens.check_same_tokenizer(one, other)
         with fails("the token 'b' is missing in .*, and is 6 in the teacher's"):
             tokens.check_same_tokenizer(other, more)
+
+
+def test_one_text_is_no_list_of_texts(trained):
+    with pytest.raises(ValueError, match="takes a list of texts, got one: 'a film'"):
+        tokens.encode(trained, "a film", 6)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxdistill.data.idx import DataError
+from jaxdistill.data.inputs import some_of
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,7 @@ class Batches:
         """Host batches of one epoch, for a loop of one's own."""
         rows = _epoch(self, epoch)
         for index, mask in zip(rows["index"], rows["mask"], strict=True):
-            batch = {key: np.asarray(value)[index] for key, value in examples.items()}
-            yield {**batch, "index": index, "mask": mask}
+            yield {**some_of(examples, index), "index": index, "mask": mask}
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inputs of text models: whether each text has tokens."""
+"""Examples of several arrays: some of their rows, and whether each text has tokens."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,6 +7,17 @@ from typing import Any
 import numpy as np
 
 from jaxdistill.data.idx import DataError
+
+
+def some_of(examples: Any, rows: np.ndarray) -> Any:
+    """The examples at some rows, of an array or of a mapping of such.
+
+    >>> some_of({"inputs": {"ids": np.arange(4)}}, np.array([3, 0]))
+    {'inputs': {'ids': array([3, 0])}}
+    """
+    if isinstance(examples, Mapping):
+        return {name: some_of(part, rows) for name, part in examples.items()}
+    return np.asarray(examples)[rows]
 
 
 def check_inputs(inputs: Any) -> None:

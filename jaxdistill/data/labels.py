@@ -7,6 +7,7 @@ from functools import lru_cache
 import numpy as np
 
 from jaxdistill.data.idx import DataError
+from jaxdistill.data.inputs import some_of
 
 
 def check_labels(labels: np.ndarray, num_classes: int) -> None:
@@ -43,6 +44,6 @@ def few_labels(train: Mapping[str, np.ndarray], count: int | None):
         chosen = np.sort(np.random.default_rng([seed, 1]).permutation(size)[:count])
         known = np.isin(np.arange(size), chosen).astype(np.float32)
         examples = {**train, "labelled": known}
-        return examples if taught else {k: v[chosen] for k, v in examples.items()}
+        return examples if taught else some_of(examples, chosen)
 
     return lambda row, seed: choose(seed, row.teacher is not None)

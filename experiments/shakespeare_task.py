@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The text, networks and rows of shakespeare_gpt, and what models write."""
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from jaxdistill import data, losses, models, parallel, processes, teachers
+from jaxdistill.evaluate import Evaluator, language
+from jaxdistill.generate import generate, on_policy
+from jaxdistill.models.gpt import gpt_size
+from jaxdistill.objectives import combine, hard_labels, on_logits, soft_targets
+from jaxdistill.runs import Run, settings
+from jaxdistill.study import Row, Study
+
+SMOKE_TEXT = "a rose is a rose is a rose, and a daisy is a daisy. " * 40
+
+
+class Task:
+    """The text, the networks and how they train, as a configuration says."""
+
+    def __init__(self, config: Any):
+        self.config = config
+        if config.smoke:
+            corpus = data.Corpus("smoke", SMOKE_TEXT, SMOKE_TEXT[:500], None, "roses")
+        else:
+            corpus = data.load_corpus(config.preset, config.data_dir)
+        self.origin = corpus.origin
+        self.joined = "" if isinstance(corpus.train, str) else " "
+        self.vocabulary = data.Vocabulary.of(corpus.train, config.at_least)
+        held = corpus.validation if corpus.test is None else corpus.test
+        self.train, self.test = (
+            data.windows(self.vocabulary.encode(part), config.length)
+            for part in (corpus.train, held)
+        )
+        run = parallel.choose(config.parallel)
+        self.study = Study(
+            run,
+            Run(config.run_dir.format(preset=config.preset), settings(config)),
+            examples=self.examples,
+            steps=config.steps,
+            batch_size=config.batch_size,
+            test=Evaluator(run, self.test, batch_size=64, metrics=language),
+            evaluations=5,
+            stored=config.stored,
+            precision=config.precision,
+            progress=config.progress,
+        )
+        self.rows = self.make_rows()
+        self.students = [
+            name for name in self.rows if name not in ("teacher", "nanogpt")
+        ]
+        self.written = lru_cache(maxsize=1)(self._written)
+
+    def examples(self, row: Row, seed: int) -> Mapping[str, Any]:
+        """The text's windows; of the sequence-level row what the teacher wrote."""
+        return self.written(seed) if row is self.rows["sequence_level"] else self.train
+
+    def make_rows(self) -> dict[str, Row]:
+        """The table's lines, in the order they train."""
+        config = self.config
+        teacher = self.network(config.teacher, config.dropout)
+        student = self.network(config.student, 0.0)
+        labels = combine({"hard": (1.0, hard_labels())})
+
+        def row(module, steps, objective=labels, **options):
+            return Row(module, objective, self.optimizer(steps), steps=steps, **options)
+
+        def taught(term, **options):
+            soft = combine({"soft": (1.0, term)})
+            return row(student, config.steps, soft, teacher="teacher", **options)
+
+        own = on_policy(student, prompt=config.prompt, share=config.own_share)
+        reverse = on_logits(losses.reverse_kl)
+        return {
+            "teacher": row(teacher, config.teacher_steps),
+            "nanogpt": row(teacher, config.reference_steps),
+            "scratch": row(student, config.steps),
+            "forward_kl": taught(soft_targets()),
+            "reverse_kl": taught(reverse),
+            "jsd": taught(on_logits(losses.generalized_jsd)),
+            "total_variation": taught(on_logits(losses.total_variation)),
+            "top_k": taught(soft_targets(), top_k=config.top_k),
+            "sequence_level": row(student, config.steps),
+            "on_policy": taught(reverse, rollout=own),
+        }
+
+    def network(self, shape: tuple[int, int, int], dropout: float) -> models.GPT:
+        """A GPT of the vocabulary, as long as a window: width, layers, heads."""
+        width, depth, heads = shape
+        size = gpt_size(
+            len(self.vocabulary),
+            width,
+            depth,
+            heads,
+            positions=self.config.length,
+            dropout=dropout,
+            attention_dropout=dropout,
+        )
+        return models.GPT(size, maps=False, factored=self.config.factored)
+
+    def optimizer(self, steps: int) -> optax.GradientTransformation:
+        """nanoGPT's: AdamW, matrices decayed, gradients clipped, a cosine."""
+        config = self.config
+        rate = optax.warmup_cosine_decay_schedule(
+            0.0, config.learning_rate, config.warm_up, steps, config.learning_rate / 10
+        )
+        adamw = optax.adamw(
+            rate,
+            b2=0.99,
+            weight_decay=config.weight_decay,
+            mask=lambda params: jax.tree.map(lambda x: x.ndim > 1, params),
+        )
+        return optax.chain(optax.clip_by_global_norm(1.0), adamw)
+
+    def teacher(self, seed: int) -> teachers.Live:
+        """A seed's teacher, trained now unless it is there."""
+        return self.study.train("teacher", self.rows["teacher"], seed)
+
+    def _written(self, seed: int) -> dict[str, Any]:
+        """Windows that the teacher wrote behind their first tokens, which do not count.
+
+        As many as the text has, in the run directory once they are written.
+        """
+        teacher, prompt = self.teacher(seed), self.config.prompt
+        name = f"{teachers.digest(teacher.variables)[:16]}-{prompt}-{seed}.npy"
+        path = self.study.log.path / "outputs" / name
+        ids = self.train["inputs"]["input_ids"]
+
+        def write():
+            if path.exists():
+                return
+            rng = jax.random.key(seed)
+            drawn = continued(teacher, ids[:, :prompt], ids.shape[1] + 1 - prompt, rng)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(f"{path.name}.partial")
+            with partial.open("wb") as file:
+                np.save(file, drawn, allow_pickle=False)
+            partial.replace(path)
+
+        processes.on_first(write)
+        with path.open("rb") as file:
+            drawn = np.load(file, allow_pickle=False)
+        counts = np.arange(ids.shape[1]) >= prompt - 1
+        return {
+            "inputs": {"input_ids": drawn[:, :-1]},
+            "labels": drawn[:, 1:],
+            "token_mask": np.tile(counts.astype(np.float32), (len(ids), 1)),
+        }
+
+    def samples(self, names: Sequence[str], windows: int = 4) -> str:
+        """What models of the first seed write, as Markdown.
+
+        Longer than a window: they go on from its second half.
+        """
+        length, parts = self.config.length, []
+        first = self.test["inputs"]["input_ids"][:1, : length // 2]
+        for name in names:
+            row, taught_by = self.rows[name], None
+            if row.teacher is not None:
+                taught_by = self.study.run.place(self.teacher(0))
+            model = self.study.train(name, row, 0, taught_by)
+            ids = first
+            for i in range(windows):
+                rng, start = jax.random.fold_in(jax.random.key(0), i), ids[:, -length:]
+                start = start[:, -(length // 2) :]
+                drawn = continued(model, start, length - start.shape[1], rng)
+                ids = np.concatenate([ids, drawn[:, start.shape[1] :]], 1)
+            text = self.joined.join(self.vocabulary.decode(ids[0]))
+            parts.append(f"{name}:\n\n```\n{text}\n```\n")
+        return "\n".join(parts)
+
+
+def continued(model: teachers.Live, ids: Any, steps: int, rng: Any, size: int = 512):
+    """`[N, L + steps]` integers: prompts `[N, L]`, and what a model writes behind them.
+
+    Raises:
+      ValueError: the model's logits are not finite.
+    """
+    parts = []
+    for i in range(0, len(ids), size):
+        part = np.resize(ids[i : i + size], (min(size, len(ids)), ids.shape[1]))
+        drawn = generate(
+            model, {"input_ids": part}, jax.random.fold_in(rng, i), steps=steps
+        )
+        parts.append(np.asarray(drawn["input_ids"])[: len(ids[i : i + size])])
+    written = np.concatenate(parts)
+    if (written < 0).any():
+        raise ValueError("the model cannot write: its logits are not finite")
+    return written

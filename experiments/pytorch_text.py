@@ -144,17 +144,17 @@ def make_stages(
 def make_generate(model: nn.Module, prompt: np.ndarray, count: int) -> Callable:
     """A function that goes on by so many most likely tokens: `[B, L + count]`."""
     model.eval()
+    drawn: Any = model
+    drawn.generation_config.eos_token_id = None  # nothing ends early, or is forbidden
     ids = torch.tensor(prompt, device=DEVICE).long()
     config = transformers.GenerationConfig(
         max_new_tokens=count,
-        min_new_tokens=count,
         do_sample=False,
         use_cache=True,
         pad_token_id=0,
     )
 
     def generate() -> np.ndarray:
-        drawn: Any = model
         with torch.inference_mode():
             found = drawn.generate(
                 ids, attention_mask=torch.ones_like(ids), generation_config=config

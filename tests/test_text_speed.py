@@ -74,10 +74,11 @@ def test_other_weights_are_not_timed(torch):
 
 
 def test_both_sides_write_the_same(torch):
-    work = Work(gpt, SHAPE, RULE, 0)
+    work = Work(gpt, replace(SHAPE, vocab=2), RULE, 0)  # 0 would be an end
     jobs = work.generators(3, 5, 9)
     found = {side: np.array(job()) for side, job in jobs.items()}
     assert found[OURS].shape == (3, 14)
+    assert (found[OURS][:, 5:] == 0).any()
     text_speed.check_tokens(found[THEIRS], found[OURS])
     found[OURS][1, 7] += 1
     with pytest.raises(ValueError, match="write differently from token 7 on"):

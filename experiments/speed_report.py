@@ -37,15 +37,15 @@ def _loops(part: Mapping[str, Any]) -> str:
     seconds = part["seconds"]
     ours = [name for name in seconds if name.startswith("jaxdistill")]
     head = ["", "seconds per epoch", *(f"over {name.split(', ')[1]}" for name in ours)]
-    lines = [_row(head), _row(["---"] + ["--:"] * (len(head) - 1))]
+    lines = [row(head), row(["---"] + ["--:"] * (len(head) - 1))]
     for name, times in seconds.items():
-        cells = [name, _range(times)]
+        cells = [name, span(times)]
         for other in ours:
             ratio = benchmark.ratios(times, seconds[other])
-            cells.append("-" if name == other else _range(ratio, digits=2))
-        lines.append(_row(cells))
+            cells.append("-" if name == other else span(ratio, digits=2))
+        lines.append(row(cells))
     dash = [" - "] * (len(head) - 2)
-    lines += [_row([name, why, *dash]) for name, why in part["skipped"].items()]
+    lines += [row([name, why, *dash]) for name, why in part["skipped"].items()]
     rounds, swept = len(seconds[LIVE]), ""
     if "students" in part:
         swept = f"; of {part['students']} swept students each one's share"
@@ -53,7 +53,7 @@ def _loops(part: Mapping[str, Any]) -> str:
         "",
         f"Median (lowest to highest) of {rounds} rounds in turns; a ratio is how much "
         f"longer the row takes, pair by pair. {part['images']:,} images, batch "
-        f"{part['batch_size']}{swept}. {_machine(part['machine'])}",
+        f"{part['batch_size']}{swept}. {machine_line(part['machine'])}",
         "",
     ]
     if "programs" in part:
@@ -64,14 +64,14 @@ def _loops(part: Mapping[str, Any]) -> str:
 def _programs(part: Mapping[str, Any]) -> list[str]:
     """What XLA counts of a step, and the share of the machine's peak it reaches."""
     head = ["a step", "MFLOP", "MB read and written", "GFLOP/s", "of the peak, %"]
-    lines = [_row(head), _row(["---"] + ["--:"] * (len(head) - 1))]
+    lines = [row(head), row(["---"] + ["--:"] * (len(head) - 1))]
     # A swept student's step computes what a stored one's does.
     swept = {n: part["programs"][STORED] for n in part["seconds"] if SWEPT in n}
     for name, program in {**part["programs"], **swept}.items():
         epoch = statistics.median(part["seconds"][name])
         rate = program["flops"] * part["steps"] / epoch / 1e9
         lines.append(
-            _row(
+            row(
                 [
                     name,
                     f"{program['flops'] / 1e6:.2f}",
@@ -106,12 +106,12 @@ def _scaling(part: Mapping[str, Any]) -> str:
         head = [title, *(f"{kind}, ms per step" for kind in kinds)]
         if key == "students":
             head[1] += " and student"
-        lines += [_row(head), _row(["---"] + ["--:"] * len(kinds))]
+        lines += [row(head), row(["---"] + ["--:"] * len(kinds))]
         for size in sizes:
             times = [part[key][f"{kind} {size}"] for kind in kinds]
-            lines.append(_row([size, *(f"{ms:.3f}" for ms in times)]))
+            lines.append(row([size, *(f"{ms:.3f}" for ms in times)]))
         lines.append("")
-    return "\n".join([*lines, _machine(part["machine"]), ""])
+    return "\n".join([*lines, machine_line(part["machine"]), ""])
 
 
 def _cold(part: Mapping[str, Any]) -> str:
@@ -119,16 +119,16 @@ def _cold(part: Mapping[str, Any]) -> str:
     found = part["processes"]
     ours = [run["seconds"] for run in found["jaxdistill"]]
     head = ["whole process", "seconds", "ours is faster by", "peak MB", "accuracy %"]
-    lines = [_row(head), _row(["---"] + ["--:"] * (len(head) - 1))]
+    lines = [row(head), row(["---"] + ["--:"] * (len(head) - 1))]
     for side, runs in found.items():
         times = [run["seconds"] for run in runs]
         ratio = benchmark.ratios(times, ours)
         lines.append(
-            _row(
+            row(
                 [
                     names[side],
-                    _range(times),
-                    "-" if side == "jaxdistill" else _range(ratio),
+                    span(times),
+                    "-" if side == "jaxdistill" else span(ratio),
                     f"{max(run['peak_bytes'] for run in runs) / 1e6:.0f}",
                     f"{100 * statistics.mean(run['accuracy'] for run in runs):.2f}",
                 ]
@@ -141,7 +141,7 @@ def _cold(part: Mapping[str, Any]) -> str:
             "",
             f"Import, read the teacher and the images, {part['epochs']} epochs, "
             f"evaluate, save; nothing compiled before. Median (lowest to highest) of "
-            f"{count} processes each, in turns. {_machine(part['machine'])}",
+            f"{count} processes each, in turns. {machine_line(part['machine'])}",
             "",
         ]
     )
@@ -176,13 +176,15 @@ def _lines(part: Mapping[str, Any]) -> bytes:
     return to_png(picture)
 
 
-def _machine(on: Mapping[str, Any]) -> str:
+def machine_line(on: Mapping[str, Any]) -> str:
+    """What a part ran on, in words."""
     versions = ", ".join(f"{k} {on[k]}" for k in ("jax", "torch", "keras") if on[k])
     device = f"{on['device']} beside " if on.get("device") else ""
     return f"{device}{on['threads']} threads of {on['cpu']}, {versions}."
 
 
-def _range(values: Sequence[float] | Mapping[str, float], digits: int = 3) -> str:
+def span(values: Sequence[float] | Mapping[str, float], digits: int = 3) -> str:
+    """A median, and the ends of the range."""
     if not isinstance(values, Mapping):
         ends = {"min": min(values), "max": max(values)}
         values = {"median": statistics.median(values), **ends}
@@ -190,5 +192,6 @@ def _range(values: Sequence[float] | Mapping[str, float], digits: int = 3) -> st
     return f"{middle} ({low} to {high})"
 
 
-def _row(cells: Sequence[str]) -> str:
+def row(cells: Sequence[str]) -> str:
+    """A line of a Markdown table."""
     return "| " + " | ".join(cells) + " |"

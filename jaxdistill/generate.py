@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxdistill.layers import unstack_layers
 from jaxdistill.models.gpt import empty_cache
 from jaxdistill.teachers import Live, trained
 from jaxdistill.types import Array, Batch, Factored, TrainState
@@ -51,11 +52,13 @@ def generate(
     places = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
 
     # Logits of a prompt's other tokens would be the largest arrays of all.
-    module = model.module.clone(factored=True)
+    # A scan over layers would copy their cache for each token.
+    module = model.module.clone(factored=True, scan=False)
+    variables = {**model.variables, "params": unstack_layers(model.variables["params"])}
 
     def forward(ids, mask, places, cache):
         inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": places}
-        outputs = module.apply(model.variables, inputs, cache=cache)
+        outputs = module.apply(variables, inputs, cache=cache)
         head = outputs.logits
         last = Factored(head.hidden[:, -1], head.kernel, head.bias)
         return last.multiply(), outputs.extras["cache"]

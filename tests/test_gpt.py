@@ -10,6 +10,7 @@ import pytest
 
 from jaxdistill import models, teachers
 from jaxdistill.generate import generate
+from jaxdistill.layers import stack_layers
 from jaxdistill.models.gpt import empty_cache, gpt_size
 
 SIZE = gpt_size(19, 12, 2, 3, positions=16)
@@ -59,6 +60,16 @@ def test_the_most_likely_tokens_are_those_without_a_cache(model):
         logits = model.module.apply(model.variables, {"input_ids": ids}).logits
         ids = np.concatenate([ids, logits[:, -1:].argmax(-1)], 1)
     np.testing.assert_array_equal(found["input_ids"], ids)
+
+
+def test_scanned_layers_write_the_same(model):
+    params = stack_layers(model.variables["params"])
+    scanned = teachers.live(models.GPT(SIZE, scan=True), {"params": params})
+    a, b = (
+        generate(x, prompt(), jax.random.key(1), steps=6)["input_ids"]
+        for x in (model, scanned)
+    )
+    np.testing.assert_array_equal(a, b)
 
 
 def test_padding_before_a_prompt_changes_nothing(model):

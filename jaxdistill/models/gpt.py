@@ -37,7 +37,7 @@ class Cache(NamedTuple):
     """The keys and values of the tokens so far, for generation.
 
     Attributes:
-      layers: of all layers, `KeyValues` of `[N, B, S, H, D / H]`.
+      layers: `KeyValues`, keys and values a tuple by layer of `[B, H, S, D / H]`.
       mask: `[B, S]`, 1 where a position holds a real token.
     """
 
@@ -137,7 +137,9 @@ def empty_cache(size: Size, batch: int, length: int, dtype=jnp.float32) -> Cache
             f"a cache of {length} tokens is longer than the model's {size.positions} "
             "positions"
         )
-    shape = (size.depth, batch, length, size.heads, size.width // size.heads)
-    keys, values = jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
+    shape = (batch, size.heads, length, size.width // size.heads)
+    keys, values = (
+        tuple(jnp.zeros(shape, dtype) for _ in range(size.depth)) for _ in range(2)
+    )
     layers = KeyValues(keys, values, jnp.zeros((), jnp.int32))
     return Cache(layers, jnp.zeros((batch, length), jnp.int32))

@@ -90,14 +90,15 @@ class KeyValues(NamedTuple):
     """A layer's keys and values of the tokens so far.
 
     Attributes:
-      keys: `[B, S, H, D / H]`, of which those before `length` are there; new ones go
-        behind them.
+      keys: `[B, H, S, D / H]`, of which those before `length` are there; new ones go
+        behind them. Heads come before tokens: a product of each head then reads its
+        own rows, where XLA would copy the whole array for every token.
       values: likewise.
       length: `[]`, tokens so far.
     """
 
-    keys: Array
-    values: Array
+    keys: Any
+    values: Any
     length: Array
 
 
@@ -107,9 +108,9 @@ def attend(
     """Attention: `softmax(q k' / sqrt(d)) v` in each head.
 
     Args:
-      q: `[B, L, H, d]`.
-      k: `[B, S, H, d]`.
-      v: `[B, S, H, d]`.
+      q: `[B, H, L, d]`.
+      k: `[B, H, S, d]`.
+      v: `[B, H, S, d]`.
       keep: which keys a query may look at, broadcast to `[B, H, L, S]`, or None for
         all. A query without any looks at all alike.
       drop: dropout on the probabilities.
@@ -120,13 +121,18 @@ def attend(
     References:
       Vaswani et al. 2017, Attention Is All You Need, section 3.2.
     """
-    scores = jnp.einsum("blhd,bshd->bhls", q * q.shape[-1] ** -0.5, k)
+    scores = jnp.einsum("bhld,bhsd->bhls", q * q.shape[-1] ** -0.5, k)
     wide = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
     if keep is not None:
         wide = jnp.where(keep, wide, jnp.finfo(wide.dtype).min)
     probabilities = jax.nn.softmax(wide).astype(scores.dtype)
-    mixed = jnp.einsum("bhls,bshd->blhd", drop(probabilities), v)
+    mixed = jnp.einsum("bhls,bhsd->blhd", drop(probabilities), v)
     return mixed.reshape(*mixed.shape[:2], -1), probabilities
+
+
+def by_head(x: Array, heads: int) -> Array:
+    """`[B, L, H d]` to `[B, H, L, d]`."""
+    return jnp.moveaxis(x.reshape(*x.shape[:2], heads, -1), 2, 1)
 
 
 class SelfAttention(nn.Module):
@@ -141,10 +147,10 @@ class SelfAttention(nn.Module):
         qkv = dense(3 * size.width, "qkv")(x)
         q, k, v = jnp.split(qkv, 3, axis=-1)
         layer = Layer(None, q, k, v)
-        q, k, v = (y.reshape(*y.shape[:2], size.heads, -1) for y in (q, k, v))
+        q, k, v = (by_head(y, size.heads) for y in (q, k, v))
         after = None
         if before is not None:
-            start = (0, before.length, 0, 0)
+            start = (0, 0, before.length, 0)
             k, v = (
                 jax.lax.dynamic_update_slice(old, new.astype(old.dtype), start)
                 for old, new in ((before.keys, k), (before.values, v))
@@ -228,8 +234,8 @@ class Blocks(nn.Module):
           x: `[B, L, D]`.
           keep: which keys a query may look at.
           train: whether dropout is on.
-          before: `KeyValues` with an axis of layers first (their length has none), or
-            None.
+          before: `KeyValues`, keys and values a tuple by layer, or None. Not one array:
+            it would be put together anew for every token.
         """
         block = nn.remat(Block, static_argnums=3) if self.remat else Block
         if self.scan:
@@ -247,7 +253,7 @@ class Blocks(nn.Module):
         found = Layer(*map(tuple, zip(*layers, strict=True))) if self.maps else None
         if before is None:
             return tuple(hiddens), found, None
-        keys, values = (jnp.stack(side) for side in list(zip(*afters, strict=True))[:2])
+        keys, values = list(zip(*afters, strict=True))[:2]
         return tuple(hiddens), found, KeyValues(keys, values, afters[0].length)
 
     def _scanned(self, block, x, keep, train, before):
@@ -264,9 +270,11 @@ class Blocks(nn.Module):
             length=self.size.depth,
         )
         module = block(self.size, self.norm_first, name="layers")
-        _, (hiddens, found, after) = many(module, x, before and before[:2])
+        stacked = before and tuple(jnp.stack(side) for side in before[:2])
+        _, (hiddens, found, after) = many(module, x, stacked)
         if before is not None:
-            after = KeyValues(after[0], after[1], before.length + x.shape[1])
+            keys, values = (tuple(side) for side in after)
+            after = KeyValues(keys, values, before.length + x.shape[1])
         return hiddens, found, after
 
 

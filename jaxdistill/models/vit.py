@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxdistill.models.conv import with_channels
-from jaxdistill.models.transformer import attend
+from jaxdistill.models.transformer import attend, by_head
 from jaxdistill.types import Array, Outputs
 
 # The official code truncates at +-2, a hundred standard deviations: never.
@@ -44,8 +44,7 @@ class TransformerBlock(nn.Module):
         if width % self.heads:
             raise ValueError(f"{self.heads} heads do not divide a width of {width}")
         qkv = jnp.split(_dense(3 * width)(_layer_norm()(x)), 3, axis=-1)
-        heads = (*x.shape[:2], self.heads, -1)
-        mixed, attention = attend(*(side.reshape(heads) for side in qkv))
+        mixed, attention = attend(*(by_head(side, self.heads) for side in qkv))
         x = x + _dense(width)(mixed)
         inner = nn.gelu(_dense(4 * width)(_layer_norm()(x)), approximate=False)
         return x + _dense(width)(inner), attention

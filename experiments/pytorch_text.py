@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The transformers side of text_speed: eager PyTorch, sdpa attention, tuned by hand.
+
+Nothing here knows of JAX. Tokens lie in memory, a batch is one gather, AdamW is fused,
+and no loss is read before the epoch ends.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import nn
+from torch.nn import functional
+
+Batch = Mapping[str, torch.Tensor]
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+"""Where networks are loaded to, and batches go."""
+
+
+def network(config: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> nn.Module:
+    """The model that a configuration names, with these weights.
+
+    Raises:
+      ValueError: a weight without a place, or a place without a weight.
+    """
+    numbers = {k: v for k, v in config.items() if k != "model_type"}
+    made = getattr(transformers, numbers.pop("architectures")[0])
+    model = made(made.config_class(**numbers, attn_implementation="sdpa"))
+    tensors = {name: torch.tensor(array) for name, array in state.items()}
+    missing, unknown = model.load_state_dict(tensors, strict=False)
+    # The last matrix of a GPT is that of its embeddings.
+    left = [name for name in missing if name != "lm_head.weight"] + unknown
+    if left:
+        raise ValueError(f"transformers and the weights differ in {left[0]!r}")
+    return model.to(DEVICE)
+
+
+def make_loss(temperature: float, hard: float, soft: float) -> Callable:
+    """`(logits, batch) -> scalar`: `hard CE + soft T^2 KL` to the stored logits.
+
+    Without a weight for them, the stored logits are not asked for.
+    """
+
+    def loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        classes = logits.shape[-1]
+        logits, labels = logits.reshape(-1, classes), batch["labels"].reshape(-1)
+        value = hard * functional.cross_entropy(logits, labels)
+        if not soft:
+            return value
+        divergence = functional.kl_div(
+            functional.log_softmax(logits / temperature, dim=-1),
+            functional.softmax(batch["logits"].reshape(-1, classes) / temperature, -1),
+            reduction="batchmean",
+        )
+        return value + soft * temperature**2 * divergence
+
+    return loss
+
+
+def place(examples: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """Examples on the device; integers are long."""
+    placed = {k: torch.tensor(v, device=DEVICE) for k, v in examples.items()}
+    return {k: v if v.is_floating_point() else v.long() for k, v in placed.items()}
+
+
+def adamw(model: nn.Module, learning_rate: float, decay: float):
+    """AdamW as one kernel; every parameter decays."""
+    return torch.optim.AdamW(
+        model.parameters(), lr=learning_rate, weight_decay=decay, fused=True
+    )
+
+
+def make_epoch(
+    model: nn.Module, loss: Callable, optimizer, examples: Batch, size: int
+) -> Callable[[], float]:
+    """A function that trains for an epoch; the mean of the batches' losses."""
+    model.train()
+    count = len(examples["labels"])
+
+    def epoch() -> float:
+        order = torch.randperm(count, device=DEVICE).split(size)
+        total = torch.zeros((), device=DEVICE)
+        for index in order:
+            batch = {name: x.index_select(0, index) for name, x in examples.items()}
+            total += step(model, loss, optimizer, batch)
+        return total.item() / len(order)
+
+    return epoch
+
+
+def step(model: nn.Module, loss: Callable, optimizer, batch: Batch) -> torch.Tensor:
+    """One optimizer step; the batch's loss."""
+    value = gradient(model, loss, batch)
+    optimizer.step()
+    return value
+
+
+def gradient(model: nn.Module, loss: Callable, batch: Batch) -> torch.Tensor:
+    """Leaves the gradients in the parameters; the batch's loss."""
+    model.zero_grad(set_to_none=True)
+    value = loss(model(input_ids=batch["input_ids"]).logits, batch)
+    value.backward()
+    return value.detach()
+
+
+def first_loss(model: nn.Module, loss: Callable, batch: Batch) -> float:
+    """A batch's loss without dropout."""
+    model.eval()
+    with torch.no_grad():
+        return float(loss(model(input_ids=batch["input_ids"]).logits, batch))
+
+
+def make_stages(
+    model: nn.Module, loss: Callable, optimizer, batch: Batch
+) -> dict[str, Callable]:
+    """What a step is made of, each stage with those before it."""
+
+    def forward():
+        first_loss(model, loss, batch)
+
+    def backward():
+        model.eval()
+        gradient(model, loss, batch)
+
+    def dropout():
+        model.train()
+        gradient(model, loss, batch)
+
+    def whole():
+        model.train()
+        step(model, loss, optimizer, batch).item()
+
+    return {
+        "forward": forward,
+        "backward": backward,
+        "dropout": dropout,
+        "AdamW": whole,
+    }
+
+
+def make_generate(model: nn.Module, prompt: np.ndarray, count: int) -> Callable:
+    """A function that goes on by so many most likely tokens: `[B, L + count]`."""
+    model.eval()
+    drawn: Any = model
+    drawn.generation_config.eos_token_id = None  # nothing ends early, or is forbidden
+    ids = torch.tensor(prompt, device=DEVICE).long()
+    config = transformers.GenerationConfig(
+        max_new_tokens=count,
+        do_sample=False,
+        use_cache=True,
+        pad_token_id=0,
+    )
+
+    def generate() -> np.ndarray:
+        with torch.inference_mode():
+            found = drawn.generate(
+                ids, attention_mask=torch.ones_like(ids), generation_config=config
+            )
+        return found.cpu().numpy()
+
+    return generate

@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One step's work of a text model on both sides: what text_speed times and compares.
+
+A configuration is a Hugging Face one; the weights are drawn here and moved over.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from flax import linen as nn
+
+from experiments.loops import one_epoch
+from jaxdistill import huggingface, models, parallel, teachers
+from jaxdistill.data import Batches
+from jaxdistill.generate import generate
+from jaxdistill.huggingface_config import module_of
+from jaxdistill.layers import stack_layers
+from jaxdistill.objectives import combine, hard_labels, soft_targets
+from jaxdistill.steps import init_state, make_train_step, scan_train
+from jaxdistill.types import TrainState
+
+THEIRS, OURS = "transformers, sdpa", "jaxdistill"
+SCANNED = "jaxdistill, layers scanned"
+CLASSES, CLOSE = 2, 1e-4
+"""Of a classifier; how far the two sides' first losses may lie apart."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A text model's numbers, and those of a batch."""
+
+    vocab: int
+    """tokens there are"""
+    width: int
+    """of the hidden states"""
+    depth: int
+    """layers"""
+    heads: int
+    """of each layer's attention"""
+    batch: int
+    """sequences in a batch"""
+    length: int
+    """tokens in a sequence"""
+    positions: int
+    """the longest sequence"""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How both sides train: the loss, AdamW, dropout."""
+
+    steps: int
+    temperature: float
+    hard: float
+    soft: float
+    learning_rate: float
+    weight_decay: float
+    dropout: float
+
+
+def bert(shape: Shape, dropout: float) -> dict[str, Any]:
+    """The configuration of a classifier."""
+    return {
+        "model_type": "bert",
+        "architectures": ["BertForSequenceClassification"],
+        "vocab_size": shape.vocab,
+        "hidden_size": shape.width,
+        "num_hidden_layers": shape.depth,
+        "num_attention_heads": shape.heads,
+        "intermediate_size": 4 * shape.width,
+        "max_position_embeddings": shape.positions,
+        "type_vocab_size": 2,
+        "layer_norm_eps": 1e-12,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": dropout,
+        "attention_probs_dropout_prob": dropout,
+        "num_labels": CLASSES,
+    }
+
+
+def gpt(shape: Shape, dropout: float) -> dict[str, Any]:
+    """The configuration of a language model."""
+    return {
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        "vocab_size": shape.vocab,
+        "n_embd": shape.width,
+        "n_layer": shape.depth,
+        "n_head": shape.heads,
+        "n_positions": shape.positions,
+        "activation_function": "gelu_new",
+        "resid_pdrop": dropout,
+        "embd_pdrop": dropout,
+        "attn_pdrop": dropout,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
+
+
+def torch_side():
+    """The transformers side.
+
+    Raises:
+      ValueError: PyTorch or transformers is not installed.
+    """
+    try:
+        from experiments import pytorch_text
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "transformers"):
+            raise
+        raise ValueError(
+            "comparing with transformers needs it: pip install torch transformers"
+        ) from error
+    return pytorch_text
+
+
+class Work:
+    """A model, its examples and its loss, the same on both sides."""
+
+    def __init__(self, make: Callable, shape: Shape, rule: Rule, seed: int):
+        self.shape, self.rule = shape, rule
+        self.config = make(shape, rule.dropout)
+        self.module: Any = module_of(self.config, maps=False)
+        self.run = parallel.choose("jit")
+        self.examples = draw(shape, make is gpt, shape.batch * rule.steps, seed)
+        self.optimizer = optax.adamw(rule.learning_rate, weight_decay=rule.weight_decay)
+        terms: dict[str, Any] = {"hard": (rule.hard, hard_labels())}
+        if rule.soft:
+            soft = soft_targets(temperature=rule.temperature)
+            terms["soft"] = (rule.soft, soft)
+        self.objective = combine(terms)
+        student = models.student(self.module)
+        key = jax.random.key(seed)
+        self.state = init_state(key, student, self.optimizer, self.batch)
+
+    @property
+    def batch(self) -> dict[str, Any]:
+        """The first batch."""
+        first = jax.tree.map(lambda x: x[: self.shape.batch], self.examples)
+        return {**first, "mask": np.ones(self.shape.batch, np.float32)}
+
+    @property
+    def teacher(self) -> teachers.Stored | None:
+        """Its outputs lie beside the examples, where the loss asks for them."""
+        return teachers.Stored() if self.rule.soft else None
+
+    def ours(self, *, scan: bool = False) -> Callable:
+        """A function that trains for an epoch in one dispatch."""
+        module, params = self.module, self.state.params
+        if scan:
+            module = module_of(self.config, maps=False, scan=True)
+            params = stack_layers(params)
+        state = TrainState(
+            step=self.state.step,
+            params=params,
+            model_state={},
+            opt_state=self.optimizer.init(params),
+            rng=self.state.rng,
+        )
+        student = models.student(module)
+        step = make_train_step(student, self.objective, self.optimizer)
+        return one_epoch(
+            self.run,
+            self.run.compile(scan_train(step), batch_axis=1),
+            state,
+            Batches(len(self.examples["labels"]), self.shape.batch),
+            self.run.place(self.teacher),
+            self.run.replicate(self.examples),
+        )
+
+    def theirs(self) -> tuple[nn.Module, Callable, Any, dict[str, Any]]:
+        """The model with our weights, its loss, its optimizer, and the examples."""
+        torch, rule = torch_side(), self.rule
+        variables = {"params": self.state.params}
+        model = torch.network(
+            self.config, huggingface.from_linen(variables, self.config)
+        )
+        loss = torch.make_loss(rule.temperature, rule.hard, rule.soft)
+        optimizer = torch.adamw(model, rule.learning_rate, rule.weight_decay)
+        flat = {
+            "input_ids": self.examples["inputs"]["input_ids"],
+            "labels": self.examples["labels"],
+        }
+        if rule.soft:
+            flat["logits"] = self.examples["teacher"]["logits"][:, 0]
+        return model, loss, optimizer, torch.place(flat)
+
+    def losses(self, model: Any, loss: Callable, examples: Mapping) -> dict[str, float]:
+        """Both sides' loss on the first batch, without dropout.
+
+        Raises:
+          ValueError: they differ, and timing them would compare different work.
+        """
+        first = {name: x[: self.shape.batch] for name, x in examples.items()}
+        found = {
+            THEIRS: torch_side().first_loss(model, loss, first),
+            OURS: float(jax.jit(self.loss)(self.state.params, self.batch)),
+        }
+        if not abs(found[THEIRS] - found[OURS]) < CLOSE:
+            raise ValueError(
+                f"the first batch's loss is {found[THEIRS]:.6f} in transformers and "
+                f"{found[OURS]:.6f} here: the two sides do not do the same work"
+            )
+        return found
+
+    def loss(self, params: Any, batch: Any, rng: Any = None) -> jax.Array:
+        """A batch's loss, with dropout where there is a key."""
+        rngs = None if rng is None else {"dropout": rng}
+        outputs = self.module.apply(
+            {"params": params}, batch["inputs"], train=rng is not None, rngs=rngs
+        )
+        taught = None if self.teacher is None else self.teacher(batch)
+        terms = self.objective(outputs, taught, batch, 0)
+        total: Any = sum(weight * values.mean() for weight, values, _ in terms.values())
+        return total
+
+    def stages(self) -> dict[str, Callable]:
+        """What a step is made of, each stage with those before it."""
+        student = models.student(self.module)
+        step = make_train_step(student, self.objective, self.optimizer)
+        whole = jax.jit(step, donate_argnums=0)
+        forward, slope = jax.jit(self.loss), jax.jit(jax.grad(self.loss))
+        batch, teacher = self.run.place((self.batch, self.teacher))
+        state, key = self.run.place(self.state), jax.random.key(0)
+        params = self.run.place(self.state.params)
+
+        def move():
+            nonlocal state
+            state, metrics = whole(state, teacher, batch)
+            metrics["loss"][0].block_until_ready()
+
+        return {
+            "forward": lambda: jax.block_until_ready(forward(params, batch)),
+            "backward": lambda: jax.block_until_ready(slope(params, batch)),
+            "dropout": lambda: jax.block_until_ready(slope(params, batch, key)),
+            "AdamW": move,
+        }
+
+    def generators(self, prompts: int, length: int, count: int) -> dict[str, Callable]:
+        """Functions of both sides that write greedily behind the same prompts."""
+        drawn = self.examples["inputs"]["input_ids"].reshape(-1)
+        prompt = np.resize(drawn, (prompts, length))
+        live = self.run.place(teachers.live(self.module, {"params": self.state.params}))
+        write = partial(generate, steps=count, temperature=0.0)
+        given, key = self.run.place({"input_ids": prompt}), jax.random.key(0)
+        model = self.theirs()[0]
+        return {
+            THEIRS: torch_side().make_generate(model, prompt, count),
+            OURS: lambda: np.asarray(write(live, given, key)["input_ids"]),
+        }
+
+
+def draw(shape: Shape, language: bool, count: int, seed: int) -> dict[str, Any]:
+    """Random tokens, labels, and a teacher's logits.
+
+    Args:
+      shape: the model's.
+      language: whether a label is the next token, and not a class.
+      count: examples.
+      seed: of all draws.
+    """
+    rng = np.random.default_rng(seed)
+    # Token 0 is BERT's padding, whose embedding gets no gradient in transformers.
+    ids = rng.integers(1, shape.vocab, (count, shape.length + 1)).astype(np.int32)
+    if language:
+        labels, classes = ids[:, 1:], shape.vocab
+    else:
+        labels, classes = rng.integers(0, CLASSES, count).astype(np.int32), CLASSES
+    logits = rng.normal(size=(count, 1, *labels.shape[1:], classes))
+    return {
+        "inputs": {"input_ids": ids[:, :-1]},
+        "labels": labels,
+        "teacher": {"logits": logits.astype(np.float32)},
+    }

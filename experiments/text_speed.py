@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How fast do text models train and write, beside transformers, and what do we store?
+
+Question: tokens per second of the same text model, weights and batches, in transformers
+(eager PyTorch, sdpa attention, fused AdamW) and here (many steps in one dispatch).
+
+  train     an optimizer step of a BERT classifier at two published sizes and of
+            nanoGPT's small GPT, float32, dropout on: ours with the layers one after
+            another, and with the layers scanned.
+  distill   the same steps, the loss being labels and a teacher's stored outputs.
+  stages    where a step's time goes: the loss, its gradient, dropout, AdamW.
+  generate  greedy tokens behind a prompt with a key and value cache on both sides.
+  storage   bytes of a token's stored outputs, dense and top-k, against the error of a
+            student's KL, in nats: of drawn models, or of two trained on a text
+            (--corpus).
+
+The sides take turns on the same cores; a ratio is taken pair by pair. Nothing is timed
+before both have the same loss on the first batch without dropout, or write the same
+tokens. Compilation is not timed, nor is the first round.
+
+Expected: training at least 0.9 of transformers', distillation 1.0, generation 2 times.
+
+The torch side needs `pip install torch transformers`. A run directory keeps the parts
+it has: run one again at a quiet time. Cost on two cores: about 15 minutes, a minute
+with --smoke.
+
+  python -m experiments.text_speed
+  python -m experiments.text_speed --part train --rounds 11
+  python -m experiments.text_speed --part storage --corpus shakespeare --data-dir DIR
+  python -m experiments.text_speed --smoke
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import tyro
+from tqdm.auto import tqdm
+
+from experiments import speed_report, text_report, text_storage
+from experiments.article_job import machine
+from experiments.text_jobs import (
+    OURS,
+    SCANNED,
+    THEIRS,
+    Rule,
+    Shape,
+    Work,
+    bert,
+    gpt,
+    torch_side,
+)
+from experiments.text_settings import SMOKE, Config, rule
+from jaxdistill import benchmark, data
+from jaxdistill.runs import Run, environment
+from jaxdistill.study import FAILURES
+
+PARTS = ("train", "distill", "stages", "generate", "storage")
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Runs the parts asked for, prints their tables, returns the summary."""
+    config = tyro.cli(Config, args=argv, description=__doc__)
+    if hasattr(os, "sched_setaffinity"):  # before any side makes its threads
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: config.threads])
+    try:
+        return execute(config)
+    except FAILURES as error:
+        sys.exit(f"error: {error}")
+
+
+def execute(config: Config) -> dict[str, Any]:
+    """Runs the parts asked for, beside those the run directory already holds."""
+    if config.smoke:
+        config = replace(config, **SMOKE)
+    free = ("part", "rounds", "run_dir", "data_dir", "save", "progress")
+    log = Run(
+        config.run_dir, {k: v for k, v in asdict(config).items() if k not in free}
+    )
+    path = log.path / "summary.json"
+    summary = json.loads(path.read_text()) if path.exists() else {}
+    jobs: dict[str, Callable] = {
+        "train": train,
+        "distill": distill,
+        "stages": stages,
+        "generate": generate,
+        "storage": storage,
+    }
+    parts = PARTS if config.part == "all" else (config.part,)
+    if parts != ("storage",):
+        torch_side().torch.set_num_threads(config.threads)
+    for part in parts:
+        summary[part] = {**jobs[part](config), "machine": versions(config.threads)}
+        log.write("summary.json", summary)
+    log.write("env.json", environment())
+    texts = text_report.tables(summary)
+    for name, text in texts.items():
+        log.write_bytes(name, text.encode())
+    if config.save is not None:
+        speed_report.save(log.path, config.save)
+    print("\n".join(texts.values()))
+    print(log)
+    return summary
+
+
+def train(config: Config) -> dict[str, Any]:
+    """Seconds of a round of steps on the labels alone."""
+    jobs = epochs(config, "train", rule(config, 1.0, 0.0))
+    return {"jobs": jobs, "note": "A round is so many optimizer steps of AdamW."}
+
+
+def distill(config: Config) -> dict[str, Any]:
+    """Seconds of a round of steps on labels and stored outputs."""
+    weights = rule(config, config.hard_weight, config.soft_weight)
+    note = (
+        f"{config.hard_weight:g} of the labels, {config.soft_weight:g} of the stored "
+        f"outputs at temperature {config.temperature:g}."
+    )
+    return {"jobs": epochs(config, "distill", weights), "note": note}
+
+
+def epochs(config: Config, part: str, weights: Rule) -> dict[str, Any]:
+    """Seconds of a round of every model, both sides in turns."""
+    found = {}
+    for name, make, shape in networks(config):
+        work = Work(make, shape, weights, config.seed)
+        model, loss, optimizer, examples = work.theirs()
+        losses = work.losses(model, loss, examples)
+        epoch = torch_side().make_epoch(model, loss, optimizer, examples, shape.batch)
+        jobs = {
+            THEIRS: epoch,
+            OURS: work.ours(),
+            SCANNED: work.ours(scan=True),
+        }
+        found[name] = {
+            "seconds": in_turns(config, f"{part} {name}", jobs),
+            "tokens": weights.steps * shape.batch * shape.length,
+            "losses": losses,
+            "about": about(shape),
+        }
+    return found
+
+
+def stages(config: Config) -> dict[str, Any]:
+    """Seconds of a step's stages of every model, both sides in turns."""
+    found = {}
+    for name, make, shape in networks(config):
+        work = Work(make, shape, rule(config, 1.0, 0.0), config.seed)
+        model, loss, optimizer, examples = work.theirs()
+        first = {key: x[: shape.batch] for key, x in examples.items()}
+        theirs = torch_side().make_stages(model, loss, optimizer, first)
+        ours, seconds = work.stages(), {}
+        for stage in ours:
+            sides = {THEIRS: theirs[stage], OURS: ours[stage]}
+            rounds = config.steps * config.rounds
+            seconds[stage] = in_turns(config, f"{name} {stage}", sides, rounds)
+        found[name] = {"seconds": seconds}
+    return {"jobs": found}
+
+
+def generate(config: Config) -> dict[str, Any]:
+    """Seconds in which both sides write behind the same prompts."""
+    found = {}
+    for name, shape in (("gpt", config.gpt), ("writer", config.writer)):
+        work = Work(gpt, shape, rule(config, 1.0, 0.0), config.seed)
+        for count in config.prompts:
+            jobs = work.generators(count, config.prompt, config.tokens)
+            check_tokens(*(job() for job in jobs.values()))
+            found[f"{name}, {count} at once"] = {
+                "seconds": in_turns(config, f"generate {name} {count}", jobs),
+                "tokens": count * config.tokens,
+                "about": f"{shape.depth} layers {shape.width} wide, {shape.vocab:,} "
+                "tokens in the vocabulary",
+            }
+    note = f"{config.tokens} tokens behind {config.prompt}, greedy, all the same."
+    return {"jobs": found, "note": note}
+
+
+def check_tokens(theirs: np.ndarray, ours: np.ndarray) -> None:
+    """Raise ValueError unless both sides wrote the same."""
+    if not np.array_equal(theirs, ours):
+        at = int(np.argmax((theirs != ours).any(0)))
+        raise ValueError(
+            f"transformers and jaxdistill write differently from token {at} on; where "
+            "two tokens are equally likely to rounding, take another --seed"
+        )
+
+
+def storage(config: Config) -> dict[str, Any]:
+    """Bytes of a token's stored outputs, and the error of a student's KL."""
+    if config.corpus == "drawn":
+        teacher, student, examples = text_storage.drawn(
+            config.gpt, config.windows, config.sharpness, config.seed
+        )
+        name = "random tokens, models drawn and sharpened"
+    else:
+        teacher, student, examples = text_storage.taught(
+            config.gpt,
+            data.load_corpus(config.corpus, config.data_dir),
+            config.at_least,
+            config.windows,
+            steps=config.text_steps,
+            rate=1e-3,
+            seed=config.seed,
+        )
+        name = f"{config.corpus}, models trained for {config.text_steps:,} steps"
+    top_k = [k for k in config.top_k if k <= student.module.size.vocab]
+    temperatures = sorted({1.0, config.temperature})
+    return text_storage.measure(
+        teacher, student, examples, top_k=top_k, temperatures=temperatures, name=name
+    )
+
+
+def networks(config: Config):
+    """`(name, configuration, shape)` of every model that trains."""
+    return (
+        ("bert_mini", bert, config.bert_mini),
+        ("bert_small", bert, config.bert_small),
+        ("gpt", gpt, config.gpt),
+    )
+
+
+def about(shape: Shape) -> str:
+    """A model and its batch in words."""
+    return (
+        f"{shape.depth} layers {shape.width} wide, {shape.batch} x {shape.length} "
+        "tokens a step"
+    )
+
+
+def in_turns(config: Config, name: str, jobs, rounds: int = 0) -> dict[str, list]:
+    """`benchmark.interleave`, with a bar."""
+    rounds = rounds or config.rounds
+    total = len(jobs) * (rounds + 1)
+    with tqdm(desc=name, total=total, disable=not config.progress) as bar:
+
+        def counted(job):
+            return lambda: (job(), bar.update())
+
+        return benchmark.interleave({k: counted(j) for k, j in jobs.items()}, rounds)
+
+
+def versions(threads: int) -> dict[str, Any]:
+    """What a part's numbers depend on."""
+    try:
+        import transformers
+    except ModuleNotFoundError:
+        return {**machine(threads), "transformers": None}
+    return {**machine(threads), "transformers": transformers.__version__}
+
+
+if __name__ == "__main__":
+    main()

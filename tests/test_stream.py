@@ -487,6 +487,7 @@ class TestFit:
 
 
 SCRIPT = """
+import signal
 import sys
 import time
 import numpy as np
@@ -494,6 +495,8 @@ from pathlib import Path
 from jaxdistill.data import Batches, Stream
 
 if __name__ == "__main__":
+    # A shell's background job inherits that Ctrl-C is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     source = {"inputs": np.zeros((64, 8), np.float32)}
     with Stream(source, Batches(64, 8), workers=2) as stream:
         at = 0

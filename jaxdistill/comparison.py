@@ -59,7 +59,7 @@ def compare(
         raise ValueError(f"rows cannot be compared by {measure!r}; known: {names}")
     if pairs is None:
         others = [name for name in rows if name not in ("teacher", "distilled")]
-        pairs = {"distilled": others}
+        pairs = {"distilled": others} if "distilled" in rows else {}
     wrong = {*pairs, *(b for others in pairs.values() for b in others)} - {*rows}
     if wrong:
         raise ValueError(f"{sorted(wrong)} are to be compared, and are no rows")

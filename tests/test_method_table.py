@@ -9,11 +9,10 @@ import pytest
 
 from experiments import method_table
 from experiments.methods import METHODS, Layers, Method
-from jaxdistill import models, teachers
+from jaxdistill import comparison, models, teachers
 from jaxdistill.comparison import compare
 from jaxdistill.objectives import combine
 from jaxdistill.steps import init_state, make_train_step
-from jaxdistill.study import Study
 
 pytestmark = pytest.mark.slow
 
@@ -107,11 +106,11 @@ def test_teachers_that_are_no_rows_teach_and_are_timed(tmp_path, monkeypatch):
     """An ensemble, an assistant between the two, and a first generation."""
     timed = {}
 
-    def spy(self, rows, trained, steps):
+    def spy(study, rows, trained, steps):
         timed.update({k: trained.get(row.teacher) for k, row in rows.items()})
         return dict.fromkeys(rows, 1.0)
 
-    monkeypatch.setattr(Study, "_step_ms", spy)
+    monkeypatch.setattr(comparison, "_step_ms", spy)
     names = ("ensemble", "assistant", "born_again")
     argv = [*SMALL, "--trials", "1", "--run-dir", str(tmp_path), "--methods", *names]
     rows = method_table.main(argv)["rows"]

@@ -109,10 +109,9 @@ def on_policy(
     """Sequences of the student's own, for its teacher to judge: a step's `rollout`.
 
     A share of the batches (under pmap, of the devices' parts of them) keep their first
-    tokens, and the student goes on from there.
-    Of these the tokens it drew count (`token_mask`), and labels do not (`labelled`):
-    what it learns there comes from the teacher alone. The other batches are as they
-    were.
+    tokens, and the student goes on from there. Of these the tokens it drew count
+    (`token_mask`), and labels do not (`labelled`): what it learns there comes from the
+    teacher alone. The other batches are as they were.
 
     Args:
       module: the student, a `models.GPT`, perhaps with a projector.
@@ -132,7 +131,6 @@ def on_policy(
       Agarwal et al. 2024, On-Policy Distillation of Language Models: Learning from
       Self-Generated Mistakes, algorithm 1 (GKD).
     """
-
     if not callable(share) and not 0 <= share <= 1:
         raise ValueError(f"a share of the batches is 0 to 1, got {share}")
     if temperature < 0:

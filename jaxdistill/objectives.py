@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxdistill import losses
-from jaxdistill.parts import first_classes as first_classes
 from jaxdistill.teachers import mean_log_probs
 from jaxdistill.terms import (
     Settled,

@@ -11,13 +11,13 @@ from jaxdistill import losses, models, teachers
 from jaxdistill.models.gpt import gpt_size
 from jaxdistill.objectives import (
     combine,
-    first_classes,
     hard_labels,
     mutual_targets,
     on_logits,
     soft_targets,
     teacher_labels,
 )
+from jaxdistill.parts import first_classes
 from jaxdistill.steps import init_state, make_train_step
 from jaxdistill.types import Factored, Outputs, TopK
 
@@ -201,7 +201,7 @@ def kept(teacher, count):
 
 WIDER = jnp.pad(TEACHER.multiply(), ((0, 0), (0, 0), (0, 2)), constant_values=9.0)
 WIDE = Factored(WIDER, jnp.eye(CLASSES + 2))
-OTHER = "the student has 11 classes, the teacher 13; .*objectives.first_classes takes"
+OTHER = "the student has 11 classes, the teacher 13; .*parts.first_classes takes"
 
 
 @pytest.mark.parametrize(

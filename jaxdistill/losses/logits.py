@@ -189,7 +189,7 @@ def check_classes(name: str, student: Any, teacher: Any) -> None:
         raise ValueError(
             f"{name}: the student has {student.shape[-1]} classes, the teacher "
             f"{teacher.shape[-1]}; both must score the same classes in the same order "
-            "(of a padded vocabulary, objectives.first_classes takes those)"
+            "(of a padded vocabulary, parts.first_classes takes those)"
         )
 
 

@@ -82,7 +82,7 @@ def check_ids(name: str, classes: int, teacher: TopK) -> None:
     if is_concrete(teacher.ids) and (largest := int(teacher.ids.max())) >= classes:
         raise ValueError(
             f"{name}: the teacher keeps class {largest}, the student has only "
-            f"{classes} classes (objectives.first_classes cuts whole logits, not ids)"
+            f"{classes} classes (parts.first_classes cuts whole logits, not ids)"
         )
 
 

@@ -191,7 +191,8 @@ def test_int8_tells_what_it_costs(to, kind, tmp_path):
     manifest = export.write(digits(), tmp_path / "int8", to=to, int8=kind)
     found = manifest["check"]
     assert manifest["int8"] == kind
-    assert 0 < found["largest_difference"] < 0.1 * found["largest_logit"]
+    # What lies beyond the calibration's range is cut off.
+    assert 0 < found["largest_difference"] < 0.3 * found["largest_logit"]
     assert found["agreement"] > 0.95
     assert found["accuracy"] > found["model_accuracy"] - 0.05
     assert found["model_accuracy"] == whole["check"]["accuracy"] > 0.85

@@ -85,7 +85,8 @@ def _convert(subject: Subject, batch_size: int | None) -> bytes:
     def positional(*arrays: jax.Array) -> jax.Array:
         return forward(dict(zip(shapes, arrays, strict=True)))[LOGITS]
 
-    with direct():
+    # jax2onnx adds the bias of a convolution in its own way.
+    with direct(), jax.numpy_rank_promotion("allow"):
         model: Any = jax2onnx.to_onnx(
             positional,
             list(shapes.values()),

@@ -200,6 +200,19 @@ def test_int8_tells_what_it_costs(to, kind, tmp_path):
     assert runtimes.load(tmp_path / "int8").manifest == manifest
 
 
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+@pytest.mark.parametrize("to", ["onnx", "tflite"])
+@pytest.mark.parametrize("name", ["convnet", "bert"])
+def test_int8_of_convolutions_and_attention(name, to, kind, tmp_path):
+    """LiteRT takes no norm in int8: there the products alone are in it."""
+    needs(to)
+    manifest = export.write(
+        MODELS[name](), tmp_path / "m", to=to, int8=kind, max_drop=100
+    )
+    found = manifest["check"]
+    assert 0 < found["largest_difference"] < 0.5 * found["largest_logit"]
+
+
 def test_int8_that_costs_too_much(tmp_path, monkeypatch):
     needs("onnx")
     wrong = lambda path, inputs: np.roll(logits_of(digits()), 1, -1)  # noqa: E731

@@ -169,7 +169,7 @@ def _build(recipe: Any) -> Any:
     if not isinstance(recipe, Mapping):
         return recipe
     kind: Any = getattr(models, recipe["class"], None)
-    known = isinstance(kind, type) and issubclass(kind, nn.Module)
+    known = isinstance(kind, type) and issubclass(kind, nn.Module | models.Size)
     if not known or "fields" not in recipe:
         raise RunError(
             f"{recipe['class']} is no module of jaxdistill.models; make it yourself, "

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exported students: a runtime says what the model says, or there is nothing."""
 
+import hashlib
 import json
 import sys
 from functools import cache
@@ -11,7 +12,7 @@ import optax
 import pytest
 from flax import linen as nn
 
-from jaxdistill import cli, data, export, models, runtimes, saved, teachers
+from jaxdistill import cli, data, export, models, runtimes, saved, teachers, tokens
 from jaxdistill.export import ExportError, Pixels, Subject, check
 from jaxdistill.runs import Run
 from jaxdistill.runtimes import ArtefactError
@@ -448,3 +449,67 @@ def test_a_run_in_object_storage_needs_an_output():
         SystemExit, match="gs://b/run is no local folder: give an --out"
     ):
         cli.main(["export", "gs://b/run", "--to", "stablehlo"])
+
+
+SENTENCES = ("a fine film", "a dull film , again", "so fine", "again dull", "fine !")
+
+
+@pytest.fixture
+def text_run(tmp_path, monkeypatch):
+    """A run on texts as its script leaves it, and the texts: two of each split."""
+    library = pytest.importorskip("tokenizers", reason="tokenizers is not installed")
+    folder = tmp_path / "sst2"
+    folder.mkdir()
+    rows = "\n".join(f"{line}\t{int('fine' in line)}" for line in SENTENCES)
+    turned = "\n".join(f"{int('fine' in line)}\t{line}" for line in SENTENCES)
+    for name in ("train.tsv", "dev.tsv"):
+        (folder / name).write_text(f"sentence\tlabel\n{rows}\n")
+    (folder / "test_sentences.tsv").write_text(f"label\tcontent\n{turned}\n")
+    names = ("train.tsv", "dev.tsv", "test_sentences.tsv")
+    monkeypatch.setattr(data.text, "COUNTS", dict.fromkeys(names, len(SENTENCES)))
+    log = Run(tmp_path / "run", {"preset": "sst2", "test_length": 9})
+    two = models.BertClassifier(models.Encoder(SIZE), 2)
+    saved.save_model(log, "transformer", subject(two, texts()).model)
+    tokenizer = tokens.train_wordpiece(SENTENCES, SIZE.vocab)
+    assert isinstance(tokenizer, library.Tokenizer)
+    log.write_bytes("tokenizer.json", tokenizer.to_str().encode())
+    return tmp_path / "run"
+
+
+def command(run, to="stablehlo"):
+    flags = ["--row", "transformer", "--data-dir", str(run.parent)]
+    cli.main(["export", str(run), "--to", to, *flags])
+    return run / "export" / f"transformer.{to}"
+
+
+def test_a_run_on_texts(text_run, to):
+    path = command(text_run, to)
+    manifest = runtimes.read_manifest(path)
+    assert manifest["classes"] == ["negative", "positive"]
+    assert [*manifest["inputs"]] == ["input_ids", "attention_mask"]
+    assert manifest["inputs"]["input_ids"]["shape"][1:] == [9]
+    said = manifest["preprocessing"]
+    assert (said["in_artefact"], said["tokenizer"]) == (False, "tokenizer.json")
+    content = (text_run / said["tokenizer"]).read_bytes()
+    assert said["sha256"] == hashlib.sha256(content).hexdigest()
+    # What the manifest says is enough to ask about a text of one's own.
+    arrays = tokens.encode(tokens.load_tokenizer(text_run), ["so dull"], said["length"])
+    given = {name: arrays[name] for name in manifest["inputs"]}
+    model = saved.load_model(text_run, "transformer")
+    expected = model({"inputs": arrays, "mask": np.ones(1)}).logits
+    found = runtimes.load(path)(given)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_run_on_texts_without_its_tokenizer(text_run):
+    (text_run / "tokenizer.json").unlink()
+    said = "tokenizer.json, which turns texts into tokens, is missing; give the run's"
+    with pytest.raises(SystemExit, match=said):
+        command(text_run)
+
+
+def test_a_smoke_run_on_texts(text_run):
+    config = {"preset": "sst2", "test_length": 9, "smoke": True}
+    (text_run / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SystemExit, match="is of a smoke run, whose phrases are no dat"):
+        command(text_run)

@@ -30,11 +30,6 @@ PIXELS = Pixels(DIGITS.peak, DIGITS.mean, DIGITS.deviation)
 SIZE = models.Size(40, 16, 2, 4, positions=12)
 BERT = models.BertClassifier(models.Encoder(SIZE), 3)
 LARGE = models.ResNet(10, (1,), (4, 4), bottleneck=True, large_stem=True, norm="group")
-# The libraries warn of their own and each other's old calls.
-LIBRARIES = pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
-)
-pytestmark = LIBRARIES
 
 
 def needs(to: str) -> None:
@@ -85,7 +80,7 @@ GREY = Pixels(255, 0.3, 0.4)
 MODELS = {
     "mlp": lambda: subject(models.MLP((16, 10)), images(30, 8, 8), GREY),
     "convnet": lambda: subject(
-        models.ConvNet((4, 8), 16, norm="batch"), images(30, 11, 11), GREY
+        models.ConvNet((4, 16), 32, norm="batch"), images(30, 11, 11), GREY
     ),
     "resnet": lambda: subject(
         models.ResNet(10, (1, 1), (4, 4, 8)), images(30, 12, 12, 3), COLOURS
@@ -159,7 +154,7 @@ def test_a_projector_stays_behind(tmp_path):
 @cache
 def trained() -> teachers.Live:
     """A small network that knows most digits."""
-    module, part = models.MLP((12, 10)), DIGITS.inputs(DIGITS.train)
+    module, part = models.MLP((24, 10)), DIGITS.inputs(DIGITS.train)
     params = module.init(jax.random.key(0), part["inputs"][:1])
     optimizer = optax.adam(0.02)
 
@@ -212,6 +207,22 @@ def test_int8_of_convolutions_and_attention(name, to, kind, tmp_path):
     )
     found = manifest["check"]
     assert 0 < found["largest_difference"] < 0.5 * found["largest_logit"]
+
+
+def test_int8_of_what_is_left_as_it_is(tmp_path):
+    """TensorFlow quantises no matrix of fewer than 1,024 numbers."""
+    needs("tflite")
+    small = subject(models.MLP((4, 3)), images(9, 2, 2), GREY)
+    with pytest.raises(ExportError, match="int8 changed nothing: the format leaves"):
+        export.write(small, tmp_path / "m", to="tflite", int8="dynamic")
+
+
+def test_nothing_else_is_said(run, to, capfd):
+    """TensorFlow, jax2onnx and the runtimes log as they go."""
+    cli.main(["export", str(run), "--to", to])
+    said, noise = capfd.readouterr()
+    assert len(said.splitlines()) == 1
+    assert noise == ""
 
 
 def test_int8_that_costs_too_much(tmp_path, monkeypatch):

@@ -61,7 +61,7 @@ def compare(
       and `model_accuracy`, and their `accuracy_difference`, in shares of 1.
 
     Raises:
-      ExportError: they differ by more.
+      ExportError: they differ by more, or in int8 by nothing.
     """
     if found.shape != expected.shape:
         raise ExportError(
@@ -111,6 +111,11 @@ def _refuse(result: dict[str, Any], max_drop: float | None) -> None:
                 f"{result['examples']} examples, which are no ties"
             )
         return
+    if difference <= TOLERANCE * max(1.0, result["largest_logit"]):
+        raise ExportError(
+            "int8 changed nothing: the format leaves matrices this small as they are; "
+            "export without it"
+        )
     drop = -100 * result["accuracy_difference"]
     if not drop <= max_drop:
         raise ExportError(

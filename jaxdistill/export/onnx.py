@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """ONNX by jax2onnx, any number of examples; int8 by onnxruntime's quantisation."""
 
-import logging
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from jaxdistill.export.quiet import quiet
 from jaxdistill.export.subject import (
     LOGITS,
     ExportError,
@@ -55,10 +53,10 @@ def save(
       ExportError: in `TRIES` conversions there was no file that is right.
       ArtefactError: a package is missing.
     """
-    for package in PACKAGES:
-        need(package, "onnx")
     reason = ""
-    with _quiet():
+    with quiet():
+        for package in PACKAGES:
+            need(package, "onnx")
         for _ in range(TRIES):
             content = _convert(subject, batch_size)
             reason = _wrong(content, subject, expected, batch_size)
@@ -146,14 +144,3 @@ def _quantise(
         quantization.quantize_static(
             whole, path, Reader(), per_channel=True, op_types_to_quantize=PRODUCTS
         )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the libraries' warnings about each shape that they do not know."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)

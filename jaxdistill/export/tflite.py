@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """TFLite by jax2tf and TensorFlow's converter, of a fixed number of examples."""
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxdistill.export.quiet import quiet
 from jaxdistill.export.subject import ExportError, Int8, Subject, make_forward
 from jaxdistill.models.conv import direct
 from jaxdistill.runtimes import need
@@ -45,9 +45,14 @@ def save(
     del expected
     if batch_size is None:
         raise ExportError("TFLite takes a fixed number of examples")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    for package in ("ai_edge_litert", "tensorflow"):
-        tf = need(package, "tflite")
+    with quiet():
+        for package in ("ai_edge_litert", "tensorflow"):
+            need(package, "tflite")
+        _save(subject, path, batch_size, int8)
+
+
+def _save(subject: Subject, path: Path, batch_size: int, int8: Int8 | None) -> None:
+    import tensorflow as tf
     from jax.experimental import jax2tf
 
     with direct(), tempfile.TemporaryDirectory() as folder:

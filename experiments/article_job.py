@@ -2,7 +2,6 @@
 """The articles' job, as compare_pytorch and benchmark put it to others and to us."""
 
 import importlib.metadata
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,7 +15,7 @@ import optax
 from jaxdistill import convert, data, models, parallel, teachers
 from jaxdistill.loop import fit
 from jaxdistill.objectives import combine, hard_labels, soft_targets
-from jaxdistill.runs import environment
+from jaxdistill.runs import environment, processor
 from jaxdistill.steps import init_state, make_train_step, scan_train
 from jaxdistill.types import TrainState
 
@@ -201,7 +200,7 @@ def machine(threads: int) -> dict[str, Any]:
         "jax": env["versions"]["jax"],
         **versions,
         "device": _device(),
-        "cpu": _processor(),
+        "cpu": processor(),
         "threads": threads,
     }
 
@@ -217,12 +216,3 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -41,11 +41,9 @@ def cost(model: Any, batch: Mapping[str, Any], repeats: int = 200) -> dict[str, 
       `latency_us`, microseconds for batch 1 with the input on the device, the median
       of the best round; `bytes` of the weights on disk.
     """
-    one = {key: batch[key] for key in ("inputs", "mask")}
-    one = jax.tree.map(lambda x: jax.device_put(np.asarray(x)[:1]), one)
+    one = _first(batch)
     model = jax.device_put(model)
-    forward = jax.jit(lambda model, batch: whole_logits(model(batch).logits))
-    compiled = forward.lower(model, one).compile()
+    compiled = compile_forward(model, one)
 
     def call():
         compiled(model, one).block_until_ready()
@@ -62,6 +60,17 @@ def cost(model: Any, batch: Mapping[str, Any], repeats: int = 200) -> dict[str, 
         "latency_us": 1e6 * min(rounds),
         "bytes": len(weights(model.variables)),
     }
+
+
+def compile_forward(model: Any, batch: Mapping[str, Any]) -> Any:
+    """A model's forward pass on a batch's first example, compiled: `(model, one)`."""
+    forward = jax.jit(lambda model, batch: whole_logits(model(batch).logits))
+    return forward.lower(model, _first(batch)).compile()
+
+
+def _first(batch: Mapping[str, Any]) -> dict[str, Any]:
+    one = {key: batch[key] for key in ("inputs", "mask")}
+    return jax.tree.map(lambda x: jax.device_put(np.asarray(x)[:1]), one)
 
 
 def flops(compiled: Any) -> float:

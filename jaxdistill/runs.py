@@ -243,6 +243,16 @@ def environment() -> dict[str, Any]:
     }
 
 
+def processor() -> str:
+    """The CPU's name, as far as the system tells it."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)

@@ -13,6 +13,7 @@ may be copied to where a model runs. As a script it is a fresh process:
 import hashlib
 import importlib
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -69,18 +70,40 @@ def manifest_path(path: str | Path) -> Path:
     return Path(f"{path}.json")
 
 
-def load(path: str | Path) -> Model:
+def load(path: str | Path, threads: int | None = None) -> Model:
     """An artefact in its runtime, found to be what was written.
 
     Args:
       path: of the artefact; the manifest is beside it, with `.json` behind the name.
+      threads: that compute; None is what the runtime takes by itself. JAX has no such
+        option: the whole process is kept to so many cores (`keep_to_cores`).
 
     Raises:
       ArtefactError: either file is missing or damaged, the runtime is not installed, or
-        it is older than the artefact.
+        it is older than the artefact; the number of threads cannot be had.
     """
-    path = Path(path)
-    manifest = read_manifest(path)
+    if threads is not None and threads < 1:
+        raise ArtefactError(f"threads must be at least 1, got {threads}")
+    manifest, content = read(path)
+    library, extra, opener = RUNTIMES[manifest["runtime"]]
+    need(library, extra)
+    try:
+        return Model(manifest, opener(content, manifest, threads))
+    except ArtefactError:
+        raise
+    except Exception as error:  # each library raises its own types
+        raise ArtefactError(
+            f"{manifest['runtime']} cannot load {path}: {_reason(error, manifest)}"
+        ) from error
+
+
+def read(path: str | Path) -> tuple[dict[str, Any], bytes]:
+    """An artefact's manifest and its bytes, found to be what was written.
+
+    Raises:
+      ArtefactError: either file is missing or damaged.
+    """
+    path, manifest = Path(path), read_manifest(path)
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -94,14 +117,7 @@ def load(path: str | Path) -> Model:
         raise ArtefactError(
             f"{path} is damaged: its SHA-256 is not the one its manifest says"
         )
-    library, extra, opener = RUNTIMES[manifest["runtime"]]
-    need(library, extra)
-    try:
-        return Model(manifest, opener(content, manifest))
-    except Exception as error:  # each library raises its own types
-        raise ArtefactError(
-            f"{manifest['runtime']} cannot load {path}: {_reason(error, manifest)}"
-        ) from error
+    return manifest, content
 
 
 def read_manifest(path: str | Path) -> dict[str, Any]:
@@ -198,6 +214,26 @@ def predict(model: Model, inputs: Any, batch_size: int = 256) -> np.ndarray:
     return np.concatenate(parts)
 
 
+def keep_to_cores(threads: int) -> None:
+    """Keeps the process to so many cores, before JAX is imported and counts them.
+
+    Raises:
+      ArtefactError: JAX is imported, or the system cannot do it.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        raise ArtefactError("this system keeps no process to cores, JAX takes them all")
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) <= threads:
+        return
+    if "jax" in sys.modules:
+        raise ArtefactError(
+            f"JAX counted {len(cores)} cores as it was imported: load with "
+            f"threads={threads} in a process that has not imported it"
+        )
+    os.sched_setaffinity(0, cores[:threads])
+    os.environ["NPROC"] = str(threads)  # where it is set, XLA counts no cores
+
+
 def need(module: str, extra: str) -> Any:
     """A module that an extra of the package brings.
 
@@ -213,7 +249,9 @@ def need(module: str, extra: str) -> Any:
         ) from error
 
 
-def _open_stablehlo(content: bytes, manifest: Mapping[str, Any]):
+def _open_stablehlo(content: bytes, manifest: Mapping[str, Any], threads: int | None):
+    if threads is not None:
+        keep_to_cores(threads)
     import jax
     from jax import export
 
@@ -227,11 +265,12 @@ def _open_stablehlo(content: bytes, manifest: Mapping[str, Any]):
     return lambda inputs: np.asarray(call(dict(inputs))[name])
 
 
-def _open_onnx(content: bytes, manifest: Mapping[str, Any]):
+def _open_onnx(content: bytes, manifest: Mapping[str, Any], threads: int | None):
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = threads or 0
     session = onnxruntime.InferenceSession(
         content, options, providers=["CPUExecutionProvider"]
     )
@@ -239,10 +278,11 @@ def _open_onnx(content: bytes, manifest: Mapping[str, Any]):
     return lambda inputs: session.run([name], dict(inputs))[0]
 
 
-def _open_tflite(content: bytes, manifest: Mapping[str, Any]):
+def _open_tflite(content: bytes, manifest: Mapping[str, Any], threads: int | None):
     from ai_edge_litert.interpreter import Interpreter
 
-    runner = Interpreter(model_content=content).get_signature_runner()
+    interpreter = Interpreter(model_content=content, num_threads=threads)
+    runner = interpreter.get_signature_runner()
     (name,) = manifest["outputs"]
     return lambda inputs: runner(**inputs)[name]
 

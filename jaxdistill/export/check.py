@@ -4,6 +4,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +23,27 @@ def run_fresh(path: Path, inputs: runtimes.Named) -> np.ndarray:
     Raises:
       ExportError: it cannot be loaded or run.
     """
-    stored, logits = path.with_name("inputs.npz"), path.with_name("logits.npy")
-    np.savez(stored, **inputs)  # type: ignore[arg-type]
-    files = map(str, (path, stored, logits))
-    # -P: the package's folder holds a types.py, and would hide Python's own.
-    command = [sys.executable, "-P", str(Path(runtimes.__file__)), *files]
-    # The artefact is compared on the CPU, whatever trained the model.
-    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    ended = subprocess.run(command, capture_output=True, text=True, env=env)
-    if ended.returncode:
-        said = [line for line in ended.stderr.splitlines() if line.strip()]
-        reason = said[-1].removeprefix("error: ") if said else "it says nothing"
-        if ended.returncode < 0:
-            reason = f"the runtime crashed (signal {-ended.returncode})"
-        raise ExportError(f"{path.name} was written, and does not run: {reason}")
-    return np.load(logits, allow_pickle=False)
+    with tempfile.TemporaryDirectory() as folder:
+        stored, logits = Path(folder) / "inputs.npz", Path(folder) / "logits.npy"
+        np.savez(stored, **inputs)  # type: ignore[arg-type]
+        files = map(str, (path, stored, logits))
+        # -P: the package's folder holds a types.py, and would hide Python's own.
+        command = [sys.executable, "-P", str(Path(runtimes.__file__)), *files]
+        # The artefact is compared on the CPU, whatever trained the model.
+        env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+        ended = subprocess.run(command, capture_output=True, text=True, env=env)
+        if ended.returncode:
+            reason = why(ended)
+            raise ExportError(f"{path.name} was written, and does not run: {reason}")
+        return np.load(logits, allow_pickle=False)
+
+
+def why(ended: subprocess.CompletedProcess[str]) -> str:
+    """Why a process with an artefact failed, by what it said last."""
+    if ended.returncode < 0:
+        return f"the runtime crashed (signal {-ended.returncode})"
+    said = [line for line in ended.stderr.splitlines() if line.strip()]
+    return said[-1].removeprefix("error: ") if said else "it says nothing"
 
 
 def compare(

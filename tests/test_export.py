@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from jaxdistill import cli, data, export, models, runtimes, saved, teachers, tokens
 from jaxdistill.export import ExportError, Pixels, Subject, check
+from jaxdistill.export import onnx as onnx_format
 from jaxdistill.runs import Run
 from jaxdistill.runtimes import ArtefactError
 from jaxdistill.types import Outputs
@@ -99,8 +100,15 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+FIRST = ["mlp", "convnet", "resnet", "deit", "bert"]
+CASES = [(name, to) for name in FIRST for to in PACKAGES]
+# What these add matters to jax2onnx.
+CASES += [(name, "onnx") for name in MODELS if name not in FIRST]
+
+
+@pytest.mark.parametrize(("name", "to"), CASES)
 def test_a_model_gives_its_logits_in_the_runtime(name, to, tmp_path):
+    needs(to)
     given = MODELS[name]()
     manifest = export.write(given, tmp_path / "m", to=to)
     found = manifest["check"]
@@ -127,6 +135,42 @@ def test_a_model_gives_its_logits_in_the_runtime(name, to, tmp_path):
         }
         for key, x in given.inputs.items()
     }
+
+
+def test_onnx_has_convolutions_in_place_of_patches(tmp_path):
+    needs("onnx")
+    import onnx
+
+    export.write(MODELS["convnet"](), tmp_path / "m", to="onnx")
+    nodes = onnx.load(tmp_path / "m").graph.node
+    assert [node.op_type for node in nodes].count("Conv") == 2
+
+
+def test_a_conversion_that_fails_is_tried_again(tmp_path, monkeypatch):
+    """As jax2onnx's does from time to time: a file that does not load, or is wrong."""
+    needs("onnx")
+    right = onnx_format._convert
+    content = right(digits(), None)
+    other = right(digits(pixels=Pixels(16, 0.0, 1.0)), None)
+    given = iter([b"no model", other, content])
+    monkeypatch.setattr(onnx_format, "_convert", lambda *_: next(given))
+    export.write(digits(), tmp_path / "m", to="onnx")
+    assert (tmp_path / "m").read_bytes() == content
+
+    monkeypatch.setattr(onnx_format, "_convert", lambda *_: other)
+    said = "jax2onnx gave no right file in 8 conversions: its logits differ by .* from"
+    with pytest.raises(ExportError, match=said):
+        export.write(digits(), tmp_path / "wrong", to="onnx")
+    assert len([*tmp_path.iterdir()]) == 2
+
+
+def test_the_comparison_needs_a_cpu(tmp_path, monkeypatch):
+    def devices(backend):
+        raise RuntimeError(f"Unknown backend {backend}")
+
+    monkeypatch.setattr(jax, "local_devices", devices)
+    with pytest.raises(ExportError, match="which JAX_PLATFORMS leaves out: add cpu to"):
+        export.write(digits(), tmp_path / "m", to="stablehlo")
 
 
 def test_a_fixed_batch(to, tmp_path):

@@ -125,9 +125,9 @@ def describe(
         "preprocessing": raw,
         "int8": int8,
         "student": {
-            "module": type(subject.module).__name__,
-            "parameters": benchmark.parameters(subject.model.variables),
-            "fingerprint": teachers.fingerprint(subject.model),
+            "module": subject.name,
+            "parameters": benchmark.parameters(subject.student.variables),
+            "fingerprint": teachers.fingerprint(subject.student),
         },
         "teacher": None,
         "run": None,
@@ -163,12 +163,12 @@ def _check(output: Path, subject: Subject, int8: Any, batch_size: Any, max_drop:
 
 def _unable(error: Exception, subject: Subject, to: Target) -> str:
     """Which operation a format lacks, as far as its exporter says, and what has it."""
-    name, said = type(subject.module).__name__, first_line(error)
+    name, said = subject.name, first_line(error)
     named = re.search(r"primitive '(\w+)'", said)
     inner = _innermost(error)
     if named:
         what = f"the format lacks its operation {named[1]}"
-    elif inner is not None and type(inner) is not type(subject.module):
+    elif inner is not None and type(inner).__name__ != name:
         what = f"its {type(inner).__name__} is not taken ({said})"
     else:
         what = said

@@ -60,9 +60,15 @@ class Subject(NamedTuple):
     about: Mapping[str, Any] = {}
 
     @property
-    def module(self) -> nn.Module:
-        """The student's own module."""
-        return strip(self.model.module, self.model.variables)[0]
+    def student(self) -> Live:
+        """The model without what only trains it."""
+        module, variables = strip(self.model.module, self.model.variables)
+        return Live(variables, module)
+
+    @property
+    def name(self) -> str:
+        """The class of the student's module."""
+        return type(self.student.module).__name__
 
     def named(self, inputs: Any) -> dict[str, np.ndarray]:
         """Inputs by the names they have in an artefact."""
@@ -100,8 +106,7 @@ def make_forward(subject: Subject) -> Callable[[Mapping[str, Array]], dict[str, 
 
     An export cannot return `Outputs`; hidden states and attention maps are left out.
     """
-    module, variables = strip(subject.model.module, subject.model.variables)
-    module, variables = _unscanned(module, variables)
+    module, variables = _unscanned(subject.student)
     variables = jax.tree.map(np.asarray, variables)
     several = isinstance(subject.examples["inputs"], Mapping)
 
@@ -117,8 +122,9 @@ def make_forward(subject: Subject) -> Callable[[Mapping[str, Array]], dict[str, 
     return forward
 
 
-def _unscanned(module: nn.Module, variables: Any) -> tuple[nn.Module, Any]:
+def _unscanned(student: Live) -> tuple[nn.Module, Any]:
     """A text model without its scan over layers, which jax2onnx does not take."""
+    module, variables = student.module, student.variables
     encoder: Any = getattr(module, "encoder", None)
     if getattr(module, "scan", False):
         module = module.clone(scan=False)
@@ -155,7 +161,14 @@ def logits_of(subject: Subject) -> np.ndarray:
         logits = whole_logits(model({"inputs": inputs, "mask": mask}).logits)
         return logits.astype(jnp.float32)
 
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+    try:
+        cpu = jax.local_devices(backend="cpu")[0]
+    except RuntimeError as error:
+        raise ExportError(
+            "an artefact is compared on a CPU, which JAX_PLATFORMS leaves out: add cpu "
+            f"to it ({first_line(error)})"
+        ) from error
+    with jax.default_device(cpu):
         rows = pad(np.arange(count), min(BATCH, count))
         for index, mask in zip(rows["index"], rows["mask"], strict=True):
             try:
@@ -169,6 +182,6 @@ def logits_of(subject: Subject) -> np.ndarray:
 def _misfit(subject: Subject, error: Exception) -> str:
     shapes = [f"{name} {list(x.shape)}" for name, x in subject.inputs.items()]
     return (
-        f"{type(subject.module).__name__} does not take the examples, "
+        f"{subject.name} does not take the examples, "
         f"{', '.join(shapes)}: {first_line(error)}"
     )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from jaxdistill import figures, heatmap, series
+from jaxdistill import deployed, figures, frontier, heatmap, series
 from jaxdistill.figures import words
 from jaxdistill.measures import MEASURES, measure_of
 from jaxdistill.statistics import holm, paired, spread
@@ -146,6 +146,8 @@ def write(directory: Any) -> str:
         text, pictures = heatmap.table(summary), {"heatmap.png": heatmap.draw(summary)}
     elif "series" in summary:
         text, pictures = series.table(summary), series.draw(summary)
+    elif "deployed" in summary:
+        text, pictures = deployed.table(summary), {}
     elif "rows" in summary:
         text, pictures = table(summary), figures.draw(directory)
     else:
@@ -153,6 +155,8 @@ def write(directory: Any) -> str:
             f"{directory}/summary.json has no rows, axes or series but "
             f"{', '.join(summary)}: the script that wrote it makes its tables"
         )
+    if "lines" in summary:
+        pictures |= frontier.draw(summary["rows"], summary["lines"])
     (directory / "table.md").write_text(text)
     for name, png in pictures.items():
         (directory / name).write_bytes(png)

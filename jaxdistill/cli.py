@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from jaxdistill import cache, export, report, saved
+from jaxdistill.deployment import finished
 from jaxdistill.runs import RunError
 
 
@@ -93,6 +94,36 @@ class Export:
     """a folder of original files, or TFDS's data folder"""
 
 
+@dataclass(frozen=True)
+class Benchmark:
+    """Measure a run's models as they are deployed: accuracy, size, cold start, memory,
+    latency and throughput of the exported files, each in its runtime on the CPU.
+
+    RUN/deployment gets summary.json, table.md and frontier.png, and exports what is
+    not exported yet; the table is printed.
+    """
+
+    run: tyro.conf.Positional[str]
+    """a run directory"""
+    rows: tuple[str, ...] = ()
+    """which of the run's models, of its first seed; none is those of teacher, scratch
+    and distilled that it has"""
+    to: tuple[export.Target, ...] = ()
+    """in which formats; none is those whose packages are installed"""
+    int8: Literal["static", "dynamic", "none"] = "static"
+    """which quantisation is measured beside floats, in onnx and tflite"""
+    data_dir: Path | None = None
+    """a folder of original files, or TFDS's data folder"""
+    rounds: int = 5
+    """fresh processes of each file and number of threads, in turns"""
+    repeats: int = 200
+    """calls with one example that each process times"""
+    save: Path | None = None
+    """also copy the summary and the table to this folder, to be committed"""
+    progress: bool = True
+    """show progress bars"""
+
+
 MOST = 0.02
 """The largest difference that rounding may make, bfloat16 on other machines included,
 over the largest output."""
@@ -102,6 +133,7 @@ Command = (
     | Annotated[Pages, tyro.conf.subcommand("pages")]
     | Annotated[Cache, tyro.conf.subcommand("cache")]
     | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[Benchmark, tyro.conf.subcommand("benchmark")]
 )
 
 
@@ -119,6 +151,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         if isinstance(command, Export):
             print(convert(command))
+            return
+        if isinstance(command, Benchmark):
+            print(measure(command))
             return
         stale = [
             str(page)
@@ -194,6 +229,24 @@ def convert(command: Export) -> str:
         f"logits differ by {found['largest_difference']:.2g} at most, decisions on "
         f"{found['disagreements']}"
     )
+
+
+def measure(command: Benchmark) -> str:
+    """Measures what a command asks for; returns the table, and says where it is."""
+    finished.from_run(
+        command.run,
+        command.rows,
+        to=command.to,
+        int8=None if command.int8 == "none" else command.int8,
+        data_dir=command.data_dir,
+        rounds=command.rounds,
+        repeats=command.repeats,
+        progress=command.progress,
+    )
+    folder = Path(command.run) / finished.FOLDER
+    if command.save is not None:
+        report.save(folder, command.save)
+    return f"{(folder / 'table.md').read_text()}\nin {folder}"
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -194,6 +195,65 @@ def test_a_runtime_that_is_not_installed(artefact, monkeypatch):
     said = r"flatbuffers is not installed .*: pip install 'jaxdistill\[export\]'"
     with pytest.raises(ArtefactError, match=said):
         runtimes.load(artefact)
+
+
+def test_threads_are_the_runtimes_own_option(artefact, monkeypatch):
+    """ONNX Runtime's and LiteRT's; those are told what is asked for."""
+    given: dict = {}
+
+    def keep(runtime):
+        def session(content, options, providers):
+            given[runtime] = options.intra_op_num_threads
+
+        return session
+
+    class Interpreter:
+        def __init__(self, model_content, num_threads):
+            given["ai-edge-litert"] = num_threads
+
+        def get_signature_runner(self):
+            return None
+
+    for runtime in ("onnxruntime", "ai-edge-litert"):
+        pytest.importorskip(RUNTIMES[runtime], reason=f"{runtime} is not installed")
+    from ai_edge_litert import interpreter
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", keep("onnxruntime"))
+    monkeypatch.setattr(interpreter, "Interpreter", Interpreter)
+    for runtime in ("onnxruntime", "ai-edge-litert"):
+        change(runtime=runtime)(artefact.parent)
+        runtimes.load(artefact, threads=3)
+    assert given == {"onnxruntime": 3, "ai-edge-litert": 3}
+    with pytest.raises(ArtefactError, match="threads must be at least 1, got 0"):
+        runtimes.load(artefact, threads=0)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="not on this system")
+def test_jax_is_kept_to_cores_before_it_is_imported(artefact, monkeypatch):
+    code = (
+        "import os, sys; from jaxdistill import runtimes; "
+        "runtimes.load(sys.argv[1], threads=1); "
+        "print(len(os.sched_getaffinity(0)), os.environ['NPROC']); "
+        "import jax; print(jax.__version__)"
+    )
+    root = str(Path(runtimes.__file__).parents[1])
+    ended = subprocess.run(
+        [sys.executable, "-c", code, str(artefact)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": root, "NPROC": "16"},
+    )
+    assert ended.stdout.split() == ["1", "1", jax.__version__]
+    # Here it is imported, with all the cores there are.
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    runtimes.load(artefact, threads=2)
+    said = "JAX counted 2 cores as it was imported: load with threads=1 in a process"
+    with pytest.raises(ArtefactError, match=said):
+        runtimes.load(artefact, threads=1)
+    monkeypatch.delattr(os, "sched_setaffinity")
+    with pytest.raises(ArtefactError, match="this system keeps no process to cores"):
+        runtimes.load(artefact, threads=1)
 
 
 def test_the_file_runs_where_the_package_is_not(artefact, tmp_path):

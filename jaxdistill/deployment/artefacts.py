@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The artefacts of a run's row: those that were exported, else exported now."""
+
+import importlib.util
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxdistill import export, runtimes, teachers
+from jaxdistill.export import Int8, Subject, Target
+from jaxdistill.export.artefact import FORMATS
+from jaxdistill.runtimes import OPEN, ArtefactError
+
+FOLDER = "artefacts"
+"""Below the benchmark's folder: they are large."""
+ANY_LOSS = 100.0
+"""Percentage points that int8 may cost: here it is a result."""
+
+
+class Artefact(NamedTuple):
+    """An exported row.
+
+    Attributes:
+      row: whose it is.
+      kind: the format, and how it is quantised.
+      path: of the file that takes one example, or any number.
+      many: of the one that takes a batch, where the first does not.
+      manifest: the first one's.
+    """
+
+    row: str
+    kind: str
+    path: Path
+    many: Path | None
+    manifest: dict[str, Any]
+
+
+def targets(given: Sequence[Target] | None) -> tuple[list[Target], dict[str, str]]:
+    """The formats whose packages are installed, or all that are given.
+
+    Returns:
+      They, and of each that is left out which command would bring it.
+
+    Raises:
+      ArtefactError: a package is missing of a format that is given, or of all.
+    """
+    missing = {name: _missing(name) for name in FORMATS}
+    if given:
+        for name in given:
+            for package in missing[name]:
+                runtimes.need(package, _extra(name))
+        return list(dict.fromkeys(given)), {}
+    out = {
+        name: f"{', '.join(packages)} is not installed: "
+        f"pip install 'jaxdistill[{_extra(name)}]'"
+        for name, packages in missing.items()
+        if packages
+    }
+    there: list[Any] = [name for name in FORMATS if name not in out]
+    if not there:
+        extras = ", ".join(f"'jaxdistill[{_extra(name)}]'" for name in FORMATS)
+        raise ArtefactError(f"no runtime is installed: pip install one of {extras}")
+    return there, out
+
+
+def _missing(to: str) -> list[str]:
+    modules = [package.replace("-", "_") for package in FORMATS[to].PACKAGES]
+    return [name for name in modules if importlib.util.find_spec(name) is None]
+
+
+def _extra(to: str) -> str:
+    return runtimes.RUNTIMES[FORMATS[to].RUNTIME][1]
+
+
+def obtain(
+    subject: Subject,
+    run_dir: Path,
+    folder: Path,
+    row: str,
+    to: Target,
+    int8: Int8 | None,
+    batch: int,
+) -> Artefact:
+    """A row's artefact in a format.
+
+    One that is there is taken where it is of this student, in this format, and is what
+    its manifest says. Of the export command's none is written over.
+
+    Args:
+      subject: the row's, see `export.from_run`.
+      run_dir: where `jaxdistill export` leaves its own.
+      folder: where to export what is not there.
+      row: its name.
+      to: the format.
+      int8: which quantisation, if any.
+      batch: of the second artefact, where the format takes a fixed number.
+
+    Raises:
+      ExportError: see `export.write`; whatever int8 costs is no error.
+    """
+    size = FORMATS[to].BATCH
+    exported = export.default_path(run_dir, row, to, int8)
+    own = folder / FOLDER / exported.name
+    path = _obtain([exported, own], subject, to, int8, size)
+    many = None
+    if size is not None:
+        wide = own.with_stem(f"{own.stem}-batch{batch}")
+        many = _obtain([wide], subject, to, int8, batch)
+    return Artefact(row, kind(to, int8), path, many, runtimes.read_manifest(path))
+
+
+def _obtain(
+    places: Sequence[Path],
+    subject: Subject,
+    to: Target,
+    int8: Int8 | None,
+    size: int | None,
+) -> Path:
+    wanted = {
+        "to": to,
+        "int8": int8,
+        "fingerprint": teachers.fingerprint(subject.student),
+        "batch": OPEN if size is None else size,
+    }
+    for path in places:
+        if _is(path, wanted):
+            return path
+    own = places[-1]
+    for stale in (own, runtimes.manifest_path(own)):
+        stale.unlink(missing_ok=True)
+    export.write(subject, own, to=to, int8=int8, batch_size=size, max_drop=ANY_LOSS)
+    return own
+
+
+def _is(path: Path, wanted: dict[str, Any]) -> bool:
+    """Whether there is the artefact that is wanted, undamaged."""
+    try:
+        manifest, _ = runtimes.read(path)
+        found = {
+            "to": manifest["to"],
+            "int8": manifest["int8"],
+            "fingerprint": manifest["student"]["fingerprint"],
+            "batch": next(iter(manifest["inputs"].values()))["shape"][0],
+        }
+    except (ArtefactError, KeyError):
+        return False
+    return found == wanted
+
+
+def kind(to: Target, int8: Int8 | None) -> str:
+    """A format, and how it is quantised, in words."""
+    return to if int8 is None else f"{to} int8 {int8}"
+
+
+def plan(
+    rows: Iterable[str], formats: Iterable[Target], int8: Int8 | None
+) -> list[tuple[str, Target, Int8 | None]]:
+    """Which artefacts a table has: each row in each format, as floats and in int8."""
+    return [
+        (row, to, quantised)
+        for row in rows
+        for to in formats
+        for quantised in (
+            (None,) if to == "stablehlo" or int8 is None else (None, int8)
+        )
+    ]

@@ -7,9 +7,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tyro
 
-from jaxdistill import huggingface, teachers
+from jaxdistill import cli, data, huggingface, models, saved, teachers
 from jaxdistill.huggingface_config import module_of
+from jaxdistill.runs import Run
 from jaxdistill.steps import init_state
 
 ROOT = Path(__file__).parent.parent
@@ -24,7 +26,7 @@ COMMANDS = [
 
 
 def test_the_model_of_ones_own_trains_and_streams():
-    own, _, streamed = BLOCKS
+    own, _, streamed, _ = BLOCKS
     scope: dict = {}
     exec(compile(own, "README.md", "exec"), scope)
     assert int(scope["state"].step) == scope["batches"].steps_per_epoch
@@ -55,7 +57,7 @@ def test_a_bert_of_ones_own_teaches(tmp_path, monkeypatch):
     huggingface.save(tmp_path / "bert-sst2", variables, config)
     monkeypatch.chdir(tmp_path)
     scope: dict = {}
-    own, text, _ = BLOCKS
+    own, text, *_ = BLOCKS
     exec(compile(own, "README.md", "exec"), scope)
     exec(compile(text, "README.md", "exec"), scope)
     student, optimizer = scope["text_student"], scope["optimizer"]
@@ -63,6 +65,26 @@ def test_a_bert_of_ones_own_teaches(tmp_path, monkeypatch):
     teacher = teachers.live(scope["module"], scope["variables"])
     _, metrics = jax.jit(scope["text_step"])(state, teacher, batch)
     assert all(total > 0 for total, _ in metrics.values())
+
+
+def test_a_runtime_alone_runs_what_is_exported(tmp_path, monkeypatch):
+    for package in ("jax2onnx", "onnx", "onnxruntime"):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    digits = data.load("digits")
+    module = models.MLP((4, 10))
+    params = module.init(jax.random.key(0), digits.inputs(digits.test)["inputs"])
+    log = Run(tmp_path / "runs" / "digits", {"data": "digits"})
+    saved.save_model(log, "distilled", teachers.live(module, params))
+    export, benchmark = re.findall(
+        r"^jaxdistill (.*runs/digits.*)$", README, flags=re.M
+    )
+    monkeypatch.chdir(tmp_path)
+    cli.main(export.split())
+    scope: dict = {}
+    exec(compile(BLOCKS[-1], "README.md", "exec"), scope)
+    assert scope["classes"].shape == (5,)
+    command = tyro.cli(cli.Command, args=benchmark.split())
+    assert command == cli.Benchmark("runs/digits")
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/pytorch.md"])

@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxdistill.models.dropout import Dropout
 from jaxdistill.models.transformer import (
     ACTIVATIONS,
     NORMAL,
@@ -61,7 +62,7 @@ class Encoder(nn.Module):
         if size.types:
             self.segments = table(size.types)
         self.norm = layer_norm(size)
-        self.drop = nn.Dropout(size.dropout)
+        self.drop = Dropout(size.dropout)
         self.blocks = Blocks(size, False, self.scan, self.remat, self.maps)
 
     def __call__(self, inputs: Mapping[str, Array], train: bool = False) -> Outputs:
@@ -85,7 +86,7 @@ class Encoder(nn.Module):
         if self.size.types:
             types = inputs.get("token_type_ids", jnp.zeros_like(ids))
             x = x + self.segments(types)
-        x = self.drop(self.norm(x), deterministic=not train)
+        x = self.drop(self.norm(x), train)
         keep = inputs.get("attention_mask")
         keep = None if keep is None else keep[:, None, None] > 0
         return outputs_of(x, *self.blocks(x, keep, train)[:2])
@@ -112,7 +113,7 @@ class BertClassifier(nn.Module):
         size = self.encoder.size
         pool = nn.tanh if self.pool == "tanh" else ACTIVATIONS[self.pool]
         first = pool(dense(size.width, "pooler")(outputs.hiddens[-1][:, 0]))
-        first = nn.Dropout(size.dropout, deterministic=not train)(first)
+        first = Dropout(size.dropout)(first, train)
         return outputs.replace(logits=dense(self.num_classes, "classifier")(first))
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxdistill.models.dropout import Dropout
 from jaxdistill.models.transformer import (
     NORMAL,
     Blocks,
@@ -103,7 +104,7 @@ class GPT(nn.Module):
             size.positions, size.width, embedding_init=NORMAL, name="places"
         )
         x = words(ids) + table(places)
-        embeddings = x = nn.Dropout(size.dropout, deterministic=not train)(x)
+        embeddings = x = Dropout(size.dropout)(x, train)
         real = inputs.get("attention_mask", jnp.ones(ids.shape, jnp.int32))
         if cache is not None:
             zero = jnp.zeros_like(start)

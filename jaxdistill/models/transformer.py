@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxdistill.models.dropout import Dropout
 from jaxdistill.types import Array, Outputs
 
 NORMAL = nn.initializers.normal(0.02)
@@ -156,7 +157,7 @@ class SelfAttention(nn.Module):
                 for old, new in ((before.keys, k), (before.values, v))
             )
             after = KeyValues(k, v, before.length + x.shape[1])
-        drop = nn.Dropout(size.attention_dropout, deterministic=not train)
+        drop = partial(Dropout(size.attention_dropout), train=train)
         mixed, attention = attend(q, k, v, keep, drop)
         layer = layer._replace(attention=attention)
         return dense(size.width, "out")(mixed), layer, after
@@ -194,7 +195,7 @@ class Block(nn.Module):
     def __call__(self, x, keep, train, before: KeyValues | None = None):
         """`[B, L, D]` to `[B, L, D]`, its `Layer`, and the keys and values so far."""
         size = self.size
-        drop = nn.Dropout(size.dropout, deterministic=not train)
+        drop = partial(Dropout(size.dropout), train=train)
         attention = SelfAttention(size, name="attention")
         feed = FeedForward(size, name="feed_forward")
         norm = layer_norm(size, "attention_norm"), layer_norm(size, "feed_forward_norm")

@@ -17,6 +17,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -155,16 +156,14 @@ def check_inputs(specs: Mapping[str, Mapping[str, Any]], inputs: Any) -> dict[st
     >>> check_inputs(specs, np.zeros((3, 2), np.uint8))["images"].shape
     (3, 2)
     """
+    names = ", ".join(specs)
     if not isinstance(inputs, Mapping):
         if len(specs) != 1:
-            raise ArtefactError(
-                f"the model takes {', '.join(specs)}: give a mapping of arrays"
-            )
-        inputs = {next(iter(specs)): inputs}
+            raise ArtefactError(f"the model takes {names}: give a mapping of arrays")
+        inputs = {names: inputs}
     if {*inputs} != {*specs}:
-        raise ArtefactError(
-            f"the model takes {', '.join(specs)}, got {', '.join(inputs) or 'nothing'}"
-        )
+        given = ", ".join(inputs) or "nothing"
+        raise ArtefactError(f"the model takes {names}, got {given}")
     arrays = {name: np.asarray(inputs[name]) for name in specs}
     sizes = {}
     for name, spec in specs.items():
@@ -207,8 +206,8 @@ def predict(model: Model, inputs: Any, batch_size: int = 256) -> np.ndarray:
     count = len(next(iter(arrays.values())))
     parts = []
     for start in range(0, count, size):
-        rows = np.arange(start, start + size if model.batch_size else count)[:size]
-        rows = np.minimum(rows, count - 1)
+        stop = start + size if model.batch_size else min(start + size, count)
+        rows = np.minimum(np.arange(start, stop), count - 1)
         found = model.run({name: array[rows] for name, array in arrays.items()})
         parts.append(found[: count - start])
     return np.concatenate(parts)
@@ -309,8 +308,6 @@ def _reason(error: Exception, manifest: Mapping[str, Any]) -> str:
 
 def version(package: str) -> str | None:
     """An installed package's version, or None."""
-    from importlib import metadata
-
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

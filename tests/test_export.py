@@ -403,11 +403,30 @@ def test_options_that_cannot_be(options, sentence, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_static_int8_needs_examples(tmp_path):
-    with pytest.raises(
-        ExportError, match="int8 static needs calibration: inputs of tr"
-    ):
-        export.write(digits(calibration=None), tmp_path / "m", to="onnx", int8="static")
+@pytest.mark.parametrize(
+    ("calibration", "batch_size", "sentence"),
+    [
+        (None, None, "int8 static needs the inputs of 8 training .*, got 0"),
+        (
+            TEST["images"][:9],
+            10,
+            "int8 static needs the inputs of 10 training .*, got 9",
+        ),
+    ],
+)
+def test_static_int8_needs_examples(calibration, batch_size, sentence, tmp_path):
+    given = digits(calibration=calibration)
+    options = {"to": "onnx", "int8": "static", "batch_size": batch_size}
+    with pytest.raises(ExportError, match=sentence):
+        export.write(given, tmp_path / "m", **options)
+
+
+def test_wide_types_become_those_that_jax_has(to, tmp_path):
+    given = subject(BERT, texts(9))
+    wide = {name: array.astype(np.int64) for name, array in given.inputs.items()}
+    given = given._replace(examples={**given.examples, "inputs": wide})
+    manifest = export.write(given, tmp_path / "m", to=to)
+    assert {spec["dtype"] for spec in manifest["inputs"].values()} == {"int32"}
 
 
 @pytest.mark.parametrize("name", ["m", "m.json"])

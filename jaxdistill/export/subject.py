@@ -71,10 +71,14 @@ class Subject(NamedTuple):
         return type(self.student.module).__name__
 
     def named(self, inputs: Any) -> dict[str, np.ndarray]:
-        """Inputs by the names they have in an artefact."""
-        if isinstance(inputs, Mapping):
-            return {name: np.asarray(array) for name, array in inputs.items()}
-        return {"inputs" if self.pixels is None else "images": np.asarray(inputs)}
+        """Inputs by the names they have in an artefact, in the types that jax has."""
+        if not isinstance(inputs, Mapping):
+            inputs = {"inputs" if self.pixels is None else "images": inputs}
+        arrays = {name: np.asarray(array) for name, array in inputs.items()}
+        return {
+            name: array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
+            for name, array in arrays.items()
+        }
 
     @property
     def inputs(self) -> dict[str, np.ndarray]:
@@ -86,11 +90,17 @@ class Subject(NamedTuple):
         """The test's."""
         return np.asarray(self.examples["labels"])
 
+    @property
+    def calibrations(self) -> int:
+        """How many calibration examples there are."""
+        return (
+            0 if self.calibration is None else len(jax.tree.leaves(self.calibration)[0])
+        )
+
     def calibrate(self, size: int) -> Iterator[dict[str, np.ndarray]]:
         """Whole batches of the calibration inputs, by name."""
         arrays = self.named(self.calibration)
-        count = len(next(iter(arrays.values())))
-        for start in range(0, count - size + 1, size):
+        for start in range(0, self.calibrations - size + 1, size):
             yield {name: x[start : start + size] for name, x in arrays.items()}
 
     def shapes(self, batch: Any) -> dict[str, jax.ShapeDtypeStruct]:

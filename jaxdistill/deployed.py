@@ -88,6 +88,9 @@ def _notes(summary: Mapping[str, Any]) -> list[str]:
             "A TFLite file takes a fixed number of examples: the throughput is that of "
             f"a second file, for {batch}, and the rest that of the one for 1."
         )
+    quantised = any(" int8 " in row["kind"] for row in rows)
+    if quantised and any(row["runtime"] == "jax" for row in rows):
+        notes.append("StableHLO has floats alone: its export quantises nothing.")
     notes += [f"Left out: {name}: {why}." for name, why in how["left_out"].items()]
     notes.append(
         f"{_count(on['cores'], 'core')} of {on['cpu']}, {on['system']}, Python "

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from test_export import PACKAGES, digits, needs, trained
+from test_export import MODELS, PACKAGES, digits, needs, trained
 
 from jaxdistill import (
     cli,
@@ -69,6 +69,17 @@ def test_an_artefact_is_measured(to, exported):
         assert found["per_second"] > 0
         assert found["batches"] == 1  # a tenth of the repeats, at least one
         assert found["memory_batch"] >= found["memory"]
+
+
+def test_texts_are_measured(tmp_path):
+    given = MODELS["bert"]()
+    export.write(given, tmp_path / "m", to="stablehlo")
+    found = deployment.measure(tmp_path / "m", given.inputs, repeats=2, batch=40)
+    assert (found["batch"], found["batches"]) == (40, 1)  # there are 30, repeated
+    assert found["per_second"] > 0
+    inputs = {"input_ids": given.inputs["input_ids"]}
+    with pytest.raises(ArtefactError, match="takes input_ids, attention_mask, got in"):
+        deployment.measure(tmp_path / "m", inputs)
 
 
 def test_a_second_artefact_takes_the_batch(exported, tmp_path):

@@ -134,7 +134,7 @@ def _run(path: Path, job: dict[str, Any]) -> dict[str, Any]:
     package = Path(runtimes.__file__).parents[1]
     known = [str(package), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name != "NPROC"},
         "PYTHONPATH": os.pathsep.join(known),
         "JAX_PLATFORMS": "cpu",
         "TF_CPP_MIN_LOG_LEVEL": "3",

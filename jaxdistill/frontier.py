@@ -50,7 +50,15 @@ def draw(rows: Rows, lines: Mapping[str, Sequence[str]]) -> dict[str, bytes]:
             for name, x, y in zip(there, at, means, strict=True):
                 spread = 100 * rows[name]["accuracy"]["std"]
                 colour = colours[name if name == TEACHER else family]
-                axis.errorbar(x, y, spread, fmt=marks[name], color=colour, capsize=3)
+                axis.errorbar(
+                    x,
+                    y,
+                    spread,
+                    fmt=marks[name],
+                    color=colour,
+                    capsize=3,
+                    markersize=10 if marks[name] == STAR else 6,
+                )
         for name in lines.get(TEACHER, [TEACHER] if TEACHER in rows else [])[:1]:
             best = 100 * rows[name]["accuracy"]["mean"]
             axis.axhline(best, color="black", ls=":", lw=1)
@@ -68,9 +76,11 @@ def _plain(axis) -> None:
     """Plain numbers below a logarithmic axis, and few of them."""
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axis.get_xlim()
+    subs = (1, 2, 5) if high < 100 * low else (1, 3) if high < 5000 * low else (1,)
+    axis.xaxis.set_major_locator(LogLocator(subs=subs))
     axis.xaxis.set_minor_locator(NullLocator())
-    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
 
 
 def _marks(rows: Rows) -> dict[str, str]:

@@ -73,9 +73,7 @@ def from_run(
       ExportError: nothing can be exported.
       ValueError: `rounds` or `repeats` is below 1.
     """
-    for name, given in (("rounds", rounds), ("repeats", repeats)):
-        if given < 1:
-            raise ValueError(f"--{name} must be at least 1, got {given}")
+    _check(rounds=rounds, repeats=repeats)
     names = _rows(run_dir, rows)
     formats, left_out = artefacts.targets(to)
     read = {name: export.from_run(run_dir, name, data_dir=data_dir) for name in names}
@@ -90,27 +88,25 @@ def from_run(
         p50 = [each["latency_us"]["p50"] for each in row["threads"]["1"]]
         row["cost"]["latency_us"] = statistics.median(p50)
     families = {each.row: None for each in made.values()}
+    how = {"rounds": rounds, "repeats": repeats, "threads": threads}
     summary = {
         "measure": "accuracy",
         "rows": found,
         "lines": {f: [n for n, e in made.items() if e.row == f] for f in families},
-        "deployed": {
-            "rounds": rounds,
-            "repeats": repeats,
-            "warmup": WARMUP,
-            "batch": BATCH,
-            "batches": max(1, repeats // FEWER),
-            "seconds": SECONDS,
-            "threads": threads,
-            "left_out": left_out,
-            "machine": _machine(found),
-        },
+        "deployed": _how(how, left_out, found),
     }
     folder = Path(run_dir) / FOLDER
     folder.mkdir(exist_ok=True)
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     report.write(folder)
     return summary
+
+
+def _check(**numbers: int) -> None:
+    """Raise ValueError where one is below 1, before anything is exported."""
+    for name, given in numbers.items():
+        if given < 1:
+            raise ValueError(f"--{name} must be at least 1, got {given}")
 
 
 def _rows(run_dir: Any, given: Sequence[str]) -> list[str]:
@@ -218,14 +214,26 @@ def _measure(
         return in_turns(jobs, rounds)
 
 
-def _machine(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What the numbers depend on."""
+def _how(
+    given: Mapping[str, Any],
+    left_out: Mapping[str, str],
+    rows: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """What the numbers depend on: the method, and the machine."""
     used = dict.fromkeys(row["runtime"] for row in rows.values())
     return {
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "cpu": processor(),
-        "cores": cores(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "versions": {name: runtimes.version(name) for name in (*used, "numpy")},
+        **given,
+        "warmup": WARMUP,
+        "batch": BATCH,
+        "batches": max(1, given["repeats"] // FEWER),
+        "seconds": SECONDS,
+        "left_out": left_out,
+        "machine": {
+            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "cpu": processor(),
+            "cores": cores(),
+            "system": f"{platform.system()} {platform.machine()}",
+            "python": platform.python_version(),
+            "versions": {name: runtimes.version(name) for name in (*used, "numpy")},
+        },
     }

@@ -60,9 +60,11 @@ class Task:
             Evaluator(run, self.encode(split, config.test_length))
             for split in (texts.validation, texts.test)
         )
+        log = Run(config.run_dir.format(preset=config.preset), settings(config))
+        log.write_bytes("tokenizer.json", self.tokenizer.to_str().encode())
         self.study = Study(
             run,
-            Run(config.run_dir.format(preset=config.preset), settings(config)),
+            log,
             examples=lambda row, seed: self.examples,
             steps=self.steps(config.epochs),
             batch_size=config.batch_size,

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from jaxdistill import cache, report, saved
+from jaxdistill import cache, export, report, saved
 from jaxdistill.runs import RunError
 
 
@@ -65,6 +65,34 @@ class Cache:
     """show progress bars"""
 
 
+@dataclass(frozen=True)
+class Export:
+    """Export a trained student for a device, compared with the model on the whole test.
+
+    It takes raw pixels, or token ids with their attention mask. The manifest beside it,
+    NAME.json, says what goes in and comes out; `jaxdistill.runtimes` runs it.
+    """
+
+    run: tyro.conf.Positional[str]
+    """a run directory"""
+    to: export.Target
+    """stablehlo (jaxdistill[export]), onnx (jaxdistill[onnx]), tflite
+    (jaxdistill[tflite])"""
+    row: str = "distilled"
+    """which of the run's models, of its first seed"""
+    int8: export.Int8 | None = None
+    """quantise: dynamic is weights alone; static is activations too, by their range on
+    256 training examples"""
+    batch_size: int | None = None
+    """the only number of examples that it takes; None is any, and 1 in tflite"""
+    max_drop: float = 5.0
+    """percentage points of test accuracy that int8 may lose"""
+    output: Path | None = None
+    """the file; None is RUN/export/ROW.FORMAT"""
+    data_dir: Path | None = None
+    """a folder of original files, or TFDS's data folder"""
+
+
 MOST = 0.02
 """The largest difference that rounding may make, bfloat16 on other machines included,
 over the largest output."""
@@ -73,6 +101,7 @@ Command = (
     Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Pages, tyro.conf.subcommand("pages")]
     | Annotated[Cache, tyro.conf.subcommand("cache")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
 )
 
 
@@ -87,6 +116,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         if isinstance(command, Cache):
             print(store(command))
+            return
+        if isinstance(command, Export):
+            print(convert(command))
             return
         stale = [
             str(page)
@@ -132,6 +164,35 @@ def store(command: Cache) -> str:
     return (
         f"{said}; recomputed rows differ by {found['difference']:.2g} of the largest, "
         f"accuracy {100 * found['accuracy']:.2f}%"
+    )
+
+
+def convert(command: Export) -> str:
+    """Exports what a command asks for; says what it measured.
+
+    Raises:
+      ExportError: see `export.write`.
+    """
+    output = command.output
+    if output is None:
+        output = export.default_path(command.run, command.row, command.to, command.int8)
+    subject = export.from_run(command.run, command.row, data_dir=command.data_dir)
+    manifest = export.write(
+        subject,
+        output,
+        to=command.to,
+        int8=command.int8,
+        batch_size=command.batch_size,
+        max_drop=command.max_drop,
+    )
+    found = manifest["check"]
+    accuracy, before = 100 * found["accuracy"], 100 * found["model_accuracy"]
+    return (
+        f"{output}: {command.row} in {manifest['bytes']:,} bytes; in "
+        f"{manifest['runtime']} on {found['examples']} test examples accuracy "
+        f"{accuracy:.2f}% (the model {before:.2f}%), "
+        f"logits differ by {found['largest_difference']:.2g} at most, decisions on "
+        f"{found['disagreements']}"
     )
 
 

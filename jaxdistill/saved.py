@@ -73,6 +73,24 @@ def load_model(run_dir: Any, row: str) -> teachers.Live:
     return model
 
 
+def read_config(run_dir: Any) -> tuple[dict[str, Any], str]:
+    """A run's settings, and the data set that they name.
+
+    Scripts on texts name theirs by their preset.
+
+    Raises:
+      RunError: config.json is missing or damaged, or names none.
+    """
+    path = epath.Path(run_dir) / "config.json"
+    try:
+        config = json.loads(path.read_text())
+        if "data" not in config and config.get("preset") in data.text.CLASSES:
+            return config, config["preset"]
+        return config, config["data"]
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"{path} names no data set ({error!r})") from error
+
+
 def load_lesson(
     run_dir: Any,
     row: str = "teacher",
@@ -96,12 +114,7 @@ def load_lesson(
       RunError: as `load_model`, or there is no such data.
     """
     model = load_model(run_dir, row)
-    path = epath.Path(run_dir) / "config.json"
-    try:
-        config = json.loads(path.read_text())
-        name = config["data"]
-    except (OSError, ValueError, KeyError) as error:
-        raise RunError(f"{path} names no data set ({error!r})") from error
+    config, name = read_config(run_dir)
     source = data.load(name, data_dir)
     images, part = getattr(source, split), str(split)
     if split == "train" and config.get("validation"):
@@ -156,7 +169,7 @@ def _build(recipe: Any) -> Any:
     if not isinstance(recipe, Mapping):
         return recipe
     kind: Any = getattr(models, recipe["class"], None)
-    known = isinstance(kind, type) and issubclass(kind, nn.Module)
+    known = isinstance(kind, type) and issubclass(kind, nn.Module | models.Size)
     if not known or "fields" not in recipe:
         raise RunError(
             f"{recipe['class']} is no module of jaxdistill.models; make it yourself, "

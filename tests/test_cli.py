@@ -255,6 +255,7 @@ MODULES = [
     models.resnet_cifar(8, norm="group"),
     models.ViT(3, 8, 1, 2, patch=2, distillation_token=True),
     models.Peers((models.MLP((4, 3)), models.MLP((5, 3)))),
+    models.BertClassifier(models.Encoder(models.Size(9, 4, 1, 2)), 3, pool="relu"),
 ]
 
 

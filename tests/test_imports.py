@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "jaxdistill"
 # Imports point down; from floor 2 up, neighbours may import each other.
 FLOORS = {
     "types": 0,
+    "runtimes": 1,
     "losses": 1,
     "models": 1,
     "data": 1,
@@ -68,6 +69,7 @@ FLOORS = {
 # Imported inside the function that needs them: importing no module costs them.
 HEAVY = {"torch", "tensorflow", "tensorflow_datasets", "matplotlib", "transformers"}
 HEAVY |= {"grain", "tokenizers"}
+HEAVY |= {"jax2onnx", "onnx", "onnxruntime", "ai_edge_litert"}
 CORE = ["losses", "models", "data", "objectives", "teachers", "steps", "parallel"]
 
 
@@ -141,6 +143,11 @@ def test_no_module_imports_heavy_packages_on_import():
 
 def test_data_needs_no_jax_at_run_time():
     assert not imported_by("import jaxdistill.data") & {"jax", "flax"}
+
+
+def test_runtimes_need_numpy_alone():
+    found = imported_by("import jaxdistill.runtimes") - imported_by("import numpy")
+    assert found - sys.stdlib_module_names == {"jaxdistill"}
 
 
 def test_the_core_imports_little_besides_its_dependencies():

@@ -1,12 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """Convolutions that are fast on a CPU too, and a small network of them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxdistill.models.norm import Norm, normalise
 from jaxdistill.types import Array, Outputs
+
+_DIRECT = ContextVar("direct", default=False)
+
+
+@contextmanager
+def direct() -> Iterator[None]:
+    """What is traced in here has convolutions on a CPU too, and no patches.
+
+    For formats whose runtimes have a fast convolution, and no platforms to choose by.
+    """
+    before = _DIRECT.set(True)
+    try:
+        yield
+    finally:
+        _DIRECT.reset(before)
 
 
 def with_channels(inputs: Array) -> Array:
@@ -31,7 +50,7 @@ def convolve(images, kernel, strides, padding, *, dimension_numbers, **others):
     to XLA anyway.
     """
 
-    def direct(images, kernel):
+    def convolution(images, kernel):
         return jax.lax.conv_general_dilated(
             images,
             kernel,
@@ -43,8 +62,9 @@ def convolve(images, kernel, strides, padding, *, dimension_numbers, **others):
 
     dilated = (others.get("lhs_dilation"), others.get("rhs_dilation"))
     plain = images.ndim == 4 and all(set(d or (1,)) == {1} for d in dilated)
-    if isinstance(padding, str) or not plain or others["feature_group_count"] > 1:
-        return direct(images, kernel)
+    grouped = others["feature_group_count"] > 1
+    if isinstance(padding, str) or not plain or grouped or _DIRECT.get():
+        return convolution(images, kernel)
 
     def patches(images, kernel):
         padded = jnp.pad(images, ((0, 0), *padding, (0, 0)))
@@ -64,7 +84,7 @@ def convolve(images, kernel, strides, padding, *, dimension_numbers, **others):
         matrix = kernel.reshape(flat.shape[-1], -1)
         return jnp.matmul(flat, matrix, precision=others["precision"])
 
-    return jax.lax.platform_dependent(images, kernel, cpu=patches, default=direct)
+    return jax.lax.platform_dependent(images, kernel, cpu=patches, default=convolution)
 
 
 def halve(images: Array) -> Array:

@@ -5,6 +5,7 @@ Layers are created in the order of PyTorch's state dicts (torchvision, RepDistil
 `convert.from_torch` pairs them without a list of names.
 """
 
+import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxdistill.models.conv import convolve, with_channels
@@ -114,7 +115,11 @@ class ResNet(nn.Module):
         x = conv(with_channels(inputs))
         x = nn.relu(normalise(x, mask, train, self.norm, self.axis_name))
         if self.large_stem:
-            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+            # After a ReLU zeros are never larger than what is there. The window has its
+            # name and no padding of its own: jax2onnx takes it no other way, and drops
+            # the padding without a word.
+            x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+            x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2))
         hiddens, block = [], ResidualBlock
         if self.remat:
             block = nn.remat(ResidualBlock, static_argnums=3)  # `train`

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a trained student to a device: StableHLO, ONNX and TFLite, each checked.
+
+subject = export.from_run("runs/digits", "distilled")
+manifest = export.write(subject, "student.onnx", to="onnx")
+logits = runtimes.load("student.onnx")({"images": pixels})
+
+What is written was read again in its own runtime, in a fresh process, and gave the
+linen model's logits on the whole test; else nothing is left behind.
+"""
+
+from jaxdistill.export.artefact import FORMATS, Target, default_path, write
+from jaxdistill.export.finished import from_run
+from jaxdistill.export.subject import ExportError, Int8, Pixels, Subject
+
+__all__ = [
+    "FORMATS",
+    "ExportError",
+    "Int8",
+    "Pixels",
+    "Subject",
+    "Target",
+    "default_path",
+    "from_run",
+    "write",
+]

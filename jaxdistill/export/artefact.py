@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes an artefact and its manifest, and moves both into place once checked."""
+
+import hashlib
+import json
+import re
+import tempfile
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+from etils import epath
+from flax import linen as nn
+
+from jaxdistill import benchmark, teachers
+from jaxdistill.export import check, onnx, stablehlo, tflite
+from jaxdistill.export.subject import (
+    LOGITS,
+    ExportError,
+    Int8,
+    Subject,
+    logits_of,
+    make_forward,
+)
+from jaxdistill.runtimes import (
+    FORMAT,
+    OPEN,
+    ArtefactError,
+    first_line,
+    manifest_path,
+    version,
+)
+
+Target = Literal["stablehlo", "onnx", "tflite"]
+FORMATS: Mapping[str, Any] = {"stablehlo": stablehlo, "onnx": onnx, "tflite": tflite}
+"""The modules that write each."""
+OURS = ("jaxdistill", "jax", "jaxlib", "flax", "numpy")
+
+
+def write(
+    subject: Subject,
+    output: str | Path,
+    *,
+    to: Target,
+    int8: Int8 | None = None,
+    batch_size: int | None = None,
+    max_drop: float = 5.0,
+) -> dict[str, Any]:
+    """Exports a student, and checks it in a fresh process on the whole test.
+
+    Args:
+      subject: what is exported, and its test.
+      output: where to; the manifest is beside it, see `runtimes.manifest_path`.
+      to: the format.
+      int8: quantise after training: weights alone, activations as they come
+        ("dynamic"), or those too, by their range on `subject.calibration` ("static").
+      batch_size: the only number of examples the artefact takes; None is any, and in
+        TFLite 1.
+      max_drop: percentage points of test accuracy that int8 may cost.
+
+    Returns:
+      The manifest.
+
+    Raises:
+      ExportError: there is something at `output`, the model has what the format has
+        not, or the artefact differs from the model: by more than 1e-5 of the largest
+        logit (of 1 at least), by a decision that is no tie, or in int8 by its accuracy.
+      ArtefactError: a package is missing; the sentence names the extra.
+    """
+    output, exporter = Path(output), FORMATS[to]
+    _check(output, subject, int8, batch_size, max_drop)
+    batch_size = exporter.BATCH if batch_size is None else batch_size
+    expected = logits_of(subject)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=output.parent) as folder:
+        draft = Path(folder) / output.name
+        try:
+            exporter.save(
+                subject, draft, expected=expected, batch_size=batch_size, int8=int8
+            )
+        except (ExportError, ArtefactError):
+            raise
+        except Exception as error:  # each exporter raises its own types
+            raise ExportError(_unable(error, subject, to)) from error
+        manifest = describe(subject, draft, to=to, int8=int8, batch_size=batch_size)
+        _write_json(manifest_path(draft), manifest)
+        found = check.run_fresh(draft, subject.inputs)
+        bound = None if int8 is None else max_drop
+        manifest["check"] = check.compare(found, expected, subject.labels, bound)
+        _write_json(manifest_path(draft), manifest)
+        # The artefact last: where it is, its manifest is.
+        manifest_path(draft).replace(manifest_path(output))
+        draft.replace(output)
+    return manifest
+
+
+def describe(
+    subject: Subject, path: Path, *, to: Target, int8: Int8 | None, batch_size: Any
+) -> dict[str, Any]:
+    """The manifest of an artefact, all but its check."""
+    exporter, content = FORMATS[to], path.read_bytes()
+    first = OPEN if batch_size is None else batch_size
+    logits = jax.eval_shape(make_forward(subject), subject.shapes(2))[LOGITS]
+    inputs = {
+        name: {"shape": [first, *spec.shape[1:]], "dtype": str(spec.dtype)}
+        for name, spec in subject.shapes(2).items()
+    }
+    pixels = subject.pixels
+    raw = {"in_artefact": False, "formula": "none: the inputs are the model's own"}
+    if pixels is not None:
+        formula = "(images / peak - mean) / deviation"
+        raw = {"in_artefact": True, "formula": formula, **pixels._asdict()}
+    return {
+        "format": FORMAT,
+        "to": to,
+        "runtime": exporter.RUNTIME,
+        "file": path.name,
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "inputs": inputs,
+        "outputs": {LOGITS: {"shape": [first, *logits.shape[1:]], "dtype": "float32"}},
+        "classes": [str(i) for i in range(logits.shape[-1])],
+        "preprocessing": raw,
+        "int8": int8,
+        "student": {
+            "module": subject.name,
+            "parameters": benchmark.parameters(subject.student.variables),
+            "fingerprint": teachers.fingerprint(subject.student),
+        },
+        "teacher": None,
+        "run": None,
+        **subject.about,
+        "versions": {name: version(name) for name in (*OURS, *exporter.PACKAGES)},
+    }
+
+
+def default_path(run_dir: Any, row: str, to: Target, int8: Int8 | None = None) -> Path:
+    """Where a run's artefact goes where nobody says: `RUN/export/ROW.onnx`.
+
+    Raises:
+      ExportError: the run is in object storage.
+    """
+    if "://" in str(epath.Path(run_dir)):
+        raise ExportError(f"{run_dir} is no local folder: give an --output that is")
+    kind = "" if int8 is None else f"-int8-{int8}"
+    return Path(run_dir) / "export" / f"{row}{kind}.{to}"
+
+
+def _check(output: Path, subject: Subject, int8: Any, batch_size: Any, max_drop: float):
+    """Raise ExportError where nothing can be written, before anything is computed."""
+    for path in (output, manifest_path(output)):
+        if path.exists():
+            raise ExportError(f"{path} exists: delete it, or give another --output")
+    if batch_size is not None and batch_size < 1:
+        raise ExportError(f"--batch-size must be at least 1, got {batch_size}")
+    if not max_drop >= 0:
+        raise ExportError(f"--max-drop must be 0 or more, got {max_drop}")
+    needed = batch_size or onnx.FEW
+    if int8 == "static" and subject.calibrations < needed:
+        raise ExportError(
+            f"int8 static needs the inputs of {needed} training examples or more for "
+            f"its calibration, got {subject.calibrations}"
+        )
+
+
+def _unable(error: Exception, subject: Subject, to: Target) -> str:
+    """Which operation a format lacks, as far as its exporter says, and what has it."""
+    name, said = subject.name, first_line(error)
+    named = re.search(r"primitive '(\w+)'", said)
+    inner = _innermost(error)
+    if named:
+        what = f"the format lacks its operation {named[1]}"
+    elif inner is not None and type(inner).__name__ != name:
+        what = f"its {type(inner).__name__} is not taken ({said})"
+    else:
+        what = said
+    return f"{name} cannot be exported to {to}: {what}; {FORMATS[to].INSTEAD}"
+
+
+def _innermost(error: Exception) -> nn.Module | None:
+    """The linen module that was being traced, innermost."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    selves = [frame.f_locals.get("self") for frame in frames]
+    modules = [each for each in selves if isinstance(each, nn.Module)]
+    return modules[-1] if modules else None
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n")

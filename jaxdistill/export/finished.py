@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a finished run has to export: a row's model, its test, and where it is from."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from jaxdistill import data, saved, tokens
+from jaxdistill.data import text
+from jaxdistill.data.inputs import some_of
+from jaxdistill.export.subject import Pixels, Subject
+from jaxdistill.runs import RunError
+
+CALIBRATION = 256
+"""Training examples that tell the range of activations."""
+CLASSES = {
+    "fashion_mnist": (
+        "T-shirt/top",
+        "Trouser",
+        "Pullover",
+        "Dress",
+        "Coat",
+        "Sandal",
+        "Shirt",
+        "Sneaker",
+        "Bag",
+        "Ankle boot",
+    ),
+    "sst2": ("negative", "positive"),
+    "ag_news": ("World", "Sports", "Business", "Sci/Tech"),
+}
+"""Names of classes, where they are not their numbers."""
+TOKENIZER = "tokenizer.json"
+
+
+def from_run(run_dir: Any, row: str = "distilled", *, data_dir: Any = None) -> Subject:
+    """A row's model of the first seed, with the test of its run.
+
+    Images are taken raw: their normalisation becomes part of the artefact. A run on
+    texts needs the tokenizer.json that its script writes; the artefact takes what
+    `tokens.encode` gives, `input_ids` and `attention_mask`.
+
+    Args:
+      run_dir: a run directory.
+      row: which of its models.
+      data_dir: see `data.load` and `data.load_texts`.
+
+    Raises:
+      RunError: there is no such model, or no data or tokenizer.
+      DataError: the data cannot be read.
+    """
+    model = saved.load_model(run_dir, row)
+    folder = epath.Path(run_dir)
+    config, name = saved.read_config(run_dir)
+    about: dict[str, Any] = {
+        "data": name,
+        "run": _run(folder, config, row),
+        "teacher": _teacher(folder),
+    }
+    if name in CLASSES:
+        about["classes"] = list(CLASSES[name])
+    if name in text.CLASSES:
+        return _of_texts(
+            folder, config, name, data_dir, Subject(model, {}, about=about)
+        )
+    source = data.load(name, data_dir)
+    train = source.train
+    if config.get("validation"):
+        train = data.holdout(train, config["validation"])[0]
+    return Subject(
+        model,
+        {"inputs": source.test["images"], "labels": source.test["labels"]},
+        Pixels(source.peak, source.mean, source.deviation),
+        some_of(train["images"], _some(len(train["labels"]))),
+        about,
+    )
+
+
+def _of_texts(
+    folder: epath.Path, config: Mapping[str, Any], name: str, data_dir: Any, of: Subject
+) -> Subject:
+    """The subject with the texts of its run, as tokens."""
+    if config.get("smoke"):
+        raise RunError(f"{folder} is of a smoke run, whose phrases are no data set")
+    path = folder / TOKENIZER
+    if not path.exists():
+        raise RunError(
+            f"{path}, which turns texts into tokens, is missing; give the run's "
+            "command again to have it written: what is trained is not trained again"
+        )
+    texts, length = data.load_texts(name, data_dir), config["test_length"]
+    tokenizer = tokens.load_tokenizer(folder)
+
+    def encode(chosen: Sequence[str]) -> dict[str, np.ndarray]:
+        arrays = tokens.encode(tokenizer, chosen, length)
+        # The types of a single text are all 0, which is what a model without them has.
+        return {key: arrays[key] for key in ("input_ids", "attention_mask")}
+
+    some = [texts.train.texts[i] for i in _some(len(texts.train.texts))]
+    preprocessing = {
+        "in_artefact": False,
+        "formula": "jaxdistill.tokens.encode(tokenizer, texts, length)",
+        "tokenizer": TOKENIZER,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "length": length,
+    }
+    return of._replace(
+        examples={"inputs": encode(texts.test.texts), "labels": texts.test.labels},
+        calibration=encode(some),
+        about={**of.about, "preprocessing": preprocessing},
+    )
+
+
+def _some(size: int) -> np.ndarray:
+    """Random training examples, the same every time."""
+    return np.random.default_rng(0).permutation(size)[:CALIBRATION]
+
+
+def _run(folder: epath.Path, config: Mapping[str, Any], row: str) -> dict[str, Any]:
+    """What a run is known by: SHA-256 of its small files, and what was asked for."""
+    whole = hashlib.sha256()
+    for name in ("config.json", "summary.json"):
+        if (folder / name).exists():
+            whole.update((folder / name).read_bytes())
+    return {"row": row, "digest": whole.hexdigest(), "config": dict(config)}
+
+
+def _teacher(folder: epath.Path) -> dict[str, Any] | None:
+    """The fingerprint of the run's teacher, where it keeps one."""
+    record = folder / "models" / "teacher.json"
+    if not record.exists():
+        return None
+    return {"fingerprint": json.loads(record.read_text())["fingerprint"]}

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TFLite by jax2tf and TensorFlow's converter, of a fixed number of examples."""
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxdistill.export.quiet import quiet
+from jaxdistill.export.subject import ExportError, Int8, Subject, make_forward
+from jaxdistill.models.conv import direct
+from jaxdistill.runtimes import need
+
+RUNTIME, PACKAGES, BATCH = "ai-edge-litert", ("tensorflow", "ai-edge-litert"), 1
+INSTEAD = "stablehlo takes it, and onnx may"
+SIGNATURE = "serving_default"
+PRODUCTS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+
+
+def save(
+    subject: Subject,
+    path: Path,
+    *,
+    expected: np.ndarray,
+    batch_size: int | None,
+    int8: Int8 | None,
+) -> None:
+    """Writes an artefact.
+
+    Args:
+      subject: what is exported.
+      path: where to.
+      expected: not looked at; ONNX's is.
+      batch_size: B.
+      int8: which quantisation, if any.
+
+    Raises:
+      ExportError: the examples have a number without a limit.
+      ArtefactError: a package is missing.
+    """
+    del expected
+    if batch_size is None:
+        raise ExportError("TFLite takes a fixed number of examples")
+    with quiet():
+        for package in ("ai_edge_litert", "tensorflow"):
+            need(package, "tflite")
+        _save(subject, path, batch_size, int8)
+
+
+def _save(subject: Subject, path: Path, batch_size: int, int8: Int8 | None) -> None:
+    import tensorflow as tf
+    from jax.experimental import jax2tf
+
+    with direct(), tempfile.TemporaryDirectory() as folder:
+        forward = jax2tf.convert(
+            make_forward(subject),
+            with_gradient=False,
+            native_serialization_platforms=["cpu"],
+        )
+        specs = {
+            name: tf.TensorSpec(spec.shape, tf.as_dtype(spec.dtype), name=name)
+            for name, spec in subject.shapes(batch_size).items()
+        }
+        module = tf.Module()
+        module.forward = tf.function(lambda **named: forward(named), autograph=False)
+        signature = module.forward.get_concrete_function(**specs)
+        tf.saved_model.save(module, folder, signatures={SIGNATURE: signature})
+        if int8 == "static":
+            _save_static(tf, folder, path, lambda: subject.calibrate(batch_size))
+            return
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+        if int8 == "dynamic":
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        path.write_bytes(converter.convert())
+
+
+def _save_static(tf: Any, folder: str, path: Path, examples: Callable) -> None:
+    """All operations in int8; where the runtime cannot take that, products alone.
+
+    A norm or GELU in int8 ends LiteRT (2.3) with an abort, as it takes a transformer
+    of TensorFlow 2.21.
+    """
+
+    def converter() -> Any:
+        made = tf.lite.TFLiteConverter.from_saved_model(folder)
+        made.optimizations = [tf.lite.Optimize.DEFAULT]
+        made.representative_dataset = examples
+        return made
+
+    path.write_bytes(converter().convert())
+    if _can_start(path):
+        return
+    from tensorflow.lite.python.schema_py_generated import BuiltinOperator
+
+    others = sorted(name for name in vars(BuiltinOperator) if name.isupper())
+    options = tf.lite.experimental.QuantizationDebugOptions(
+        denylisted_ops=[name for name in others if name not in PRODUCTS]
+    )
+    debugger = tf.lite.experimental.QuantizationDebugger(
+        converter=converter(), debug_dataset=examples, debug_options=options
+    )
+    path.write_bytes(debugger.get_nondebug_quantized_model())
+
+
+def _can_start(path: Path) -> bool:
+    """Whether the runtime takes a file, in a process that may crash."""
+    code = (
+        "import sys; from ai_edge_litert.interpreter import Interpreter; "
+        "Interpreter(sys.argv[1]).allocate_tensors()"
+    )
+    command = [sys.executable, "-c", code, str(path)]
+    return subprocess.run(command, capture_output=True).returncode == 0

@@ -30,6 +30,7 @@ FLOORS = {
     "augment": 2,
     "generate": 2,
     "layers": 1,
+    "quantize": 2,
     "huggingface": 2,
     "huggingface_config": 2,
     "huggingface_names": 2,

@@ -11,7 +11,7 @@ jupytext = pytest.importorskip("jupytext", reason="jupytext is not installed")
 nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
 
 ROOT = Path(__file__).parents[1]
-NAMES = ("quickstart", "bert")
+NAMES = ("quickstart", "bert", "export")
 TRAININGS = ["teacher", "scratch", "distilled"]
 
 
@@ -100,3 +100,13 @@ def test_a_bert_teaches_a_small_transformer(execute, tmp_path):
     assert "distilled minus scratch" in said
     stores = list((tmp_path / "runs" / "bert" / "outputs").iterdir())
     assert len(stores) == 1
+
+
+def test_a_student_is_exported_and_measured(execute, tmp_path):
+    for package in ("jax2onnx", "onnxruntime"):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    said = execute("export")
+    assert "distilled.onnx: " in said
+    assert "distilled-int8-static.onnx: " in said
+    assert "| distilled | onnx int8 static |" in said
+    assert (tmp_path / "runs/export/deployment/frontier.png").exists()

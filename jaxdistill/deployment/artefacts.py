@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxdistill import export, runtimes, teachers
+from jaxdistill import export, runtimes
 from jaxdistill.export import Int8, Subject, Target
 from jaxdistill.export.artefact import FORMATS
-from jaxdistill.runtimes import OPEN, ArtefactError
+from jaxdistill.runtimes import ArtefactError
 
 FOLDER = "artefacts"
 """Below the benchmark's folder: they are large."""
@@ -101,50 +101,13 @@ def obtain(
     size = FORMATS[to].BATCH
     exported = export.default_path(run_dir, row, to, int8)
     own = folder / FOLDER / exported.name
-    path = _obtain([exported, own], subject, to, int8, size)
+    options: dict[str, Any] = {"to": to, "int8": int8, "max_drop": ANY_LOSS}
+    path = export.obtain(subject, [exported, own], batch_size=size, **options)
     many = None
     if size is not None:
         wide = own.with_stem(f"{own.stem}-batch{batch}")
-        many = _obtain([wide], subject, to, int8, batch)
+        many = export.obtain(subject, [wide], batch_size=batch, **options)
     return Artefact(row, kind(to, int8), path, many, runtimes.read_manifest(path))
-
-
-def _obtain(
-    places: Sequence[Path],
-    subject: Subject,
-    to: Target,
-    int8: Int8 | None,
-    size: int | None,
-) -> Path:
-    wanted = {
-        "to": to,
-        "int8": int8,
-        "fingerprint": teachers.fingerprint(subject.student),
-        "batch": OPEN if size is None else size,
-    }
-    for path in places:
-        if _is(path, wanted):
-            return path
-    own = places[-1]
-    for stale in (own, runtimes.manifest_path(own)):
-        stale.unlink(missing_ok=True)
-    export.write(subject, own, to=to, int8=int8, batch_size=size, max_drop=ANY_LOSS)
-    return own
-
-
-def _is(path: Path, wanted: dict[str, Any]) -> bool:
-    """Whether there is the artefact that is wanted, undamaged."""
-    try:
-        manifest, _ = runtimes.read(path)
-        found = {
-            "to": manifest["to"],
-            "int8": manifest["int8"],
-            "fingerprint": manifest["student"]["fingerprint"],
-            "batch": next(iter(manifest["inputs"].values()))["shape"][0],
-        }
-    except (ArtefactError, KeyError):
-        return False
-    return found == wanted
 
 
 def kind(to: Target, int8: Int8 | None) -> str:

@@ -9,8 +9,14 @@ What is written was read again in its own runtime, in a fresh process, and gave 
 linen model's logits on the whole test; else nothing is left behind.
 """
 
-from jaxdistill.export.artefact import FORMATS, Target, default_path, write
-from jaxdistill.export.finished import from_run
+from jaxdistill.export.artefact import (
+    FORMATS,
+    Target,
+    default_path,
+    obtain,
+    write,
+)
+from jaxdistill.export.finished import from_run, of_images
 from jaxdistill.export.subject import ExportError, Int8, Pixels, Subject
 
 __all__ = [
@@ -22,5 +28,7 @@ __all__ = [
     "Target",
     "default_path",
     "from_run",
+    "obtain",
+    "of_images",
     "write",
 ]

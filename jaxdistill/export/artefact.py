@@ -6,7 +6,7 @@ import json
 import re
 import tempfile
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +30,7 @@ from jaxdistill.runtimes import (
     ArtefactError,
     first_line,
     manifest_path,
+    read,
     version,
 )
 
@@ -94,6 +95,57 @@ def write(
         manifest_path(draft).replace(manifest_path(output))
         draft.replace(output)
     return manifest
+
+
+def obtain(
+    subject: Subject,
+    places: Sequence[Path],
+    *,
+    to: Target,
+    int8: Int8 | None = None,
+    batch_size: int | None = None,
+    max_drop: float = 5.0,
+) -> Path:
+    """Where a student's artefact is: written to the last of some places, or found.
+
+    Args:
+      subject: see `write`, as the others.
+      places: looked at in turn. What is not of this student, not as it is wanted, or
+        damaged, is passed over, and at the last place replaced.
+
+    Raises:
+      ExportError: see `write`.
+    """
+    size = FORMATS[to].BATCH if batch_size is None else batch_size
+    wanted = {
+        "to": to,
+        "int8": int8,
+        "fingerprint": teachers.fingerprint(subject.student),
+        "batch": OPEN if size is None else size,
+    }
+    for path in places:
+        if _is(path, wanted):
+            return path
+    own = places[-1]
+    for stale in (own, manifest_path(own)):
+        stale.unlink(missing_ok=True)
+    write(subject, own, to=to, int8=int8, batch_size=size, max_drop=max_drop)
+    return own
+
+
+def _is(path: Path, wanted: Mapping[str, Any]) -> bool:
+    """Whether there is the artefact that is wanted, undamaged."""
+    try:
+        manifest, _ = read(path)
+        found = {
+            "to": manifest["to"],
+            "int8": manifest["int8"],
+            "fingerprint": manifest["student"]["fingerprint"],
+            "batch": next(iter(manifest["inputs"].values()))["shape"][0],
+        }
+    except (ArtefactError, KeyError):
+        return False
+    return found == wanted
 
 
 def describe(

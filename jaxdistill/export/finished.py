@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from jaxdistill import data, saved, tokens
+from jaxdistill import data, saved, teachers, tokens
 from jaxdistill.data import text
 from jaxdistill.data.inputs import some_of
 from jaxdistill.export.subject import Pixels, Subject
@@ -71,11 +71,28 @@ def from_run(run_dir: Any, row: str = "distilled", *, data_dir: Any = None) -> S
     train = source.train
     if config.get("validation"):
         train = data.holdout(train, config["validation"])[0]
+    return of_images(model, source, train["images"], about)
+
+
+def of_images(
+    model: teachers.Live,
+    source: data.Dataset,
+    images: np.ndarray,
+    about: Mapping[str, Any],
+) -> Subject:
+    """A model of raw images, with the test of their data set.
+
+    Args:
+      model: takes the images normalised.
+      source: the data set.
+      images: those that the model was trained on, raw; some calibrate int8.
+      about: what else the manifest says.
+    """
     return Subject(
         model,
         {"inputs": source.test["images"], "labels": source.test["labels"]},
         Pixels(source.peak, source.mean, source.deviation),
-        some_of(train["images"], _some(len(train["labels"]))),
+        some_of(images, _some(len(images))),
         about,
     )
 

@@ -11,10 +11,11 @@ time of the whole.
 """
 
 import json
-import resource
 import sys
 from pathlib import Path
 from typing import Any
+
+from jaxdistill.footprint import peak_memory
 
 
 def pytorch(job: dict[str, Any], weights, output: Path) -> float:
@@ -89,10 +90,7 @@ def main(side: str, folder: Path, output: Path) -> None:
     job = json.loads((folder / "job.json").read_text())
     output.mkdir()
     accuracy = SIDES[side](job, dict(np.load(folder / "teacher.npz")), output)
-    # Kilobytes on Linux, bytes on macOS.
-    unit = 1 if sys.platform == "darwin" else 1024
-    most = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"accuracy": accuracy, "peak_bytes": most}))
+    print(json.dumps({"accuracy": accuracy, "peak_bytes": peak_memory()}))
 
 
 if __name__ == "__main__":

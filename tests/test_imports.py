@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "jaxdistill"
 FLOORS = {
     "types": 0,
     "runtimes": 1,
+    "footprint": 1,
     "losses": 1,
     "models": 1,
     "data": 1,

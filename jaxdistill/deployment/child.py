@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from jaxdistill import runtimes
+from jaxdistill.footprint import peak_memory
 
 MODULES = {
     "jax": "jax",
@@ -109,24 +110,6 @@ def timed(
         times.append(time.perf_counter() - start)
     gc.enable()
     return times
-
-
-def peak_memory() -> int:
-    """Most bytes that this process had in memory so far.
-
-    Linux counts a process's parent in `ru_maxrss`: what it had when it started the
-    child, before the child was another program. VmHWM is the program's own.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return 1024 * int(line.split()[1])
-    import resource  # which Windows has not
-
-    # Bytes on macOS, kilobytes elsewhere.
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 if __name__ == "__main__":

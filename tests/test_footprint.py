@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A process's peak memory: what it took itself, and nothing of its parent's."""
+
+import subprocess
+import sys
+
+import numpy as np
+
+MB = 1_000_000
+SCRIPT = """
+from jaxdistill.footprint import peak_memory
+before = peak_memory()
+taken = bytearray(60_000_000)
+print(before, peak_memory())
+"""
+
+
+def test_a_child_does_not_count_what_its_parent_has():
+    held = np.ones(200 * MB, np.uint8)
+    ended = subprocess.run(
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True
+    )
+    before, after = map(int, ended.stdout.split())
+    assert 1 * MB < before < 100 * MB < held.nbytes
+    assert 60 * MB <= after - before < 90 * MB

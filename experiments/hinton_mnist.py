@@ -21,8 +21,10 @@ Question: does the paper's only public data set show what the paper says, over s
 The paper does not give rates, batches, epochs or weights. Here: Adam, its rate brought
 to nothing by a cosine, batch 128, last epoch; the flags below have the rest. The two
 students' rates are chosen on validation images, held out of the training images, from
-the same three; then all train on all training images. Which row of "beyond" is best is
-said by another training of each, and of its teacher, without the validation images.
+the same three; then all train on all training images. For both students Adam forgets
+squared gradients sooner than usual, since a distilled one was then nearest to its
+teacher's logits on these images. Which row of "beyond" is best is said by another
+training of each, and of its teacher, without the validation images.
 
   python -m experiments.hinton_mnist --data-dir ~/mnist
   python -m experiments.hinton_mnist --data-dir ~/mnist --part temperature
@@ -86,6 +88,8 @@ class Config:
     """passes of a student over the training images"""
     rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
     """first rates tried for either student"""
+    second_moment: float = 0.95
+    """Adam's decay of squared gradients, for students; the teachers' is 0.999"""
     temperature: float = 20.0
     """softens both distributions"""
     hard_weight: float = 0.1

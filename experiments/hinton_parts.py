@@ -86,7 +86,8 @@ def student_row(task: Task, objective: Any, rate: float, **options: Any) -> Row:
     """The student of the paper: no regularisation."""
     module, epochs = task.mlp(*task.config.student), options.pop("epochs", None)
     steps = task.steps(epochs or task.config.epochs)
-    return Row(module, objective, adam(rate, steps), steps=steps, **options)
+    optimizer = adam(rate, steps, task.config.second_moment)
+    return Row(module, objective, optimizer, steps=steps, **options)
 
 
 def distilled_row(task: Task, rate: float, **options: Any) -> Row:

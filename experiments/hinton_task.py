@@ -154,12 +154,12 @@ class Task:
         epochs: int,
     ) -> teachers.Live:
         """All cells at once; they have a `seed` and a `learning_rate`."""
-        steps = self.steps(epochs)
+        steps, second_moment = self.steps(epochs), self.config.second_moment
         return sweep.train(
             cells,
             module,
             objective,
-            lambda cell: adam(cell["learning_rate"], steps),
+            lambda cell: adam(cell["learning_rate"], steps, second_moment),
             run=sweep.choose(cells),
             log=log,
             name=name,
@@ -191,10 +191,12 @@ def labels(smoothing: float = 0.0):
     return combine({"hard": (1.0, hard_labels(label_smoothing=smoothing))})
 
 
-def adam(rate: Any, steps: int) -> optax.GradientTransformation:
+def adam(
+    rate: Any, steps: int, second_moment: float = 0.999
+) -> optax.GradientTransformation:
     """Adam, its rate brought to nothing by a cosine."""
     decay = optax.cosine_decay_schedule(1.0, steps)
-    return optax.adam(lambda count: rate * decay(count))
+    return optax.adam(lambda count: rate * decay(count), b2=second_moment)
 
 
 def logits_of(model: Any, examples: Mapping[str, np.ndarray], cells: bool = False):

@@ -95,6 +95,19 @@ def test_a_second_artefact_takes_the_batch(exported, tmp_path):
     assert alone["per_second"] > 0
 
 
+def test_a_cold_start_is_cold(exported, tmp_path, monkeypatch):
+    """It finds no programs that were compiled before, and leaves none."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
+    for name, value in [
+        ("JAX_ENABLE_COMPILATION_CACHE", "1"),
+        ("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0"),
+        ("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1"),
+    ]:
+        monkeypatch.setenv(name, value)
+    deployment.measure(exported("stablehlo"), digits().inputs, repeats=1)
+    assert not (tmp_path / "cache").exists()
+
+
 def test_batches_go_on_until_seconds_have_passed(exported, monkeypatch):
     monkeypatch.setattr(process, "SECONDS", 0.05)
     found = deployment.measure(exported("stablehlo"), digits().inputs, repeats=1)
@@ -171,7 +184,7 @@ def test_the_measured_process_imports_little():
         elif isinstance(node, ast.ImportFrom):
             names = {f"{node.module}.{alias.name}" for alias in node.names}
             found |= names if node.module == "jaxdistill" else {node.module}
-    known = {"numpy", "jaxdistill.runtimes", "collections.abc"}
+    known = {"numpy", "jaxdistill.runtimes", "jaxdistill.footprint", "collections.abc"}
     assert found - sys.stdlib_module_names <= known
 
 

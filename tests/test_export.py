@@ -5,6 +5,7 @@ import hashlib
 import json
 import sys
 from functools import cache
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,8 +14,10 @@ import pytest
 from flax import linen as nn
 
 from jaxdistill import cli, data, export, models, runtimes, saved, teachers, tokens
-from jaxdistill.export import ExportError, Pixels, Subject, check
+from jaxdistill.export import ExportError, Pixels, Subject, artefact, check
 from jaxdistill.export import onnx as onnx_format
+from jaxdistill.export import tflite as tflite_format
+from jaxdistill.export.subject import logits_of
 from jaxdistill.runs import Run
 from jaxdistill.runtimes import ArtefactError
 from jaxdistill.types import Outputs
@@ -70,10 +73,26 @@ def subject(module, inputs, pixels=None) -> Subject:
         for key, leaf in zip(keys, leaves, strict=True)
     ]
     variables = {**variables, "params": jax.tree.unflatten(tree, leaves)}
+    if "batch_stats" in variables:
+        variables["batch_stats"] = statistics(variables["batch_stats"])
     size = len(jax.tree.leaves(inputs)[0])
     labels = np.arange(size) % 3
     examples = {"inputs": inputs, "labels": labels}
     return Subject(teachers.live(module, variables), examples, pixels, inputs)
+
+
+def statistics(fresh):
+    """Random means and variances: those of a new model are 0 and 1."""
+    rng = np.random.default_rng(2)
+
+    def draw(path, leaf):
+        drawn = rng.normal(size=leaf.shape)
+        named = jax.tree_util.keystr(path)
+        assert ("mean" in named) != ("var" in named)
+        drawn = np.exp(0.3 * drawn) if "var" in named else drawn
+        return drawn.astype(leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, fresh)
 
 
 COLOURS = Pixels(255, (0.5, 0.4, 0.3), (0.3, 0.2, 0.25))
@@ -173,6 +192,16 @@ def test_the_comparison_needs_a_cpu(tmp_path, monkeypatch):
         export.write(digits(), tmp_path / "m", to="stablehlo")
 
 
+def test_the_comparison_is_on_a_cpu_wherever_a_model_lies():
+    """Here its arrays lie on several devices, which no computation takes."""
+    model = trained()
+    leaves, tree = jax.tree.flatten(model)
+    devices = jax.devices()[1:]
+    leaves = [jax.device_put(x, d) for x, d in zip(leaves, devices, strict=False)]
+    given = digits(model=jax.tree.unflatten(tree, leaves))
+    np.testing.assert_array_equal(logits_of(given), logits_of(digits()))
+
+
 def test_a_fixed_batch(to, tmp_path):
     given = MODELS["mlp"]()
     export.write(given, tmp_path / "m", to=to, batch_size=8)
@@ -240,6 +269,19 @@ def test_int8_tells_what_it_costs(to, kind, tmp_path):
     assert runtimes.load(tmp_path / "int8").manifest == manifest
 
 
+def test_int8_is_made_of_a_file_that_is_right_on_the_whole_test(tmp_path, monkeypatch):
+    """Here one that is right on the first examples alone."""
+    needs("onnx")
+    content = onnx_format._convert(digits(), None)
+    expected = logits_of(digits())
+    assert onnx_format._wrong(content, digits(), expected, 8) == ""
+    wrong = np.concatenate([expected[:-1], 2 * expected[-1:]])
+    monkeypatch.setattr(artefact, "logits_of", lambda _: wrong)
+    said = "gave no right file in 8 conversions: its logits differ by "
+    with pytest.raises(ExportError, match=said):
+        export.write(digits(), tmp_path / "m", to="onnx", int8="dynamic")
+
+
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
 @pytest.mark.parametrize("to", ["onnx", "tflite"])
 @pytest.mark.parametrize("name", ["convnet", "bert"])
@@ -251,6 +293,28 @@ def test_int8_of_convolutions_and_attention(name, to, kind, tmp_path):
     )
     found = manifest["check"]
     assert 0 < found["largest_difference"] < 0.5 * found["largest_logit"]
+    everything = (to, kind, name) == ("tflite", "static", "convnet")
+    assert manifest["int8_operations"] == ("all" if everything else "products")
+
+
+@pytest.mark.parametrize(
+    ("code", "operations"),
+    [("pass", "all"), ("import os; os.abort()", "products")],
+)
+def test_what_static_int8_has_in_int8(code, operations, tmp_path, monkeypatch):
+    """All that it can, unless the runtime crashes."""
+    needs("tflite")
+    monkeypatch.setattr(tflite_format, "START", code)
+    manifest = export.write(digits(), tmp_path / "m", to="tflite", int8="static")
+    assert manifest["int8_operations"] == operations
+
+
+def test_a_runtime_that_refuses_static_int8(tmp_path, monkeypatch):
+    needs("tflite")
+    monkeypatch.setattr(tflite_format, "START", "raise ValueError('no such type')")
+    said = "the runtime does not take static int8: ValueError: no such type"
+    with pytest.raises(ExportError, match=said):
+        export.write(digits(), tmp_path / "m", to="tflite", int8="static")
 
 
 def test_int8_of_what_is_left_as_it_is(tmp_path):
@@ -272,8 +336,6 @@ def test_nothing_else_is_said(run, to, capfd):
 def test_int8_that_costs_too_much(tmp_path, monkeypatch):
     needs("onnx")
     wrong = lambda path, inputs: np.roll(logits_of(digits()), 1, -1)  # noqa: E731
-    from jaxdistill.export.subject import logits_of
-
     monkeypatch.setattr(check, "run_fresh", wrong)
     said = r"int8 loses \d\d\.\d points of accuracy \(\d\d\.\d% to .*\), 5 are allowed"
     with pytest.raises(ExportError, match=said):
@@ -316,11 +378,28 @@ def test_a_changed_decision_counts_unless_it_is_a_tie():
         check.compare(found, expected, np.array([1, 1]))
 
 
-def test_a_process_that_crashes_is_told(tmp_path):
-    with pytest.raises(
-        ExportError, match="m was written, and does not run: cannot rea"
-    ):
+def test_a_process_that_ends_badly_is_told(tmp_path, monkeypatch):
+    """By its own sentence, by the last line, or as a crash."""
+    said = "m was written, and does not run: cannot rea"
+    with pytest.raises(ExportError, match=said):
         check.run_fresh(tmp_path / "m", {"images": np.zeros(1)})
+    child = tmp_path / "child.py"
+    monkeypatch.setattr(runtimes, "__file__", str(child))
+    for code, sentence in [
+        (
+            "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+            r"crashed \(sig.* 9",
+        ),
+        (
+            "sys.stderr.write('noise\\nerror: of mine\\nmore noise\\n'); sys.exit(1)",
+            "of m",
+        ),
+        ("sys.stderr.write('noise\\nTypeError: x\\n'); sys.exit(1)", "TypeError: x"),
+        ("sys.exit(1)", "it says nothing"),
+    ]:
+        child.write_text(f"import sys; {code}")
+        with pytest.raises(ExportError, match=f"does not run: .*{sentence}"):
+            check.run_fresh(tmp_path / "m", {"images": np.zeros(1)})
 
 
 class Odd(nn.Module):
@@ -427,6 +506,10 @@ def test_wide_types_become_those_that_jax_has(to, tmp_path):
     given = given._replace(examples={**given.examples, "inputs": wide})
     manifest = export.write(given, tmp_path / "m", to=to)
     assert {spec["dtype"] for spec in manifest["inputs"].values()} == {"int32"}
+    with jax.enable_x64(True):
+        manifest = export.write(given, tmp_path / "x64", to=to)
+        assert given.inputs["input_ids"].dtype == np.int32
+    assert {spec["dtype"] for spec in manifest["inputs"].values()} == {"int32"}
 
 
 @pytest.mark.parametrize("name", ["m", "m.json"])
@@ -435,6 +518,74 @@ def test_what_is_there_stays(name, tmp_path):
     with pytest.raises(ExportError, match=f"{name} exists: delete it, or give another"):
         export.write(digits(), tmp_path / "m", to="stablehlo")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("name", ["m", "m.json"])
+def test_what_appears_during_an_export_stays(name, tmp_path, monkeypatch):
+    answer = check.run_fresh
+
+    def slow(*files):
+        (tmp_path / name).write_text("mine")
+        return answer(*files)
+
+    monkeypatch.setattr(check, "run_fresh", slow)
+    with pytest.raises(ExportError, match=f"{name} exists: delete it, or give another"):
+        export.write(digits(), tmp_path / "m", to="stablehlo")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_an_artefact_that_cannot_be_moved_leaves_no_manifest(tmp_path, monkeypatch):
+    move = Path.replace
+
+    def fails(path, to):
+        if to.name == "m":
+            raise OSError("disk full")
+        return move(path, to)
+
+    monkeypatch.setattr(Path, "replace", fails)
+    with pytest.raises(OSError, match="disk full"):
+        export.write(digits(), tmp_path / "m", to="stablehlo")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_no_output(tmp_path):
+    said = "m is a folder: give an --output that is a file"
+    (tmp_path / "m").mkdir()
+    with pytest.raises(ExportError, match=said):
+        export.write(digits(), tmp_path / "m", to="stablehlo")
+
+
+def test_what_is_replaced_stays_until_another_is_written(tmp_path, monkeypatch):
+    needs("onnx")
+    options = {"to": "onnx", "int8": "dynamic"}
+    path = export.obtain(digits(), [tmp_path / "m"], max_drop=100, **options)
+    beside = runtimes.manifest_path(path)
+    manifest = json.loads(beside.read_text())
+    manifest["check"]["accuracy_difference"] = -0.03  # as if it had lost 3 points
+    beside.write_text(json.dumps(manifest))
+    before = path.stat().st_mtime_ns
+    export.obtain(digits(), [path], max_drop=3.5, **options)
+    assert path.stat().st_mtime_ns == before
+    with monkeypatch.context() as patch:
+        patch.setattr(check, "run_fresh", lambda *_: np.zeros((200, 10)))
+        with pytest.raises(ExportError, match="int8 loses .* 2.5 are allowed"):
+            export.obtain(digits(), [path], max_drop=2.5, **options)
+    assert runtimes.read(path)[0] == manifest
+    assert len([*tmp_path.iterdir()]) == 2
+    export.obtain(digits(), [path], max_drop=2.5, **options)
+    assert runtimes.read(path)[0]["check"]["accuracy_difference"] > -0.025
+
+
+@pytest.mark.parametrize("off", [-0.02, 0.02])
+def test_a_model_that_has_another_accuracy_than_its_run_recorded(off, tmp_path):
+    guess = logits_of(digits()).argmax(-1)
+    accuracy = float((guess == TEST["labels"]).mean())
+    export.write(digits(accuracy=accuracy + off / 4), tmp_path / "m", to="stablehlo")
+    said = (
+        r"accuracy on the test is \d\d.\d%, its run recorded \d\d.\d%: the run has ano"
+    )
+    with pytest.raises(ExportError, match=said):
+        export.write(digits(accuracy=accuracy + off), tmp_path / "n", to="stablehlo")
 
 
 @pytest.fixture

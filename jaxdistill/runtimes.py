@@ -168,13 +168,13 @@ NEEDED = {
 
 def _is(manifest: Mapping[str, Any], name: str, kind: type) -> bool:
     """Whether a needed value is there, of its type, as are the arrays that it tells."""
-    value = manifest.get(name)
+    value = specs = manifest.get(name)
     if not isinstance(value, kind) or name not in ("inputs", "outputs"):
         return isinstance(value, kind)
     try:
         return bool(value) and all(
             len(spec["shape"]) > 0 and np.dtype(spec["dtype"])
-            for spec in value.values()
+            for spec in specs.values()
         )
     except (KeyError, TypeError):
         return False

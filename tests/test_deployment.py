@@ -23,12 +23,13 @@ from jaxdistill import (
     teachers,
 )
 from jaxdistill.deployment import artefacts, child, finished, process
-from jaxdistill.export import ExportError
+from jaxdistill.export import ExportError, artefact, check
 from jaxdistill.runs import Run
 from jaxdistill.runtimes import ArtefactError
 
 pytest.importorskip("flatbuffers", reason="flatbuffers is not installed")
 
+ROWS = ("teacher", "distilled")
 RUNTIMES = {"stablehlo": "jax", "onnx": "onnxruntime", "tflite": "ai-edge-litert"}
 
 
@@ -329,15 +330,16 @@ def test_formats_that_are_not_installed(run, monkeypatch):
         measure(run)
 
 
-def test_a_row_that_cannot_be_exported_leaves_the_others(run, monkeypatch):
-    write = export.write
+@pytest.mark.parametrize("failure", [ExportError, ArtefactError])
+def test_a_row_that_cannot_be_exported_leaves_the_others(failure, run, monkeypatch):
+    write = artefact.write
 
     def fails(subject, path, **options):
         if path.name.startswith("teacher"):
-            raise ExportError("MLP cannot be exported")
+            raise failure("MLP cannot be exported")
         return write(subject, path, **options)
 
-    monkeypatch.setattr(export, "write", fails)
+    monkeypatch.setattr(artefact, "write", fails)
     summary = measure(run, "--to", "stablehlo")
     assert [*summary["rows"]] == [*summary["lines"]["distilled"]]
     assert [*summary["lines"]] == ["distilled"]
@@ -346,6 +348,57 @@ def test_a_row_that_cannot_be_exported_leaves_the_others(run, monkeypatch):
     }
     with pytest.raises(SystemExit, match="nothing was exported: MLP cannot be exp"):
         measure(run, "--to", "stablehlo", "--rows", "teacher")
+
+
+def test_a_file_that_does_not_run_leaves_the_others(run, monkeypatch):
+    answer = check.run_fresh
+
+    def fails(path, inputs):
+        if path.parent.name == "artefacts" and path.name.startswith("teacher"):
+            raise ExportError("it does not run")
+        return answer(path, inputs)
+
+    monkeypatch.setattr(check, "run_fresh", fails)
+    summary = measure(run, "--to", "stablehlo")
+    assert [*summary["rows"]] == ["distilled stablehlo"]
+    assert summary["deployed"]["left_out"] == {"teacher stablehlo": "it does not run"}
+
+
+def test_a_measurement_that_fails_leaves_the_others(run, monkeypatch):
+    """As with one thread where JAX cannot be kept to fewer cores than there are."""
+    monkeypatch.setattr(finished, "cores", lambda: 2)
+
+    def fails(path, inputs, *, threads, **options):
+        if threads == 1 or path.name.startswith("teacher"):
+            raise ArtefactError("JAX takes all cores")
+        return deployment.measure(path, inputs, threads=threads, **options)
+
+    monkeypatch.setattr(finished, "measure", fails)
+    summary = measure(run, "--to", "stablehlo")
+    (row,) = summary["rows"].values()
+    assert row["row"] == "distilled"
+    assert summary["lines"] == {"distilled": ["distilled stablehlo"]}
+    assert row["cost"]["latency_us"] is None
+    assert row["threads"]["1"] == []
+    assert row["threads"]["2"][0]["latency_us"]["p50"] > 0
+    labels = [f"{name} stablehlo, {n} threads" for name in ROWS for n in (1, 2)]
+    assert summary["deployed"]["left_out"] == dict.fromkeys(
+        labels[:3], "JAX takes all cores"
+    )
+    line = deployed.table(summary).splitlines()[2].split(" | ")
+    assert line[6:11] == ["-"] * 5  # cold start, load, memory; p50 and p95
+    assert "-" not in line[12:]
+    assert (run / "deployment" / "frontier.png").exists()
+    with pytest.raises(SystemExit, match="nothing was measured: JAX takes all cores"):
+        measure(run, "--to", "stablehlo", "--rows", "teacher")
+
+
+def test_a_system_that_tells_no_memory(monkeypatch):
+    def peak():
+        raise ImportError("resource")
+
+    monkeypatch.setattr(child, "peak_memory", peak)
+    assert child.memory() is None
 
 
 @pytest.mark.parametrize(
@@ -421,7 +474,8 @@ def test_the_table_says_all_that_the_summary_has():
             "versions": {"ai-edge-litert": "2.3.0"},
         },
     }
-    text = deployed.table({"rows": {"x": row}, "deployed": how})
+    summary = {"rows": {"x": row}, "deployed": how}
+    text = deployed.table(summary)
     line = text.splitlines()[2]
     assert line == (
         "| label smoothing | tflite | 90.00 | 1,234 | 5,678 | 4.3 | "
@@ -429,7 +483,7 @@ def test_the_table_says_all_that_the_summary_has():
         "2 (1 to 3) | 1,234 (1,234 to 1,234) | - |"
     )
     for said in (
-        "on 1,797 test examples",
+        "on 1,797 test examples, of the model of the first seed alone",
         "of 3 rounds",
         "20 calls to warm up and 50 that are timed",
         "batches of 64, 5 of them at least, and for 0.25 s",
@@ -438,3 +492,8 @@ def test_the_table_says_all_that_the_summary_has():
         "1 core of Abacus, Linux, Python 3.11.7, ai-edge-litert 2.3.0.",
     ):
         assert said in text
+    for each in row["threads"]["1"]:
+        each |= {"memory_before": None, "memory": None}
+    text = deployed.table(summary)
+    assert text.splitlines()[2].split(" | ")[8] == "-"
+    assert "libraries included." in text

@@ -62,11 +62,12 @@ def measure(
     Returns:
       `cold_start_s`, from the process's start to its first answer, of which `import_s`
       is the runtime's import and `load_s` what follows it: to read, verify, compile
-      (JAX's cache of compiled programs is not looked at) and answer once; `latency_us`, the repeats' `p50` and `p95`; `memory`, the
-      process's peak bytes with single examples, and `memory_before` the runtime was
-      imported; `per_second`, examples in so many `batches`, and `memory_batch`, the
-      peak by then; `runtime` and its `version`; `threads`; `batch`. What a fixed
-      batch does not allow is None.
+      (JAX's cache of compiled programs is not looked at) and answer once;
+      `latency_us`, the repeats' `p50` and `p95`; `memory`, the process's peak bytes
+      with single examples, and `memory_before` the runtime was imported; `per_second`,
+      examples in so many `batches`, and `memory_batch`, the peak by then; `runtime` and
+      its `version`; `threads`; `batch`. What a fixed batch does not allow is None, as
+      is memory where the system tells none.
 
     Raises:
       ArtefactError: the artefact cannot be loaded or does not take the inputs.

@@ -168,11 +168,12 @@ NEEDED = {
 
 def _is(manifest: Mapping[str, Any], name: str, kind: type) -> bool:
     """Whether a needed value is there, of its type, as are the arrays that it tells."""
-    value = specs = manifest.get(name)
+    value = manifest.get(name)
     if not isinstance(value, kind) or name not in ("inputs", "outputs"):
         return isinstance(value, kind)
+    specs: Any = value
     try:
-        return bool(value) and all(
+        return bool(specs) and all(
             len(spec["shape"]) > 0 and np.dtype(spec["dtype"])
             for spec in specs.values()
         )

@@ -18,7 +18,7 @@ from jaxdistill.export import ExportError, Pixels, Subject, artefact, check
 from jaxdistill.export import onnx as onnx_format
 from jaxdistill.export import tflite as tflite_format
 from jaxdistill.export.subject import logits_of
-from jaxdistill.runs import Run
+from jaxdistill.runs import Run, RunError
 from jaxdistill.runtimes import ArtefactError
 from jaxdistill.types import Outputs
 
@@ -592,8 +592,10 @@ def test_a_model_that_has_another_accuracy_than_its_run_recorded(off, tmp_path):
 def run(tmp_path):
     """What the command needs of a finished run on the digits."""
     log = Run(tmp_path / "run", {"data": "digits", "validation": 900})
-    saved.save_model(log, "distilled", trained())
-    saved.save_model(log, "teacher", teachers.live(models.MLP((3,)), {"params": {}}))
+    teacher = teachers.live(models.MLP((3,)), {"params": {}})
+    saved.save_model(log, "distilled", trained(), ("teacher", teacher))
+    saved.save_model(log, "teacher", teacher)
+    saved.save_model(log, "mine", trained())
     log.write("summary.json", {})
     return tmp_path / "run"
 
@@ -610,7 +612,8 @@ def test_the_command_exports_a_runs_student(run, to, capsys):
     model = trained()
     assert manifest["student"]["fingerprint"] == teachers.fingerprint(model)
     record = json.loads((run / "models" / "teacher.json").read_text())
-    assert manifest["teacher"] == {"fingerprint": record["fingerprint"]}
+    taught = {"row": "teacher", "fingerprint": record["fingerprint"]}
+    assert manifest["teacher"] == taught
     assert manifest["run"]["row"] == "distilled"
     assert manifest["run"]["config"] == {"data": "digits", "validation": 900}
     assert manifest["classes"] == [str(i) for i in range(10)]
@@ -627,6 +630,44 @@ def test_the_command_exports_a_runs_student(run, to, capsys):
     again = runtimes.predict(runtimes.load(path), DIGITS.test["images"])
     accuracy = (again.argmax(-1) == DIGITS.test["labels"]).mean()
     assert accuracy == found["accuracy"] > 0.85
+
+
+def test_what_taught_a_row(run):
+    assert export.from_run(run, "distilled").about["teacher"]["row"] == "teacher"
+    for row in ("teacher", "mine"):
+        assert export.from_run(run, row).about["teacher"] is None
+    # Older records do not tell.
+    models = run / "models"
+    record = json.loads((models / "distilled.json").read_text())
+    del record["teacher"]
+    for row, taught in [("distilled", True), ("teacher", False), ("scratch_8", False)]:
+        (models / f"{row}.json").write_text(json.dumps(record))
+        assert (saved.read_teacher(run, row) is not None) == taught
+    (models / "teacher.json").write_text("{")
+    with pytest.raises(RunError, match=r"models/teacher.json is damaged\Z"):
+        export.from_run(run, "distilled")
+
+
+def test_a_run_that_recorded_another_accuracy(run):
+    """As one whose script prepares its images in its own way."""
+    summary = {"seeds": {"distilled": [{"accuracy": 0.5}, {"accuracy": 0.9}]}}
+    (run / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(SystemExit, match="its run recorded 50.0%: the run has another"):
+        cli.main(["export", str(run), "--to", "stablehlo"])
+    cli.main(["export", str(run), "--to", "stablehlo", "--row", "mine"])
+    (run / "summary.json").write_text('{"seeds": 1}')
+    with pytest.raises(SystemExit, match=r"error: .*summary.json is damaged\Z"):
+        cli.main(["export", str(run), "--to", "stablehlo"])
+
+
+def test_an_output_in_object_storage(run, monkeypatch):
+    monkeypatch.chdir(run.parent)
+    said = "error: gs://b/student is no local file: export to one, and copy it"
+    with pytest.raises(SystemExit, match=said):
+        cli.main(
+            ["export", str(run), "--to", "stablehlo", "--output", "gs://b/student"]
+        )
+    assert [path.name for path in run.parent.iterdir()] == ["run"]
 
 
 def test_the_run_is_known_by_its_files(run):
@@ -649,7 +690,7 @@ def test_calibration_is_of_training_images_alone(run):
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--row", "scratch"], "holds no model 'scratch'; it has: distilled, teacher"),
+        (["--row", "scratch"], "holds no model 'scratch'; it has: distilled, mine"),
         (["--int8", "dynamic"], "StableHLO has no int8 here: export to onnx or tflite"),
         (
             ["--row", "teacher"],
@@ -730,6 +771,12 @@ def test_a_run_on_texts_without_its_tokenizer(text_run):
     (text_run / "tokenizer.json").unlink()
     said = "tokenizer.json, which turns texts into tokens, is missing; give the run's"
     with pytest.raises(SystemExit, match=said):
+        command(text_run)
+
+
+def test_a_run_on_texts_of_no_length(text_run):
+    (text_run / "config.json").write_text(json.dumps({"preset": "sst2"}))
+    with pytest.raises(SystemExit, match="config.json has no test_length, to which te"):
         command(text_run)
 
 

@@ -227,7 +227,7 @@ def test_a_measurement_that_fails_leaves_the_others(run, monkeypatch):
     assert row["cost"]["latency_us"] is None
     assert row["threads"]["1"] == []
     assert row["threads"]["2"][0]["latency_us"]["p50"] > 0
-    labels = [f"{name} stablehlo, {n} threads" for name in ROWS for n in (1, 2)]
+    labels = [f"{name} stablehlo, threads {n}" for name in ROWS for n in (1, 2)]
     assert summary["deployed"]["left_out"] == dict.fromkeys(
         labels[:3], "JAX takes all cores"
     )

@@ -9,7 +9,6 @@ from exporting import (
     GREY,
     MODELS,
     PACKAGES,
-    TEST,
     digits,
     images,
     needs,
@@ -197,6 +196,14 @@ def test_what_static_int8_has_in_int8(code, operations, tmp_path, monkeypatch):
     assert manifest["int8_operations"] == operations
 
 
+def test_the_runtime_is_none_of_the_folder_one_is_in(tmp_path, monkeypatch):
+    needs("tflite")
+    (tmp_path / "ai_edge_litert.py").write_text("raise ValueError('not this one')")
+    monkeypatch.chdir(tmp_path)
+    manifest = export.write(digits(), tmp_path / "m", to="tflite", int8="static")
+    assert manifest["int8_operations"] == "all"
+
+
 def test_a_runtime_that_refuses_static_int8(tmp_path, monkeypatch):
     needs("tflite")
     monkeypatch.setattr(tflite_format, "START", "raise ValueError('no such type')")
@@ -264,24 +271,6 @@ def test_what_the_sentence_offers_a_bilstm(to, tmp_path):
     needs(to)
     given = subject(models.BiLSTM(40, 4, 4, 3), texts(20))
     assert export.write(given, tmp_path / "m", to=to)["check"]["ties"] == 0
-
-
-@pytest.mark.parametrize(
-    ("calibration", "batch_size", "sentence"),
-    [
-        (None, None, "int8 static needs the inputs of 8 training .*, got 0"),
-        (
-            TEST["images"][:9],
-            10,
-            "int8 static needs the inputs of 10 training .*, got 9",
-        ),
-    ],
-)
-def test_static_int8_needs_examples(calibration, batch_size, sentence, tmp_path):
-    given = digits(calibration=calibration)
-    options = {"to": "onnx", "int8": "static", "batch_size": batch_size}
-    with pytest.raises(ExportError, match=sentence):
-        export.write(given, tmp_path / "m", **options)
 
 
 def test_wide_types_become_those_that_jax_has(to, tmp_path):

@@ -111,6 +111,24 @@ def test_options_that_cannot_be(options, sentence, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("calibration", "batch_size", "sentence"),
+    [
+        (None, None, "int8 static needs the inputs of 8 training .*, got 0"),
+        (
+            TEST["images"][:9],
+            10,
+            "int8 static needs the inputs of 10 training .*, got 9",
+        ),
+    ],
+)
+def test_static_int8_needs_examples(calibration, batch_size, sentence, tmp_path):
+    given = digits(calibration=calibration)
+    options = {"to": "onnx", "int8": "static", "batch_size": batch_size}
+    with pytest.raises(ExportError, match=sentence):
+        export.write(given, tmp_path / "m", **options)
+
+
 @pytest.mark.parametrize("name", ["m", "m.json"])
 def test_what_is_there_stays(name, tmp_path):
     (tmp_path / name).write_text("mine")

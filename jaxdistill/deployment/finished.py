@@ -218,7 +218,7 @@ def _measure(
 
             return run
 
-        labels = {f"{name}, {n} threads": (name, n) for name in made for n in threads}
+        labels = {f"{name}, threads {n}": (name, n) for name in made for n in threads}
         jobs = {label: job(label, made[name], n) for label, (name, n) in labels.items()}
         found = in_turns(jobs, rounds)
     left_out |= failed

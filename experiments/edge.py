@@ -16,8 +16,9 @@ bits recover, and does the teacher help there too?
                 Integer-Arithmetic-Only Inference), then rounded as the others.
 
 Every row is an ONNX file: its accuracy is what ONNX Runtime answers on the test images,
-its size that of the file, its latency that of one raw image on one thread. Nothing is
-tuned; all students take the same steps, last epoch.
+its size that of the file, its latency that of one raw image on one thread: the median
+of fresh processes, which take turns once everything is trained. Size and latency are
+those of the first seed. Nothing is tuned; all students take the same steps, last epoch.
 
   python -m experiments.edge --data-dir ~/mnist
   python -m experiments.edge --preset fashion_mnist --data-dir ~/fashion_mnist
@@ -27,15 +28,26 @@ Needs jaxdistill[onnx,quantize]. Cost: about a quarter of an hour a data set on 
 cores, a minute with --smoke.
 """
 
+import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import optax
 
-from jaxdistill import data, deployment, export, models, parallel, report, runtimes
+from jaxdistill import (
+    data,
+    deployment,
+    export,
+    models,
+    parallel,
+    report,
+    runtimes,
+    saved,
+)
 from jaxdistill.evaluate import Evaluator
 from jaxdistill.objectives import combine, hard_labels, soft_targets
 from jaxdistill.quantize import quantized
@@ -82,6 +94,8 @@ class Config:
     """show progress bars"""
 
 
+ROUNDS = 5
+"""In which the files are measured, in turns."""
 SMOKE: dict[str, Any] = {
     "widths": (16, 8),
     "teacher": (4,),
@@ -108,13 +122,13 @@ def execute(config: Config) -> dict[str, Any]:
         config = replace(config, **SMOKE)
     task = Task(config)
     results: dict[str, list] = {}
-    costs: dict[str, dict[str, float]] = {}
+    files: dict[str, Path] = {}
     for seed in range(config.seeds):
         for name, path, manifest in task.artefacts(seed):
             accuracy = manifest["check"]["accuracy"]
             results.setdefault(name, []).append({"accuracy": accuracy})
-            if seed == 0:
-                costs[name] = task.cost(path, manifest)
+            files.setdefault(name, path)
+    costs = task.costs(files)
     summary = report.summarize(results, costs, comparisons(config.widths))
     summary = {**summary, "lines": families(config.widths)}
     task.study.log.write("summary.json", summary)
@@ -133,7 +147,10 @@ class Task:
         run = parallel.choose("jit")
         self.study = Study(
             run,
-            Run(config.run_dir.format(preset=config.preset), settings(config)),
+            Run(
+                config.run_dir.format(preset=config.preset),
+                {**settings(config), "data": config.preset},
+            ),
             examples=lambda row, seed: self.train,
             steps=self.steps(config.epochs),
             batch_size=config.batch_size,
@@ -183,6 +200,9 @@ class Task:
             if name == "teacher":
                 known[name] = self.study.run.place(model)
             aware = name.endswith("_aware")
+            if seed == 0 and not aware:
+                taught = None if row.teacher is None else (row.teacher, taught_by)
+                saved.save_model(self.study.log, name, model, taught)
             if aware:  # the float module takes the same parameters
                 plain = self.rows[name.removesuffix("_aware")].module
                 model = Live(model.variables, plain)
@@ -200,14 +220,24 @@ class Task:
         export.obtain(subject, [path], to="onnx", int8=int8, max_drop=100.0)
         return name, path, runtimes.read_manifest(path)
 
-    def cost(self, path: Path, manifest: Mapping[str, Any]) -> dict[str, float]:
-        """What a file costs in ONNX Runtime, one image at a time on one thread."""
-        found = deployment.measure(path, self.source.test["images"], threads=1)
-        return {
-            "parameters": manifest["student"]["parameters"],
-            "latency_us": found["latency_us"]["p50"],
-            "bytes": manifest["bytes"],
+    def costs(self, files: Mapping[str, Path]) -> dict[str, dict[str, float]]:
+        """What each costs in ONNX Runtime, one image at a time on one thread."""
+        images = self.source.test["images"]
+        jobs = {
+            name: partial(deployment.measure, path, images, threads=1)
+            for name, path in files.items()
         }
+        found = deployment.in_turns(jobs, ROUNDS)
+        costs = {}
+        for name, path in files.items():
+            manifest = runtimes.read_manifest(path)
+            p50 = [each["latency_us"]["p50"] for each in found[name]]
+            costs[name] = {
+                "parameters": manifest["student"]["parameters"],
+                "latency_us": statistics.median(p50),
+                "bytes": manifest["bytes"],
+            }
+        return costs
 
 
 def adam(config: Config, steps: int) -> optax.GradientTransformation:

@@ -82,14 +82,14 @@ class Export:
     row: str = "distilled"
     """which of the run's models, of its first seed"""
     int8: export.Int8 | None = None
-    """quantise: dynamic is weights alone; static is activations too, by their range on
-    256 training examples"""
+    """quantise weights, and activations: dynamic is as they come, static by their range
+    on 256 training examples"""
     batch_size: int | None = None
     """the only number of examples that it takes; None is any, and 1 in tflite"""
     max_drop: float = 5.0
     """percentage points of test accuracy that int8 may lose"""
-    output: Path | None = None
-    """the file; None is RUN/export/ROW.FORMAT"""
+    output: str | None = None
+    """the file, a local one; None is RUN/export/ROW.FORMAT"""
     data_dir: Path | None = None
     """a folder of original files, or TFDS's data folder"""
 
@@ -208,7 +208,7 @@ def convert(command: Export) -> str:
     Raises:
       ExportError: see `export.write`.
     """
-    output = command.output
+    output: str | Path | None = command.output
     if output is None:
         output = export.default_path(command.run, command.row, command.to, command.int8)
     subject = export.from_run(command.run, command.row, data_dir=command.data_dir)

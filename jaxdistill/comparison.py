@@ -84,7 +84,9 @@ def compare(
                         example = study.example(row, seed)
                         costs_of[model.module] = benchmark.cost(model, example)
                     costs[name] = dict(costs_of[model.module])
-                    saved.save_model(to, name, model)
+                    by = row.teacher
+                    taught = None if by is None else (by, study.run.fetch(known[by]))
+                    saved.save_model(to, name, model, taught)
     if timed_steps:
         for name, ms in _step_ms(study, rows, trained[-1], timed_steps).items():
             costs[name]["step_ms"] = ms

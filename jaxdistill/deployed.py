@@ -42,7 +42,7 @@ def table(summary: Mapping[str, Any]) -> str:
             f"{cost['bytes'] / 1e3:,.1f}",
             _span(one, lambda each: each["cold_start_s"]),
             _span(one, lambda each: 1e3 * each["load_s"]),
-            _span(one, lambda each: each["memory"] / 1e6),
+            _span(one, _megabytes),
         ]
         for count in how["threads"]:
             found = row["threads"][str(count)]
@@ -59,26 +59,33 @@ def _notes(summary: Mapping[str, Any]) -> list[str]:
     """How it was measured, from the summary alone."""
     how, rows = summary["deployed"], summary["rows"].values()
     on, batch = how["machine"], how["batch"]
-    before = [each["memory_before"] for row in rows for each in row["threads"]["1"]]
+    ones = [each for row in rows for each in row["threads"]["1"]]
+    before = [each["memory_before"] for each in ones if each["memory_before"]]
+    at_first = statistics.median(before) / 1e6 if before else None
     examples = sorted({row["examples"] for row in rows})
     named = " and ".join(f"{count:,}" for count in examples)
     versions = ", ".join(f"{name} {number}" for name, number in on["versions"].items())
     notes = [
         "Every line is the exported file in its runtime, on the CPU; accuracy is the "
-        f"file's, on {named} test examples. A value is the median (lowest to highest) "
+        f"file's, on {named} test examples, of the model of the first seed alone. A "
+        "value is the median (lowest to highest) "
         f"of {_count(how['rounds'], 'round')}: in each, every file has a fresh process "
         "for each number of threads, in turns, the order turning round; one round "
         "before them is not counted.",
         "Cold start is from the start of the process to its first answer, Python and "
-        "imports included; load is what of it follows the runtime's import: to read "
-        "the file, verify it, compile it and answer once. Then come "
-        f"{how['warmup']} calls to warm up and {how['repeats']} that are timed, each "
-        "of one example, NumPy in and NumPy out; p50 and p95 are those of a round. "
-        f"Throughput is of batches of {batch}, {how['batches']:,} of them at "
+        "imports included, nothing compiled before; load is what of it follows the "
+        "runtime's import: to read the file, verify it, compile it and answer once. "
+        f"Then come {how['warmup']} calls to warm up and {how['repeats']} that are "
+        "timed, each of one example, NumPy in and NumPy out; p50 and p95 are those of "
+        f"a round. Throughput is of batches of {batch}, {how['batches']:,} of them at "
         f"least, and for {how['seconds']:g} s.",
         "Peak memory is the whole process's with single examples and one thread, "
-        "interpreter and libraries included; before the runtime was imported it was "
-        f"{statistics.median(before) / 1e6:.1f} MB.",
+        "interpreter and libraries included"
+        + (
+            f"; before the runtime was imported it was {at_first:.1f} MB."
+            if before
+            else "."
+        ),
         "Threads are set by the runtime's own option; JAX has none: its process is "
         "kept to so many cores. FLOPs are those of the float model for one example, as "
         "XLA counts them.",
@@ -112,6 +119,10 @@ def _span(rounds: Rounds, value: Callable[[Mapping[str, Any]], float | None]) ->
         return _number(values[0])
     low, high = _number(min(values)), _number(max(values))
     return f"{_number(statistics.median(values))} ({low} to {high})"
+
+
+def _megabytes(found: Mapping[str, Any]) -> float | None:
+    return None if found["memory"] is None else found["memory"] / 1e6
 
 
 def _number(value: float) -> str:

@@ -137,16 +137,48 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise ArtefactError(f"{beside} is damaged: {error}") from error
-    missing = [name for name in NEEDED if name not in manifest]
-    if version != FORMAT or missing or manifest["runtime"] not in RUNTIMES:
-        lacks = f" without {', '.join(missing)}" if missing else ""
+    if version != FORMAT:
         raise ArtefactError(
-            f"{beside} is a manifest of format {version}{lacks}, expected {FORMAT}"
+            f"{beside} is a manifest of format {version}, expected {FORMAT}"
+        )
+    wrong = [name for name, kind in NEEDED.items() if not _is(manifest, name, kind)]
+    if wrong:
+        raise ArtefactError(
+            f"{beside} is damaged: it has not, or not as it should be, "
+            f"{', '.join(wrong)}"
+        )
+    if manifest["runtime"] not in RUNTIMES:
+        raise ArtefactError(
+            f"{beside} names the runtime {manifest['runtime']!r}; known: "
+            f"{', '.join(RUNTIMES)}"
         )
     return manifest
 
 
-NEEDED = ("runtime", "bytes", "sha256", "inputs", "outputs", "versions")
+NEEDED = {
+    "runtime": str,
+    "bytes": int,
+    "sha256": str,
+    "inputs": dict,
+    "outputs": dict,
+    "versions": dict,
+}
+"""What every manifest has, and of which type."""
+
+
+def _is(manifest: Mapping[str, Any], name: str, kind: type) -> bool:
+    """Whether a needed value is there, of its type, as are the arrays that it tells."""
+    value = manifest.get(name)
+    if not isinstance(value, kind) or name not in ("inputs", "outputs"):
+        return isinstance(value, kind)
+    specs: Any = value
+    try:
+        return bool(specs) and all(
+            len(spec["shape"]) > 0 and np.dtype(spec["dtype"])
+            for spec in specs.values()
+        )
+    except (KeyError, TypeError):
+        return False
 
 
 def check_inputs(specs: Mapping[str, Mapping[str, Any]], inputs: Any) -> dict[str, Any]:
@@ -186,6 +218,14 @@ def check_inputs(specs: Mapping[str, Mapping[str, Any]], inputs: Any) -> dict[st
     return arrays
 
 
+def check_examples(specs: Mapping[str, Mapping[str, Any]], inputs: Any) -> dict:
+    """As `check_inputs`, of any number of examples, whatever the artefact takes."""
+    free = {
+        n: {**spec, "shape": [OPEN, *spec["shape"][1:]]} for n, spec in specs.items()
+    }
+    return check_inputs(free, inputs)
+
+
 def predict(model: Model, inputs: Any, batch_size: int = 256) -> np.ndarray:
     """The logits of any number of examples, in batches.
 
@@ -197,11 +237,7 @@ def predict(model: Model, inputs: Any, batch_size: int = 256) -> np.ndarray:
     Raises:
       ArtefactError: see `Model`.
     """
-    specs = {
-        name: {**spec, "shape": [OPEN, *spec["shape"][1:]]}
-        for name, spec in model.manifest["inputs"].items()
-    }
-    arrays = check_inputs(specs, inputs)
+    arrays = check_examples(model.manifest["inputs"], inputs)
     size = model.batch_size or batch_size
     count = len(next(iter(arrays.values())))
     parts = []
@@ -217,10 +253,16 @@ def keep_to_cores(threads: int) -> None:
     """Keeps the process to so many cores, before JAX is imported and counts them.
 
     Raises:
-      ArtefactError: JAX is imported, or the system cannot do it.
+      ArtefactError: there are more, and JAX is imported, or the system cannot do it.
     """
     if not hasattr(os, "sched_setaffinity"):
-        raise ArtefactError("this system keeps no process to cores, JAX takes them all")
+        count = os.cpu_count() or 1
+        if count <= threads:
+            return
+        raise ArtefactError(
+            f"this system keeps no process to {threads} of its {count} cores, and JAX "
+            "takes them all"
+        )
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) <= threads:
         return

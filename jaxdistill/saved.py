@@ -2,7 +2,8 @@
 """Trained models in a run directory: what a finished run can be used for.
 
 models/ROW.msgpack   the variables of the first seed (`benchmark.weights`)
-models/ROW.json      the module that takes them, and the model's fingerprint
+models/ROW.json      the module that takes them, the fingerprints of the model and of
+                     what taught it
 """
 
 import dataclasses
@@ -26,11 +27,27 @@ class Lesson(NamedTuple):
     manifest: cache.Manifest
 
 
-def save_model(log: Run, row: str, model: teachers.Live) -> None:
-    """Writes a trained model below a run directory."""
+def save_model(
+    log: Run, row: str, model: teachers.Live, teacher: tuple[str, Any] | None = None
+) -> None:
+    """Writes a trained model below a run directory.
+
+    Args:
+      log: the run.
+      row: the model's name in its table.
+      model: without what only trained it.
+      teacher: the name and the model of what taught it, if anything did.
+    """
+    taught = None
+    if teacher is not None:
+        taught = {"row": teacher[0], "fingerprint": teachers.fingerprint(teacher[1])}
     log.write_bytes(f"models/{row}.msgpack", benchmark.weights(model.variables))
     print_of = teachers.fingerprint(model)
-    record = {"module": _recipe(model.module), "fingerprint": print_of}
+    record = {
+        "module": _recipe(model.module),
+        "fingerprint": print_of,
+        "teacher": taught,
+    }
     log.write_bytes(f"models/{row}.json", json.dumps(record, indent=1).encode())
 
 
@@ -71,6 +88,43 @@ def load_model(run_dir: Any, row: str) -> teachers.Live:
     if not same:
         raise RunError(f"{weights} or {record.name} is damaged: it was changed")
     return model
+
+
+def read_teacher(run_dir: Any, row: str) -> dict[str, Any] | None:
+    """The row and the fingerprint of what taught a row's model, or None.
+
+    Older records do not tell: there it is the run's teacher, but for rows whose names
+    say that they had none.
+
+    Raises:
+      RunError: a record is damaged.
+    """
+    record = epath.Path(run_dir) / "models" / f"{row}.json"
+    try:
+        said = json.loads(record.read_text())
+        if "teacher" in said:
+            return said["teacher"]
+        record = record.with_name("teacher.json")
+        if row == "teacher" or row.startswith("scratch") or not record.exists():
+            return None
+        found = json.loads(record.read_text())["fingerprint"]
+        return {"row": "teacher", "fingerprint": found}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{record} is damaged") from error
+
+
+def read_accuracy(run_dir: Any, row: str) -> float | None:
+    """A row's accuracy on the test, of the first seed, if the run's summary tells one.
+
+    Raises:
+      RunError: the summary is damaged.
+    """
+    path = epath.Path(run_dir) / "summary.json"
+    try:
+        seeds = json.loads(path.read_text()).get("seeds", {}) if path.exists() else {}
+        return seeds[row][0].get("accuracy") if row in seeds else None
+    except (OSError, ValueError, AttributeError, LookupError, TypeError) as error:
+        raise RunError(f"{path} is damaged") from error
 
 
 def read_config(run_dir: Any) -> tuple[dict[str, Any], str]:

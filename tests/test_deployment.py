@@ -1,34 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run's exported models in their runtimes: what is measured is what is written."""
+"""An exported model is measured in a fresh process of its runtime."""
 
 import ast
-import json
 import shutil
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
-from test_export import MODELS, PACKAGES, digits, needs, trained
+from exporting import MODELS, digits, needs
 
 from jaxdistill import (
-    cli,
-    deployed,
     deployment,
     export,
-    models,
     runtimes,
-    saved,
-    teachers,
 )
-from jaxdistill.deployment import artefacts, child, finished, process
-from jaxdistill.export import ExportError
-from jaxdistill.runs import Run
+from jaxdistill.deployment import child, process
 from jaxdistill.runtimes import ArtefactError
 
 pytest.importorskip("flatbuffers", reason="flatbuffers is not installed")
 
+ROWS = ("teacher", "distilled")
 RUNTIMES = {"stablehlo": "jax", "onnx": "onnxruntime", "tflite": "ai-edge-litert"}
 
 
@@ -93,6 +85,19 @@ def test_a_second_artefact_takes_the_batch(exported, tmp_path):
     alone = deployment.measure(tmp_path / "wide", pixels[:1], batch=6, repeats=1)
     assert alone["latency_us"] is None
     assert alone["per_second"] > 0
+
+
+def test_a_cold_start_is_cold(exported, tmp_path, monkeypatch):
+    """It finds no programs that were compiled before, and leaves none."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
+    for name, value in [
+        ("JAX_ENABLE_COMPILATION_CACHE", "1"),
+        ("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0"),
+        ("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1"),
+    ]:
+        monkeypatch.setenv(name, value)
+    deployment.measure(exported("stablehlo"), digits().inputs, repeats=1)
+    assert not (tmp_path / "cache").exists()
 
 
 def test_batches_go_on_until_seconds_have_passed(exported, monkeypatch):
@@ -171,257 +176,13 @@ def test_the_measured_process_imports_little():
         elif isinstance(node, ast.ImportFrom):
             names = {f"{node.module}.{alias.name}" for alias in node.names}
             found |= names if node.module == "jaxdistill" else {node.module}
-    known = {"numpy", "jaxdistill.runtimes", "collections.abc"}
+    known = {"numpy", "jaxdistill.runtimes", "jaxdistill.footprint", "collections.abc"}
     assert found - sys.stdlib_module_names <= known
 
 
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    """What the command needs of a finished run on the digits; one thread is all."""
-    monkeypatch.setattr(finished, "cores", lambda: 1)
-    log = Run(tmp_path / "run", {"data": "digits", "validation": 900})
-    small = models.MLP((4, 10))
-    params = small.init(jax.random.key(0), np.zeros((1, 64), np.float32))
-    saved.save_model(log, "teacher", trained())
-    saved.save_model(log, "distilled", teachers.live(small, params))
-    return tmp_path / "run"
+def test_a_system_that_tells_no_memory(monkeypatch):
+    def peak():
+        raise ImportError("resource")
 
-
-def measure(run, *flags) -> dict:
-    options = ["--rounds", "1", "--repeats", "3", "--no-progress"]
-    cli.main(["benchmark", str(run), *options, *flags])
-    return json.loads((run / "deployment" / "summary.json").read_text())
-
-
-def test_the_command_measures_a_run(run, capsys):
-    flags = ["--to", "stablehlo", "--rounds", "2"]
-    summary = measure(run, *flags, "--save", str(run.parent / "kept"))
-    rows = summary["rows"]
-    assert [*rows] == ["teacher stablehlo", "distilled stablehlo"]  # no scratch here
-    assert summary["lines"] == {
-        "teacher": ["teacher stablehlo"],
-        "distilled": ["distilled stablehlo"],
-    }
-    row = rows["distilled stablehlo"]
-    manifest = runtimes.read_manifest(
-        run / "deployment" / "artefacts" / "distilled.stablehlo"
-    )
-    assert row["accuracy"] == {
-        "mean": manifest["check"]["accuracy"],
-        "std": 0.0,
-        "n": 1,
-    }
-    assert row["examples"] == 797
-    assert row["cost"]["parameters"] == 64 * 4 + 4 + 4 * 10 + 10
-    assert row["cost"]["flops"] == pytest.approx(2 * (64 * 4 + 4 * 10), rel=0.1)
-    assert row["cost"]["bytes"] == manifest["bytes"]
-    rounds = row["threads"]["1"]
-    assert len(rounds) == 2
-    p50 = [each["latency_us"]["p50"] for each in rounds]
-    assert row["cost"]["latency_us"] == pytest.approx(sum(p50) / 2)
-
-    folder = run / "deployment"
-    table = deployed.table(summary)
-    assert (folder / "table.md").read_text() == table
-    assert capsys.readouterr().out == f"{table}\nin {folder}\n"
-    assert (folder / "frontier.png").read_bytes()[:4] == b"\x89PNG"
-    kept = {path.name for path in (run.parent / "kept").iterdir()}
-    assert kept == {"summary.json", "table.md", "frontier.png"}
-    assert (run.parent / "kept" / "table.md").read_text() == table
-
-
-@pytest.mark.parametrize("to", ["onnx", "tflite"])
-def test_floats_and_int8_with_one_thread_and_with_two(run, to, monkeypatch):
-    needs(to)
-    monkeypatch.setattr(finished, "cores", lambda: 2)
-    summary = measure(run, "--to", to, "--rows", "teacher", "--int8", "dynamic")
-    whole, int8 = summary["rows"].values()
-    assert [whole["kind"], int8["kind"]] == [to, f"{to} int8 dynamic"]
-    assert int8["cost"]["bytes"] < whole["cost"]["bytes"]
-    assert int8["cost"]["flops"] == whole["cost"]["flops"]
-    assert abs(int8["accuracy"]["mean"] - whole["accuracy"]["mean"]) < 0.05
-    for row in (whole, int8):
-        assert [*row["threads"]] == ["1", "2"]
-        for threads, (found,) in row["threads"].items():
-            assert found["threads"] == int(threads)
-            assert found["runtime"] == RUNTIMES[to]
-            assert found["per_second"] > 0
-    names = {path.name for path in (run / "deployment" / "artefacts").iterdir()}
-    assert (f"teacher-batch64.{to}" in names) == (to == "tflite")
-
-
-def test_int8_that_cannot_be_had_is_said(run):
-    """TensorFlow leaves matrices as small as the student's."""
-    needs("tflite")
-    flags = ["--to", "tflite", "--rows", "distilled", "--int8", "dynamic"]
-    summary = measure(run, *flags)
-    assert [*summary["rows"]] == ["distilled tflite"]
-    why = summary["deployed"]["left_out"]["distilled tflite int8 dynamic"]
-    assert why.startswith("int8 changed nothing")
-    said = f"- Left out: distilled tflite int8 dynamic: {why}.\n"
-    assert said in deployed.table(summary)
-
-
-def obtain(run, row="distilled"):
-    subject = export.from_run(run, row)
-    folder = run / "deployment"
-    made = artefacts.obtain(subject, run, folder, row, "stablehlo", None, 64)
-    return made.path, made.path.stat().st_mtime_ns
-
-
-def test_what_was_exported_is_taken(run):
-    first = obtain(run)
-    assert first[0] == run / "deployment" / "artefacts" / "distilled.stablehlo"
-    assert obtain(run) == first
-    cli.main(["export", str(run), "--to", "stablehlo"])
-    mine = run / "export" / "distilled.stablehlo"
-    assert obtain(run)[0] == mine
-    content = mine.read_bytes()
-    mine.write_bytes(content[:-1])  # is damaged, and stays
-    assert obtain(run) == first
-    assert mine.read_bytes() == content[:-1]
-
-
-def test_what_is_of_another_student_or_damaged_is_exported_again(run):
-    path, written = obtain(run)
-    path.write_bytes(path.read_bytes()[:-1])
-    assert obtain(run)[1] > written
-    runtimes.read(path)
-    _, written = obtain(run)
-    saved.save_model(
-        Run(run, {"data": "digits", "validation": 900}), "distilled", trained()
-    )
-    assert obtain(run)[1] > written
-    fingerprint = runtimes.read_manifest(path)["student"]["fingerprint"]
-    assert fingerprint == teachers.fingerprint(trained())
-
-
-def test_formats_that_are_not_installed(run, monkeypatch):
-    for package in PACKAGES["onnx"][:1] + PACKAGES["tflite"]:
-        monkeypatch.setitem(sys.modules, package, None)
-    summary = measure(run, "--rows", "distilled")
-    assert [*summary["rows"]] == ["distilled stablehlo"]
-    out = summary["deployed"]["left_out"]
-    assert "jax2onnx" in out["onnx"]
-    assert out["onnx"].endswith("is not installed: pip install 'jaxdistill[onnx]'")
-    assert out["tflite"] == (
-        "tensorflow, ai_edge_litert is not installed: pip install 'jaxdistill[tflite]'"
-    )
-    assert f"- Left out: tflite: {out['tflite']}.\n" in deployed.table(summary)
-    with pytest.raises(SystemExit, match=r"error: tensorflow is not inst.*\[tflite\]"):
-        measure(run, "--to", "tflite")
-    monkeypatch.setitem(sys.modules, "flatbuffers", None)
-    said = r"error: no runtime is installed: pip install one of 'jaxdistill\[export\]',"
-    with pytest.raises(SystemExit, match=said):
-        measure(run)
-
-
-def test_a_row_that_cannot_be_exported_leaves_the_others(run, monkeypatch):
-    write = export.write
-
-    def fails(subject, path, **options):
-        if path.name.startswith("teacher"):
-            raise ExportError("MLP cannot be exported")
-        return write(subject, path, **options)
-
-    monkeypatch.setattr(export, "write", fails)
-    summary = measure(run, "--to", "stablehlo")
-    assert [*summary["rows"]] == [*summary["lines"]["distilled"]]
-    assert [*summary["lines"]] == ["distilled"]
-    assert summary["deployed"]["left_out"] == {
-        "teacher stablehlo": "MLP cannot be exported"
-    }
-    with pytest.raises(SystemExit, match="nothing was exported: MLP cannot be exp"):
-        measure(run, "--to", "stablehlo", "--rows", "teacher")
-
-
-@pytest.mark.parametrize(
-    ("flags", "sentence"),
-    [
-        (["--rounds", "0"], "--rounds must be at least 1, got 0"),
-        (["--repeats", "0"], "--repeats must be at least 1, got 0"),
-        (
-            ["--rows", "teacher", "other"],
-            "run holds no model other; name --rows that it has: distilled, teacher",
-        ),
-    ],
-)
-def test_what_the_command_refuses(run, flags, sentence):
-    with pytest.raises(SystemExit, match=f"error: .*{sentence}"):
-        cli.main(["benchmark", str(run), *flags])
-    assert not (run / "deployment").exists()
-
-
-def test_runs_without_what_is_measured(run, tmp_path):
-    with pytest.raises(
-        SystemExit, match="nowhere holds no models: it is no run, or wa"
-    ):
-        cli.main(["benchmark", str(tmp_path / "nowhere")])
-    with pytest.raises(SystemExit, match="gs://b/run is no local folder: copy the run"):
-        cli.main(["benchmark", "gs://b/run"])
-    for name in ("teacher", "distilled"):
-        for suffix in ("msgpack", "json"):
-            (run / "models" / f"{name}.{suffix}").rename(
-                run / "models" / f"{name}-2.{suffix}"
-            )
-    said = "holds no model none of teacher, scratch, distilled; name --rows that it has"
-    with pytest.raises(SystemExit, match=said):
-        cli.main(["benchmark", str(run)])
-
-
-def test_the_table_says_all_that_the_summary_has():
-    """Medians and extremes by hand, of rounds that are made up."""
-
-    def one(p50, cold):
-        return {
-            "cold_start_s": cold,
-            "load_s": 0.012,
-            "memory_before": 30e6,
-            "memory": 64e6,
-            "latency_us": {"p50": p50, "p95": 1234.5},
-            "per_second": None,
-        }
-
-    row = {
-        "row": "label_smoothing",
-        "kind": "tflite",
-        "runtime": "ai-edge-litert",
-        "examples": 1797,
-        "accuracy": {"mean": 0.9, "std": 0.0, "n": 1},
-        "cost": {"parameters": 1234, "flops": 5678.0, "bytes": 4321},
-        "threads": {"1": [one(3.0, 0.5), one(1.0, 0.25), one(2.0, 0.125)]},
-    }
-    how = {
-        "rounds": 3,
-        "repeats": 50,
-        "warmup": 20,
-        "batch": 64,
-        "batches": 5,
-        "seconds": 0.25,
-        "threads": [1],
-        "left_out": {},
-        "machine": {
-            "cpu": "Abacus",
-            "cores": 1,
-            "system": "Linux",
-            "python": "3.11.7",
-            "versions": {"ai-edge-litert": "2.3.0"},
-        },
-    }
-    text = deployed.table({"rows": {"x": row}, "deployed": how})
-    line = text.splitlines()[2]
-    assert line == (
-        "| label smoothing | tflite | 90.00 | 1,234 | 5,678 | 4.3 | "
-        "0.25 (0.125 to 0.5) | 12 (12 to 12) | 64 (64 to 64) | "
-        "2 (1 to 3) | 1,234 (1,234 to 1,234) | - |"
-    )
-    for said in (
-        "on 1,797 test examples",
-        "of 3 rounds",
-        "20 calls to warm up and 50 that are timed",
-        "batches of 64, 5 of them at least, and for 0.25 s",
-        "imported it was 30.0 MB",
-        "a second file, for 64",
-        "1 core of Abacus, Linux, Python 3.11.7, ai-edge-litert 2.3.0.",
-    ):
-        assert said in text
+    monkeypatch.setattr(child, "peak_memory", peak)
+    assert child.memory() is None

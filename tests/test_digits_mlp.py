@@ -16,7 +16,7 @@ from etils import epath
 from flax import serialization
 
 from experiments import digits_mlp
-from jaxdistill import data, loop, teachers
+from jaxdistill import data, loop, saved, teachers
 from jaxdistill.data import sources
 from jaxdistill.runs import parse, read_records
 
@@ -167,6 +167,10 @@ def test_eight_devices_train_the_same_networks(finished, kind, tmp_path):
         one, many = model(finished[0], name), model(tmp_path / "run", name)
         for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
             np.testing.assert_allclose(a, b, atol=2e-4)
+    taught = saved.read_teacher(tmp_path / "run", "distilled")
+    teacher = saved.load_model(tmp_path / "run", "teacher")
+    fingerprint = teachers.fingerprint(teacher)
+    assert taught == {"row": "teacher", "fingerprint": fingerprint}
 
 
 JIT, MESH = ["--parallel", "jit"], ["--parallel", "mesh"]

@@ -150,10 +150,26 @@ def change(**values):
         (replace("student.json", b"[]"), "student.json is damaged: "),
         (
             replace("student.json", b'{"format": 1}'),
-            "format 1 without runtime, bytes, ",
+            "student.json is damaged: it has not, or not as it should be, runtime, by",
         ),
         (change(format=2), "student.json is a manifest of format 2, expected 1"),
-        (change(runtime="abacus"), "student.json is a manifest of format 1, exp"),
+        (
+            change(runtime="abacus"),
+            "student.json names the runtime 'abacus'; known: jax, onnxruntime, ai-ed",
+        ),
+        *(
+            (change(**{name: value}), f"is damaged: .* not as it should be, {name}$")
+            for name, value in [
+                ("runtime", []),
+                ("bytes", "x"),
+                ("sha256", None),
+                ("versions", ["jax"]),
+                ("inputs", {}),
+                ("inputs", {"images": {"dtype": "uint8"}}),
+                ("inputs", {"images": {"shape": ["batch"], "dtype": "abacus"}}),
+                ("outputs", {"logits": []}),
+            ]
+        ),
     ],
 )
 def test_a_damaged_artefact(artefact, damage, sentence):
@@ -252,7 +268,10 @@ def test_jax_is_kept_to_cores_before_it_is_imported(artefact, monkeypatch):
     with pytest.raises(ArtefactError, match=said):
         runtimes.load(artefact, threads=1)
     monkeypatch.delattr(os, "sched_setaffinity")
-    with pytest.raises(ArtefactError, match="this system keeps no process to cores"):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    runtimes.load(artefact, threads=2)  # all there are: nothing is to be kept
+    said = "this system keeps no process to 1 of its 2 cores, and JAX takes them all"
+    with pytest.raises(ArtefactError, match=said):
         runtimes.load(artefact, threads=1)
 
 

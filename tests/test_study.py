@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdistill import data, models, parallel, teachers
+from jaxdistill import data, models, parallel, saved, teachers
 from jaxdistill.augment import shift
 from jaxdistill.checkpoint import CheckpointError
 from jaxdistill.comparison import compare
@@ -83,6 +83,11 @@ def test_steps_are_timed_on_stored_views(study):
     rows["distilled"] = ROW._replace(teacher="teacher")
     summary = compare(study, rows, 1, pairs={}, timed_steps=2)
     assert summary["rows"]["distilled"]["cost"]["step_ms"] > 0
+    # What taught each is kept beside it.
+    fingerprint = teachers.fingerprint(saved.load_model(study.log.path, "teacher"))
+    taught = {"row": "teacher", "fingerprint": fingerprint}
+    assert saved.read_teacher(study.log.path, "distilled") == taught
+    assert saved.read_teacher(study.log.path, "teacher") is None
 
 
 def test_the_mean_of_two_teachers_has_views(study):

@@ -19,7 +19,6 @@ from etils import epath
 from tqdm.auto import tqdm
 
 from jaxdistill import benchmark, export, report, runtimes
-from jaxdistill.data import normalize
 from jaxdistill.data.inputs import some_of
 from jaxdistill.deployment import artefacts
 from jaxdistill.deployment.artefacts import Artefact
@@ -34,6 +33,7 @@ from jaxdistill.deployment.process import (
 )
 from jaxdistill.export import ExportError, Int8, Subject, Target, check
 from jaxdistill.runs import RunError, processor
+from jaxdistill.runtimes import ArtefactError
 from jaxdistill.statistics import spread
 
 ROWS = ("teacher", "scratch", "distilled")
@@ -69,8 +69,8 @@ def from_run(
 
     Raises:
       RunError: the run has no such models, or no data.
-      ArtefactError: no runtime is installed, or an artefact cannot be measured.
-      ExportError: nothing can be exported.
+      ArtefactError: no runtime is installed.
+      ExportError: nothing can be exported, or none of it measured.
       ValueError: `rounds` or `repeats` is below 1.
     """
     _check(rounds=rounds, repeats=repeats)
@@ -78,15 +78,14 @@ def from_run(
     formats, left_out = artefacts.targets(to)
     read = {name: export.from_run(run_dir, name, data_dir=data_dir) for name in names}
     plan = artefacts.plan(names, formats, int8)
-    made, failed = _export(Path(run_dir), read, plan, progress)
-    left_out |= failed
-    found = {name: _describe(read[each.row], each) for name, each in made.items()}
+    made, found = _export(Path(run_dir), read, plan, progress, left_out)
     threads = sorted({1, cores()})
-    times = _measure(made, read, threads, rounds, repeats, progress)
-    for name, row in found.items():
-        row["threads"] = {str(n): times[f"{name} {n}"] for n in threads}
+    times = _measure(made, read, threads, rounds, repeats, progress, left_out)
+    made = {name: each for name, each in made.items() if name in times}
+    found = {name: {**found[name], "threads": times[name]} for name in made}
+    for row in found.values():
         p50 = [each["latency_us"]["p50"] for each in row["threads"]["1"]]
-        row["cost"]["latency_us"] = statistics.median(p50)
+        row["cost"]["latency_us"] = statistics.median(p50) if p50 else None
     families = {each.row: None for each in made.values()}
     how = {"rounds": rounds, "repeats": repeats, "threads": threads}
     summary = {
@@ -132,35 +131,38 @@ def _rows(run_dir: Any, given: Sequence[str]) -> list[str]:
 
 
 def _export(
-    run_dir: Path, read: Mapping[str, Subject], plan: Sequence[Any], progress: bool
-) -> tuple[dict[str, Artefact], dict[str, str]]:
-    """The artefacts by name, and why some could not be exported.
+    run_dir: Path,
+    read: Mapping[str, Subject],
+    plan: Sequence[Any],
+    progress: bool,
+    left_out: dict[str, str],
+) -> tuple[dict[str, Artefact], dict[str, dict[str, Any]]]:
+    """The artefacts by name, and what needs no clock; why some are left out is noted.
 
     Raises:
-      ExportError: none could.
+      ExportError: none could be exported.
     """
-    made, failed = {}, {}
+    made, found = {}, {}
     for row, to, kind in tqdm(plan, desc="exporting", disable=not progress):
         name = f"{row} {artefacts.kind(to, kind)}"
         try:
-            made[name] = artefacts.obtain(
+            each = artefacts.obtain(
                 read[row], run_dir, run_dir / FOLDER, row, to, kind, BATCH
             )
-        except ExportError as error:
-            failed[name] = str(error)
+            found[name] = _describe(read[row], each)
+            made[name] = each
+        except (ExportError, ArtefactError) as error:
+            left_out[name] = reason = str(error)
     if not made:
-        raise ExportError(f"nothing was exported: {next(iter(failed.values()))}")
-    return made, failed
+        raise ExportError(f"nothing was exported: {reason}")
+    return made, found
 
 
 def _describe(subject: Subject, made: Artefact) -> dict[str, Any]:
     """What needs no clock: accuracy in the runtime, and what the model costs."""
     logits, labels = check.run_fresh(made.path, subject.inputs), subject.labels
     inputs = some_of(subject.examples["inputs"], np.arange(1))
-    if subject.pixels is not None:
-        peak, mean, deviation = subject.pixels
-        inputs = normalize(np.asarray(inputs), mean, deviation, peak)
-    batch = {"inputs": inputs, "mask": np.ones(1, np.float32)}
+    batch = {"inputs": subject.prepare(inputs), "mask": np.ones(1, np.float32)}
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         compiled = benchmark.compile_forward(subject.student, batch)
     manifest = made.manifest
@@ -187,31 +189,45 @@ def _measure(
     rounds: int,
     repeats: int,
     progress: bool,
-) -> dict[str, list[dict[str, Any]]]:
-    """`{"NAME THREADS": [what was measured in each round]}`, all in turns."""
+    left_out: dict[str, str],
+) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """`{NAME: {THREADS: [what was measured in each round]}}`, all in turns.
+
+    Of what fails once nothing is kept, and why is noted; a name without any is none.
+
+    Raises:
+      ExportError: all of it fails.
+    """
+    failed: dict[str, str] = {}
     total = len(made) * len(threads) * (rounds + 1)
     with tqdm(total=total, desc="measuring", disable=not progress) as bar:
 
-        def job(each: Artefact, count: int) -> Callable[[], dict[str, Any]]:
+        def job(label: str, each: Artefact, count: int) -> Callable[[], dict[str, Any]]:
             def run() -> dict[str, Any]:
-                found = measure(
-                    each.path,
-                    read[each.row].inputs,
-                    threads=count,
-                    repeats=repeats,
-                    many=each.many,
-                )
                 bar.update()
-                return found
+                if label in failed:
+                    return {}
+                inputs, options = read[each.row].inputs, {"repeats": repeats}
+                try:
+                    return measure(
+                        each.path, inputs, threads=count, many=each.many, **options
+                    )
+                except ArtefactError as error:
+                    failed[label] = str(error)
+                    return {}
 
             return run
 
-        jobs = {
-            f"{name} {count}": job(each, count)
-            for name, each in made.items()
-            for count in threads
-        }
-        return in_turns(jobs, rounds)
+        labels = {f"{name}, threads {n}": (name, n) for name in made for n in threads}
+        jobs = {label: job(label, made[name], n) for label, (name, n) in labels.items()}
+        found = in_turns(jobs, rounds)
+    left_out |= failed
+    if len(failed) == len(labels):
+        raise ExportError(f"nothing was measured: {next(iter(failed.values()))}")
+    times: dict[str, dict[str, list]] = {name: {} for name in made}
+    for label, (name, n) in labels.items():
+        times[name][str(n)] = [] if label in failed else found[label]
+    return {name: counts for name, counts in times.items() if any(counts.values())}
 
 
 def _how(

@@ -24,6 +24,8 @@ FEWER = 10
 """A batch is run so many times less often than a single example, at least."""
 SECONDS = 0.25
 """Batches go on for so long: one that is interrupted is then one of many."""
+UNSET = ("NPROC", "JAX_COMPILATION_CACHE_DIR")
+"""Not passed on: cores are counted, and a cold start compiles by itself."""
 EXAMPLES = 64
 """Inputs that take turns, at most."""
 
@@ -60,11 +62,12 @@ def measure(
     Returns:
       `cold_start_s`, from the process's start to its first answer, of which `import_s`
       is the runtime's import and `load_s` what follows it: to read, verify, compile
-      and answer once; `latency_us`, the repeats' `p50` and `p95`; `memory`, the
-      process's peak bytes with single examples, and `memory_before` the runtime was
-      imported; `per_second`, examples in so many `batches`, and `memory_batch`, the
-      peak by then; `runtime` and its `version`; `threads`; `batch`. What a fixed
-      batch does not allow is None.
+      (JAX's cache of compiled programs is not looked at) and answer once;
+      `latency_us`, the repeats' `p50` and `p95`; `memory`, the process's peak bytes
+      with single examples, and `memory_before` the runtime was imported; `per_second`,
+      examples in so many `batches`, and `memory_batch`, the peak by then; `runtime` and
+      its `version`; `threads`; `batch`. What a fixed batch does not allow is None, as
+      is memory where the system tells none.
 
     Raises:
       ArtefactError: the artefact cannot be loaded or does not take the inputs.
@@ -119,12 +122,7 @@ def in_turns(
 
 def _some(path: Path, inputs: Any) -> dict[str, np.ndarray]:
     """The first examples, checked; of a fixed batch any number is taken."""
-    specs = runtimes.read_manifest(path)["inputs"]
-    free = {
-        name: {**spec, "shape": [runtimes.OPEN, *spec["shape"][1:]]}
-        for name, spec in specs.items()
-    }
-    arrays = runtimes.check_inputs(free, inputs)
+    arrays = runtimes.check_examples(runtimes.read_manifest(path)["inputs"], inputs)
     return {name: array[:EXAMPLES] for name, array in arrays.items()}
 
 
@@ -134,7 +132,7 @@ def _run(path: Path, job: dict[str, Any]) -> dict[str, Any]:
     package = Path(runtimes.__file__).parents[1]
     known = [str(package), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = {
-        **{name: value for name, value in os.environ.items() if name != "NPROC"},
+        **{name: value for name, value in os.environ.items() if name not in UNSET},
         "PYTHONPATH": os.pathsep.join(known),
         "JAX_PLATFORMS": "cpu",
         "TF_CPP_MIN_LOG_LEVEL": "3",

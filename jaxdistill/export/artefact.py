@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes an artefact and its manifest, and moves both into place once checked."""
 
+import contextlib
 import hashlib
 import json
 import re
 import tempfile
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,8 +56,8 @@ def write(
       subject: what is exported, and its test.
       output: where to; the manifest is beside it, see `runtimes.manifest_path`.
       to: the format.
-      int8: quantise after training: weights alone, activations as they come
-        ("dynamic"), or those too, by their range on `subject.calibration` ("static").
+      int8: quantise after training: weights, and activations as they come
+        ("dynamic") or by their range on `subject.calibration` ("static").
       batch_size: the only number of examples the artefact takes; None is any, and in
         TFLite 1.
       max_drop: percentage points of test accuracy that int8 may cost.
@@ -67,18 +68,22 @@ def write(
     Raises:
       ExportError: there is something at `output`, the model has what the format has
         not, or the artefact differs from the model: by more than 1e-5 of the largest
-        logit (of 1 at least), by a decision that is no tie, or in int8 by its accuracy.
+        logit (of 1 at least), by a decision that is no tie, or in int8 by its accuracy;
+        or the model's accuracy is not `subject.accuracy`.
       ArtefactError: a package is missing; the sentence names the extra.
     """
+    if "://" in str(output):
+        raise ExportError(f"{output} is no local file: export to one, and copy it")
     output, exporter = Path(output), FORMATS[to]
     _check(output, subject, int8, batch_size, max_drop)
     batch_size = exporter.BATCH if batch_size is None else batch_size
-    expected = logits_of(subject)
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=output.parent) as folder:
-        draft = Path(folder) / output.name
+    # No runtime here has 64 bits: the fresh process would be asked for other types.
+    with jax.enable_x64(False), _draft(output) as draft:
+        expected = logits_of(subject)
+        check.recorded(expected, subject)
         try:
-            exporter.save(
+            in_int8 = exporter.save(
                 subject, draft, expected=expected, batch_size=batch_size, int8=int8
             )
         except (ExportError, ArtefactError):
@@ -86,15 +91,33 @@ def write(
         except Exception as error:  # each exporter raises its own types
             raise ExportError(_unable(error, subject, to)) from error
         manifest = describe(subject, draft, to=to, int8=int8, batch_size=batch_size)
+        manifest["int8_operations"] = in_int8
         _write_json(manifest_path(draft), manifest)
         found = check.run_fresh(draft, subject.inputs)
         bound = None if int8 is None else max_drop
         manifest["check"] = check.compare(found, expected, subject.labels, bound)
         _write_json(manifest_path(draft), manifest)
-        # The artefact last: where it is, its manifest is.
-        manifest_path(draft).replace(manifest_path(output))
-        draft.replace(output)
+        _free(output)  # all this took its time
+        _move(draft, output)
     return manifest
+
+
+@contextlib.contextmanager
+def _draft(output: Path) -> Iterator[Path]:
+    """Where to write what shall be at `output`; what is left there goes."""
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=output.parent) as folder:
+        yield Path(folder) / output.name
+
+
+def _move(draft: Path, output: Path) -> None:
+    """Moves an artefact and its manifest, or neither."""
+    # The artefact last: where it is, its manifest is.
+    manifest_path(draft).replace(manifest_path(output))
+    try:
+        draft.replace(output)
+    except OSError:
+        manifest_path(output).unlink()
+        raise
 
 
 def obtain(
@@ -110,8 +133,9 @@ def obtain(
 
     Args:
       subject: see `write`, as the others.
-      places: looked at in turn. What is not of this student, not as it is wanted, or
-        damaged, is passed over, and at the last place replaced.
+      places: looked at in turn. What is not of this student, not as it is wanted,
+        damaged, or in int8 lost more, is passed over, and at the last place replaced
+        once another is written.
 
     Raises:
       ExportError: see `write`.
@@ -124,16 +148,17 @@ def obtain(
         "batch": OPEN if size is None else size,
     }
     for path in places:
-        if _is(path, wanted):
+        if _is(path, wanted, max_drop):
             return path
     own = places[-1]
-    for stale in (own, manifest_path(own)):
-        stale.unlink(missing_ok=True)
-    write(subject, own, to=to, int8=int8, batch_size=size, max_drop=max_drop)
+    own.parent.mkdir(parents=True, exist_ok=True)
+    with _draft(own) as draft:
+        write(subject, draft, to=to, int8=int8, batch_size=size, max_drop=max_drop)
+        _move(draft, own)
     return own
 
 
-def _is(path: Path, wanted: Mapping[str, Any]) -> bool:
+def _is(path: Path, wanted: Mapping[str, Any], max_drop: float) -> bool:
     """Whether there is the artefact that is wanted, undamaged."""
     try:
         manifest, _ = read(path)
@@ -143,9 +168,10 @@ def _is(path: Path, wanted: Mapping[str, Any]) -> bool:
             "fingerprint": manifest["student"]["fingerprint"],
             "batch": next(iter(manifest["inputs"].values()))["shape"][0],
         }
-    except (ArtefactError, KeyError):
+        drop = check.drop(manifest["check"])
+    except (ArtefactError, KeyError, TypeError):
         return False
-    return found == wanted
+    return found == wanted and (wanted["int8"] is None or drop <= max_drop)
 
 
 def describe(
@@ -202,9 +228,7 @@ def default_path(run_dir: Any, row: str, to: Target, int8: Int8 | None = None) -
 
 def _check(output: Path, subject: Subject, int8: Any, batch_size: Any, max_drop: float):
     """Raise ExportError where nothing can be written, before anything is computed."""
-    for path in (output, manifest_path(output)):
-        if path.exists():
-            raise ExportError(f"{path} exists: delete it, or give another --output")
+    _free(output)
     if batch_size is not None and batch_size < 1:
         raise ExportError(f"--batch-size must be at least 1, got {batch_size}")
     if not max_drop >= 0:
@@ -215,6 +239,15 @@ def _check(output: Path, subject: Subject, int8: Any, batch_size: Any, max_drop:
             f"int8 static needs the inputs of {needed} training examples or more for "
             f"its calibration, got {subject.calibrations}"
         )
+
+
+def _free(output: Path) -> None:
+    """Raise ExportError where there is something already."""
+    for path in (output, manifest_path(output)):
+        if path.is_dir():
+            raise ExportError(f"{path} is a folder: give an --output that is a file")
+        if path.exists():
+            raise ExportError(f"{path} exists: delete it, or give another --output")
 
 
 def _unable(error: Exception, subject: Subject, to: Target) -> str:

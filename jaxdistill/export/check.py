@@ -5,16 +5,21 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxdistill import runtimes
-from jaxdistill.export.subject import ExportError
+from jaxdistill.export.subject import ExportError, Subject
 
 TOLERANCE = 1e-5
 """The largest difference of a float artefact's logits, over the largest logit, or 1."""
+
+
+ROUNDING = 0.01
+"""What other devices may change of a model's accuracy, bfloat16 included."""
 
 
 def run_fresh(path: Path, inputs: runtimes.Named) -> np.ndarray:
@@ -42,8 +47,31 @@ def why(ended: subprocess.CompletedProcess[str]) -> str:
     """Why a process with an artefact failed, by what it said last."""
     if ended.returncode < 0:
         return f"the runtime crashed (signal {-ended.returncode})"
-    said = [line for line in ended.stderr.splitlines() if line.strip()]
+    lines = [line for line in ended.stderr.splitlines() if line.strip()]
+    # Libraries may write more as the process ends.
+    said = [line for line in lines if line.startswith("error: ")] or lines
     return said[-1].removeprefix("error: ") if said else "it says nothing"
+
+
+def close(found: np.ndarray, expected: np.ndarray, largest: float) -> bool:
+    """Whether logits of floats agree, finite ones, of a model with such a largest."""
+    return bool(np.abs(found - expected).max() <= TOLERANCE * max(1.0, largest))
+
+
+def drop(result: Mapping[str, Any]) -> float:
+    """Percentage points of accuracy that an artefact lost, of what `compare` says."""
+    return -100 * result["accuracy_difference"]
+
+
+def recorded(expected: np.ndarray, subject: Subject) -> None:
+    """Raise ExportError where a model has not the accuracy that its run recorded."""
+    accuracy = float((expected.argmax(-1) == subject.labels).mean())
+    if subject.accuracy is not None and abs(accuracy - subject.accuracy) > ROUNDING:
+        raise ExportError(
+            f"the model's accuracy on the test is {100 * accuracy:.1f}%, its run "
+            f"recorded {100 * subject.accuracy:.1f}%: the run has another test, or "
+            "prepares its inputs otherwise"
+        )
 
 
 def compare(
@@ -123,10 +151,10 @@ def _refuse(result: dict[str, Any], max_drop: float | None) -> None:
             "int8 changed nothing: the format leaves matrices this small as they are; "
             "export without it"
         )
-    drop = -100 * result["accuracy_difference"]
-    if not drop <= max_drop:
+    lost = drop(result)
+    if not lost <= max_drop:
         raise ExportError(
-            f"int8 loses {drop:.1f} points of accuracy "
+            f"int8 loses {lost:.1f} points of accuracy "
             f"({100 * result['model_accuracy']:.1f}% to "
             f"{100 * result['accuracy']:.1f}%), {max_drop:g} are allowed"
         )

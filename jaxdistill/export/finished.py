@@ -2,7 +2,6 @@
 """What a finished run has to export: a row's model, its test, and where it is from."""
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,7 +45,8 @@ def from_run(run_dir: Any, row: str = "distilled", *, data_dir: Any = None) -> S
 
     Args:
       run_dir: a run directory.
-      row: which of its models.
+      row: which of its models; one whose accuracy on the test is not what the run's
+        summary says is refused as it is written.
       data_dir: see `data.load` and `data.load_texts`.
 
     Raises:
@@ -59,19 +59,20 @@ def from_run(run_dir: Any, row: str = "distilled", *, data_dir: Any = None) -> S
     about: dict[str, Any] = {
         "data": name,
         "run": _run(folder, config, row),
-        "teacher": _teacher(folder),
+        "teacher": saved.read_teacher(run_dir, row),
     }
+    accuracy = saved.read_accuracy(run_dir, row)
     if name in CLASSES:
         about["classes"] = list(CLASSES[name])
     if name in text.CLASSES:
-        return _of_texts(
-            folder, config, name, data_dir, Subject(model, {}, about=about)
-        )
+        of = Subject(model, {}, about=about, accuracy=accuracy)
+        return _of_texts(folder, config, name, data_dir, of)
     source = data.load(name, data_dir)
     train = source.train
     if config.get("validation"):
         train = data.holdout(train, config["validation"])[0]
-    return of_images(model, source, train["images"], about)
+    subject = of_images(model, source, train["images"], about)
+    return subject._replace(accuracy=accuracy)
 
 
 def of_images(
@@ -101,6 +102,11 @@ def _of_texts(
     folder: epath.Path, config: Mapping[str, Any], name: str, data_dir: Any, of: Subject
 ) -> Subject:
     """The subject with the texts of its run, as tokens."""
+    length = config.get("test_length")
+    if not isinstance(length, int):
+        raise RunError(
+            f"{folder / 'config.json'} has no test_length, to which texts are cut"
+        )
     if config.get("smoke"):
         raise RunError(f"{folder} is of a smoke run, whose phrases are no data set")
     path = folder / TOKENIZER
@@ -109,7 +115,7 @@ def _of_texts(
             f"{path}, which turns texts into tokens, is missing; give the run's "
             "command again to have it written: what is trained is not trained again"
         )
-    texts, length = data.load_texts(name, data_dir), config["test_length"]
+    texts = data.load_texts(name, data_dir)
     tokenizer = tokens.load_tokenizer(folder)
 
     def encode(chosen: Sequence[str]) -> dict[str, np.ndarray]:
@@ -144,11 +150,3 @@ def _run(folder: epath.Path, config: Mapping[str, Any], row: str) -> dict[str, A
         if (folder / name).exists():
             whole.update((folder / name).read_bytes())
     return {"row": row, "digest": whole.hexdigest(), "config": dict(config)}
-
-
-def _teacher(folder: epath.Path) -> dict[str, Any] | None:
-    """The fingerprint of the run's teacher, where it keeps one."""
-    record = folder / "models" / "teacher.json"
-    if not record.exists():
-        return None
-    return {"fingerprint": json.loads(record.read_text())["fingerprint"]}

@@ -22,7 +22,7 @@ def save(
     batch_size: int | None,
     int8: Int8 | None,
 ) -> None:
-    """Writes an artefact.
+    """Writes an artefact, no operation of it in int8.
 
     Args:
       subject: what is exported.

@@ -51,6 +51,7 @@ class Subject(NamedTuple):
       pixels: becomes part of the artefact; None where inputs are the model's own.
       calibration: inputs of training examples, for `int8="static"` alone.
       about: what else the manifest says, by name.
+      accuracy: what its run recorded on the test, if anything; another is refused.
     """
 
     model: Live
@@ -58,6 +59,7 @@ class Subject(NamedTuple):
     pixels: Pixels | None = None
     calibration: Any = None
     about: Mapping[str, Any] = {}
+    accuracy: float | None = None
 
     @property
     def student(self) -> Live:
@@ -71,14 +73,23 @@ class Subject(NamedTuple):
         return type(self.student.module).__name__
 
     def named(self, inputs: Any) -> dict[str, np.ndarray]:
-        """Inputs by the names they have in an artefact, in the types that jax has."""
+        """Inputs by the names they have in an artefact, in types of 32 bits or less."""
         if not isinstance(inputs, Mapping):
             inputs = {"inputs" if self.pixels is None else "images": inputs}
         arrays = {name: np.asarray(array) for name, array in inputs.items()}
-        return {
-            name: array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
-            for name, array in arrays.items()
-        }
+        with jax.enable_x64(False):
+            kinds = {
+                name: jax.dtypes.canonicalize_dtype(array.dtype)
+                for name, array in arrays.items()
+            }
+        return {name: x.astype(kinds[name], copy=False) for name, x in arrays.items()}
+
+    def prepare(self, inputs: Any) -> Any:
+        """Inputs as the model itself takes them: raw images normalised."""
+        if self.pixels is None:
+            return inputs
+        peak, mean, deviation = self.pixels
+        return normalize(np.asarray(inputs), mean, deviation, peak)
 
     @property
     def inputs(self) -> dict[str, np.ndarray]:
@@ -160,10 +171,7 @@ def logits_of(subject: Subject) -> np.ndarray:
     Raises:
       ExportError: the model does not take the examples.
     """
-    model, inputs = subject.model, subject.examples["inputs"]
-    if subject.pixels is not None:
-        peak, mean, deviation = subject.pixels
-        inputs = normalize(np.asarray(inputs), mean, deviation, peak)
+    inputs = subject.prepare(subject.examples["inputs"])
     count, parts = len(subject.labels), []
 
     @jax.jit
@@ -178,6 +186,8 @@ def logits_of(subject: Subject) -> np.ndarray:
             "an artefact is compared on a CPU, which JAX_PLATFORMS leaves out: add cpu "
             f"to it ({first_line(error)})"
         ) from error
+    # Arrays that a training placed stay where they are, whatever the default is.
+    model = jax.device_put(subject.model, cpu)
     with jax.default_device(cpu):
         rows = pad(np.arange(count), min(BATCH, count))
         for index, mask in zip(rows["index"], rows["mask"], strict=True):

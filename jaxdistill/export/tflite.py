@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxdistill.export import check
 from jaxdistill.export.quiet import quiet
 from jaxdistill.export.subject import ExportError, Int8, Subject, make_forward
 from jaxdistill.models.conv import direct
@@ -18,6 +19,10 @@ from jaxdistill.runtimes import need
 RUNTIME, PACKAGES, BATCH = "ai-edge-litert", ("tensorflow", "ai-edge-litert"), 1
 INSTEAD = "stablehlo takes it, and onnx may"
 SIGNATURE = "serving_default"
+START = (
+    "import sys; from ai_edge_litert.interpreter import Interpreter; "
+    "Interpreter(sys.argv[1]).allocate_tensors()"
+)
 PRODUCTS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 
 
@@ -28,7 +33,7 @@ def save(
     expected: np.ndarray,
     batch_size: int | None,
     int8: Int8 | None,
-) -> None:
+) -> str | None:
     """Writes an artefact.
 
     Args:
@@ -38,8 +43,12 @@ def save(
       batch_size: B.
       int8: which quantisation, if any.
 
+    Returns:
+      Which operations are in int8: "all" whose types the format has in int8,
+      "products" alone, or None.
+
     Raises:
-      ExportError: the examples have a number without a limit.
+      ExportError: no number of examples is given, or the runtime takes no int8.
       ArtefactError: a package is missing.
     """
     del expected
@@ -48,10 +57,12 @@ def save(
     with quiet():
         for package in ("ai_edge_litert", "tensorflow"):
             need(package, "tflite")
-        _save(subject, path, batch_size, int8)
+        return _save(subject, path, batch_size, int8)
 
 
-def _save(subject: Subject, path: Path, batch_size: int, int8: Int8 | None) -> None:
+def _save(
+    subject: Subject, path: Path, batch_size: int, int8: Int8 | None
+) -> str | None:
     import tensorflow as tf
     from jax.experimental import jax2tf
 
@@ -70,15 +81,15 @@ def _save(subject: Subject, path: Path, batch_size: int, int8: Int8 | None) -> N
         signature = module.forward.get_concrete_function(**specs)
         tf.saved_model.save(module, folder, signatures={SIGNATURE: signature})
         if int8 == "static":
-            _save_static(tf, folder, path, lambda: subject.calibrate(batch_size))
-            return
+            return _save_static(tf, folder, path, lambda: subject.calibrate(batch_size))
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
         if int8 == "dynamic":
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
         path.write_bytes(converter.convert())
+        return int8 and "products"
 
 
-def _save_static(tf: Any, folder: str, path: Path, examples: Callable) -> None:
+def _save_static(tf: Any, folder: str, path: Path, examples: Callable) -> str:
     """All operations in int8; where the runtime cannot take that, products alone.
 
     A norm or GELU in int8 ends LiteRT (2.3) with an abort, as it takes a transformer
@@ -92,8 +103,8 @@ def _save_static(tf: Any, folder: str, path: Path, examples: Callable) -> None:
         return made
 
     path.write_bytes(converter().convert())
-    if _can_start(path):
-        return
+    if not _crashes(path):
+        return "all"
     from tensorflow.lite.python.schema_py_generated import BuiltinOperator
 
     others = sorted(name for name in vars(BuiltinOperator) if name.isupper())
@@ -104,13 +115,17 @@ def _save_static(tf: Any, folder: str, path: Path, examples: Callable) -> None:
         converter=converter(), debug_dataset=examples, debug_options=options
     )
     path.write_bytes(debugger.get_nondebug_quantized_model())
+    return "products"
 
 
-def _can_start(path: Path) -> bool:
-    """Whether the runtime takes a file, in a process that may crash."""
-    code = (
-        "import sys; from ai_edge_litert.interpreter import Interpreter; "
-        "Interpreter(sys.argv[1]).allocate_tensors()"
-    )
-    command = [sys.executable, "-c", code, str(path)]
-    return subprocess.run(command, capture_output=True).returncode == 0
+def _crashes(path: Path) -> bool:
+    """Whether a file ends its runtime, tried in a process of its own.
+
+    Raises:
+      ExportError: the runtime refuses it, or cannot be started.
+    """
+    command = [sys.executable, "-P", "-c", START, str(path)]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    if ended.returncode > 0:
+        raise ExportError(f"the runtime does not take static int8: {check.why(ended)}")
+    return ended.returncode < 0

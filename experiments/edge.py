@@ -24,8 +24,8 @@ those of the first seed. Nothing is tuned; all students take the same steps, las
   python -m experiments.edge --preset fashion_mnist --data-dir ~/fashion_mnist
   python -m experiments.edge --preset digits --smoke
 
-Needs jaxdistill[onnx,quantize]. Cost: about a quarter of an hour a data set on two
-cores, a minute with --smoke.
+Needs jaxdistill[onnx,quantize]. Cost: an estimated quarter of an hour a data set on two
+cores, not yet measured; two minutes with --smoke.
 """
 
 import statistics

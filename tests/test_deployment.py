@@ -178,11 +178,3 @@ def test_the_measured_process_imports_little():
             found |= names if node.module == "jaxdistill" else {node.module}
     known = {"numpy", "jaxdistill.runtimes", "jaxdistill.footprint", "collections.abc"}
     assert found - sys.stdlib_module_names <= known
-
-
-def test_a_system_that_tells_no_memory(monkeypatch):
-    def peak():
-        raise ImportError("resource")
-
-    monkeypatch.setattr(child, "peak_memory", peak)
-    assert child.memory() is None

@@ -3,8 +3,11 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
+
+from jaxdistill.footprint import peak_memory
 
 MB = 1_000_000
 SCRIPT = """
@@ -23,3 +26,10 @@ def test_a_child_does_not_count_what_its_parent_has():
     before, after = map(int, ended.stdout.split())
     assert 1 * MB < before < 100 * MB < held.nbytes
     assert 60 * MB <= after - before < 90 * MB
+
+
+def test_a_system_that_tells_no_memory(monkeypatch):
+    """As Windows: no /proc, and no `resource`."""
+    monkeypatch.setattr(Path, "exists", lambda path: False)
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert peak_memory() is None

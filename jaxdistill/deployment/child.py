@@ -35,7 +35,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     path, threads = Path(job["path"]), job["threads"]
     size = len(next(iter(inputs.values())))
     ones = [{k: x[i : i + 1] for k, x in inputs.items()} for i in range(size)]
-    before = memory()
+    before = peak_memory()
     begin = time.monotonic()
     runtime = runtimes.read_manifest(path)["runtime"]
     library, extra, _ = runtimes.RUNTIMES[runtime]
@@ -56,7 +56,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         "load_s": answered - imported,
         "latency_us": None,
         "memory_before": before,
-        "memory": memory(),
+        "memory": peak_memory(),
         "batch": job["batch"],
         "batches": 0,
         "per_second": None,
@@ -66,7 +66,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     if model.batch_size in (None, 1):
         times = timed(model, ones, warmup, repeats)
         p50, p95 = 1e6 * np.percentile(times, (50, 95))
-        result |= {"latency_us": {"p50": p50, "p95": p95}, "memory": memory()}
+        result |= {"latency_us": {"p50": p50, "p95": p95}, "memory": peak_memory()}
     if job["many"] is not None:
         model = runtimes.load(job["many"], threads)
     if model.batch_size in (None, job["batch"]):
@@ -74,17 +74,9 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         many = [{name: array[rows] for name, array in inputs.items()}]
         least = max(1, repeats // job["fewer"])
         times = timed(model, many, 1 + warmup // job["fewer"], least, job["seconds"])
-        result |= {"batches": len(times), "memory_batch": memory()}
+        result |= {"batches": len(times), "memory_batch": peak_memory()}
         result["per_second"] = job["batch"] * len(times) / sum(times)
     return result
-
-
-def memory() -> int | None:
-    """The process's peak bytes, or None where the system does not tell, as Windows."""
-    try:
-        return peak_memory()
-    except ImportError:
-        return None
 
 
 def first(ones: list[Any], model: runtimes.Model) -> Any:

@@ -16,8 +16,6 @@ from jaxdistill.export.subject import ExportError, Subject
 
 TOLERANCE = 1e-5
 """The largest difference of a float artefact's logits, over the largest logit, or 1."""
-
-
 ROUNDING = 0.01
 """What other devices may change of a model's accuracy, bfloat16 included."""
 

@@ -23,6 +23,7 @@ from jaxdistill.terms import (
     at_step,
     broadcast_mask,
     check_settings,
+    couples_batch,
     name_of,
     taught,
     token_mask,
@@ -43,6 +44,11 @@ from jaxdistill.types import (
 @dataclass(frozen=True, eq=False)
 class _Combined:
     terms: Mapping[str, tuple[Any, Term]]
+
+    @property
+    def coupled(self) -> list[str]:
+        """Names of the terms that compare the examples of a batch with each other."""
+        return [name for name, (_, term) in self.terms.items() if couples_batch(term)]
 
     def __call__(self, student, teacher, batch, step):
         result = {}

@@ -274,6 +274,7 @@ def pmap(devices: Sequence[Any] | None = None) -> Parallel:
         replica = Replica(
             sum=lambda tree: jax.lax.psum(tree, AXIS),
             key=lambda rng: jax.random.fold_in(rng, jax.lax.axis_index(AXIS)),
+            devices=len(devices),
         )
         return jax.pmap(
             partial(function, replica=replica),

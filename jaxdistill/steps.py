@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pure train and eval steps, and the only reduction to a scalar."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -31,10 +32,12 @@ class Replica(NamedTuple):
     Attributes:
       sum: adds a tree of arrays over the devices.
       key: a key of this device's own.
+      devices: how many, each of which sees its own part of the batch.
     """
 
     sum: Callable[[Any], Any] = lambda tree: tree
     key: Callable[[Array], Array] = lambda rng: rng
+    devices: int = 1
 
 
 WHOLE = Replica()
@@ -95,11 +98,16 @@ def make_train_step(
     Returns:
       The step. `teacher` is a pytree of `teachers`, or None. Metrics are
       `{term: (sum, count)}` and the weighted `loss` with count 1.
+
+    Warns:
+      UserWarning: a term pairs examples, and sees them in parts, a device's or a
+        micro-batch's.
     """
 
     def train_step(
         state: TrainState, teacher: Teacher | None, batch: Batch, *, replica=WHOLE
     ) -> tuple[TrainState, Metrics]:
+        _warn_of_parts(objective, replica.devices, micro_batches)
         rng = replica.key(jax.random.fold_in(state.rng, state.step))
         if prepare is not None:
             batch = prepare(batch, jax.random.fold_in(rng, AUGMENT))
@@ -184,6 +192,18 @@ def take(examples: Batch, row: Batch) -> Batch:
 def masked_sum(values: Array, mask: Array) -> Array:
     """`sum(values * mask)`; values under a zero mask may be anything, NaN included."""
     return (jnp.where(mask > 0, values, 0) * mask).sum()
+
+
+def _warn_of_parts(objective: Objective, devices: int, micro_batches: int) -> None:
+    coupled = getattr(objective, "coupled", ())
+    parts = devices * micro_batches
+    if coupled and parts > 1:
+        warnings.warn(
+            f"{', '.join(coupled)}: examples are compared within each of {parts} parts "
+            f"of a batch (micro-batches {micro_batches}, devices under pmap {devices}),"
+            " not over all of it; jit and mesh without micro-batches do that",
+            stacklevel=3,
+        )
 
 
 def _mean_state(model_state: Any, replica: Replica) -> Any:

@@ -8,7 +8,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxdistill.types import Array, Batch, Outputs
+from jaxdistill.losses import BATCH_COUPLED
+from jaxdistill.types import Array, Batch, Outputs, Term
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +36,12 @@ class Settled:
         given = [name_of(x) for x in self.given]
         inside = [*given, *(f"{k}={v!r}" for k, v in self.settings.items())]
         return f"{self.name}({', '.join(inside)})"
+
+
+def couples_batch(term: Term) -> bool:
+    """Whether a term made here compares the examples of a batch with each other."""
+    given = getattr(term, "given", ())
+    return any(loss is x for loss in BATCH_COUPLED for x in given)
 
 
 def token_mask(batch: Batch, shape: tuple[int, ...]) -> Array:

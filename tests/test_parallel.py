@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One step, three ways to run it: the same gradients wherever the padding falls."""
 
+from contextlib import nullcontext
 from functools import lru_cache, partial
 
 import jax
@@ -22,10 +23,10 @@ from builders import (
     train_step,
 )
 
-from jaxdistill import models, parallel
+from jaxdistill import losses, models, parallel
 from jaxdistill.data import Batches
 from jaxdistill.loop import fit
-from jaxdistill.objectives import combine, hard_labels, soft_targets
+from jaxdistill.objectives import combine, hard_labels, on_logits, soft_targets
 from jaxdistill.steps import make_train_step, scan_train
 
 MLP = models.MLP((8, CLASSES))
@@ -121,6 +122,20 @@ def test_dropout_under_pmap_draws_on_each_device_its_own():
         state, _ = step(state, run.place(live(MLP)), run.split(rows))
         sizes.append(run.fetch(state).opt_state)
     assert largest_difference(*sizes) > 0.01
+
+
+@pytest.mark.parametrize("kind", ["mesh", "pmap"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_comparing_examples_within_devices_warns(kind, count):
+    """Warnings are errors here: a mesh compares all, and so does one device."""
+    run, batch = choose(kind, count), make_batch(0, 8)
+    objective = combine({"dist": (1.0, on_logits(losses.dist))})
+    step = run.compile(make_train_step(models.student(MLP), objective, RECORDER))
+    arguments = run.place(start(MLP, batch)), run.place(live(MLP)), run.split(batch)
+    said = r"^dist: .* 2 parts of a batch \(micro-batches 1, devices under pmap 2\)"
+    warns = (kind, count) == ("pmap", 2)
+    with pytest.warns(UserWarning, match=said) if warns else nullcontext():
+        step(*arguments)
 
 
 @pytest.mark.parametrize("kind", ["mesh", "pmap"])

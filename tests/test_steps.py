@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The train step: one reduction, padding that weighs nothing, keys by step number."""
 
+from contextlib import nullcontext
 from functools import partial
 
 import jax
@@ -22,8 +23,9 @@ from builders import (
     train_step,
 )
 
-from jaxdistill import models, steps
-from jaxdistill.objectives import combine, hard_labels
+from jaxdistill import losses, models, steps
+from jaxdistill.matching import on_hiddens
+from jaxdistill.objectives import combine, hard_labels, on_logits
 from jaxdistill.steps import make_train_step
 from jaxdistill.types import Outputs, Student
 
@@ -159,6 +161,22 @@ def test_micro_batches_give_the_large_batchs_gradient(mask, parts, tokens):
 def test_micro_batches_must_divide_the_batch():
     with pytest.raises(ValueError, match="batch of 8 does not divide into 3 micro-"):
         one_step(MLP, make_batch(0, 8), micro_batches=3)
+
+
+def test_comparing_examples_within_micro_batches_warns():
+    """Warnings are errors here: the whole batch gives none."""
+    terms = {
+        "hard": (1.0, hard_labels()),
+        "dist": (1.0, on_logits(losses.dist)),
+        "layers": (1.0, on_hiddens(losses.relational_distance, ((0, 0),))),
+    }
+    student, batch = models.student(MLP), make_batch(0, 8)
+    for parts in (1, 2):
+        options = {"micro_batches": parts}
+        step = make_train_step(student, combine(terms), RECORDER, **options)
+        said = "^dist, layers: examples are compared within each of 2 parts of a batch"
+        with pytest.warns(UserWarning, match=said) if parts > 1 else nullcontext():
+            one_step(MLP, batch, step=step)
 
 
 def test_micro_batches_drop_units_of_their_own():

@@ -38,6 +38,18 @@ from jaxdistill.losses.sequences import ctc, frame_kl, shift_tokens
 from jaxdistill.losses.sparse import sparse_forward_kl
 from jaxdistill.losses.vocabulary import chunked_cross_entropy, chunked_forward_kl
 
+BATCH_COUPLED = (
+    contrastive,
+    correlation_congruence,
+    dist,
+    linear_cka,
+    probabilistic_transfer,
+    relational_angle,
+    relational_distance,
+    similarity_preserving,
+)
+"""Losses whose value at an example depends on the other examples of its batch."""
+
 __all__ = [
     "attention_kl",
     "attention_mse",

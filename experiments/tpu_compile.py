@@ -84,6 +84,22 @@ _COLLECTIVE = re.compile(
 _FLOATS = re.compile(r"\b(b?f\d+)\[([\d,]*)\]")
 _BYTES = {"f32": 4, "bf16": 2}
 
+LINES = (
+    ("arguments", "arguments, kB", 1e-3),
+    ("outputs", "outputs, kB", 1e-3),
+    ("aliased", "of them donated, kB", 1e-3),
+    ("temporaries", "temporaries, kB", 1e-3),
+    ("program", "program, kB", 1e-3),
+    ("flops", "MFLOP", 1e-6),
+    ("matmul_flops", "closed form, MFLOP", 1e-6),
+    ("all-reduce", "all-reduces", 1),
+    ("reduced", "all-reduced, kB", 1e-3),
+    ("gradients", "the student's gradients, kB", 1e-3),
+    ("other collectives", "other collectives", 1),
+    ("step_ms", "ms", 1),
+)
+"""What the table says of a program: its key, the line's title, the unit."""
+
 
 @dataclass(frozen=True)
 class Config:
@@ -267,32 +283,20 @@ def matmul_flops(batch: int) -> int:
     return 2 * batch * (3 * sum(weights) - weights[0] + lesson)
 
 
-def table(rows: dict[Any, dict[str, Any]]) -> str:
-    """The rows as Markdown, sizes in kB per chip."""
-    columns = (
-        ("arguments", "arguments, kB", 1e-3),
-        ("outputs", "outputs, kB", 1e-3),
-        ("aliased", "of them donated, kB", 1e-3),
-        ("temporaries", "temporaries, kB", 1e-3),
-        ("program", "program, kB", 1e-3),
-        ("flops", "MFLOP", 1e-6),
-        ("matmul_flops", "closed form, MFLOP", 1e-6),
-        ("all-reduce", "all-reduces", 1),
-        ("reduced", "all-reduced, kB", 1e-3),
-        ("gradients", "the student's gradients, kB", 1e-3),
-        ("other collectives", "other collectives", 1),
-        ("step_ms", "ms", 1),
-    )
-    lines = [["per chip and step", *rows], ["---"] + ["--:"] * len(rows)]
-    for key, title, unit in columns:
+def table(
+    rows: dict[Any, dict[str, Any]], lines: Sequence[tuple[str, str, float]] = LINES
+) -> str:
+    """The programs as Markdown, side by side; `lines` are as `LINES`."""
+    text = [["per chip and step", *rows], ["---"] + ["--:"] * len(rows)]
+    for key, title, unit in lines:
         digits = 0 if unit == 1 and key != "step_ms" else 1
         if any(key in row for row in rows.values()):
             cells = [
                 f"{row[key] * unit:,.{digits}f}" if key in row else "-"
                 for row in rows.values()
             ]
-            lines.append([title, *cells])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+            text.append([title, *cells])
+    return "".join(f"| {' | '.join(line)} |\n" for line in text)
 
 
 if __name__ == "__main__":

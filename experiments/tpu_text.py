@@ -107,6 +107,20 @@ def gpt() -> Job:
 
 JOBS = {"bert": bert, "gpt": gpt}
 
+LINES = (
+    ("teacher", "teacher, million parameters", 1e-6),
+    ("student", "student, million parameters", 1e-6),
+    ("arguments", "arguments, MB", 1e-6),
+    ("aliased", "of them donated, MB", 1e-6),
+    ("temporaries", "temporaries, MB", 1e-6),
+    ("layer", "one of the teacher's layers, bfloat16, MB", 1e-6),
+    ("flops", "GFLOP, a loop's body counted once", 1e-9),
+    ("all-gather", "all-gathers", 1),
+    ("in loops", "of them in loops", 1),
+    ("all-reduce", "all-reduces and reduce-scatters", 1),
+)
+"""The table's lines, see `tpu_compile.LINES`."""
+
 
 @dataclass(frozen=True)
 class Config:
@@ -137,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     title = f"{len(chips)} x {chips[0].device_kind} ({job.topology}), {job.kind}"
     text = (
         f"Job: {config.job}, {job.batch} examples of {job.length} tokens on each "
-        f"chip.\n\n{table(title, found)}"
+        f"chip.\n\n{tpu_compile.table({title: found}, LINES)}"
     )
     print(text, end="")
     if config.save is not None:
@@ -226,27 +240,6 @@ def gathers_in_loops(hlo: str) -> int:
         if match[1] in bodies:
             total += len(re.findall(r" all-gather(?:-start)?\(", match[2]))
     return total
-
-
-def table(title: str, found: dict[str, Any]) -> str:
-    """The numbers as Markdown."""
-    rows = (
-        ("teacher", "teacher, million parameters", 1e-6),
-        ("student", "student, million parameters", 1e-6),
-        ("arguments", "arguments, MB", 1e-6),
-        ("aliased", "of them donated, MB", 1e-6),
-        ("temporaries", "temporaries, MB", 1e-6),
-        ("layer", "one of the teacher's layers, bfloat16, MB", 1e-6),
-        ("flops", "GFLOP, a loop's body counted once", 1e-9),
-        ("all-gather", "all-gathers", 1),
-        ("in loops", "of them in loops", 1),
-        ("all-reduce", "all-reduces and reduce-scatters", 1),
-    )
-    lines = [f"| per chip and step | {title} |", "| --- | --: |"]
-    for key, name, unit in rows:
-        digits = 0 if unit == 1 else 1
-        lines.append(f"| {name} | {found[key] * unit:,.{digits}f} |")
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -113,6 +113,22 @@ def test_everything_equals_transformers(saved, scan, dtype, bound):
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=bound)
 
 
+def test_given_positions_and_types_are_those_that_are_read(saved):
+    model, folder = saved
+    model, rng = model.float(), np.random.default_rng(1)
+    inputs = text(model.config.vocab_size)
+    shape = inputs["input_ids"].shape
+    inputs["position_ids"] = rng.integers(0, 12, shape)
+    if model.config.model_type != "distilbert":
+        inputs["token_type_ids"] = rng.integers(0, 3, shape)
+    module, variables = huggingface.load(folder)
+    found = jax.jit(module.apply)(variables, inputs)
+    with torch.no_grad():
+        given = {name: torch.tensor(array) for name, array in inputs.items()}
+        expected = model(**given)
+    np.testing.assert_allclose(found.logits, expected.logits, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("scan", [False, True], ids=["loop", "scan"])
 def test_back_again_is_the_identity(saved, scan, tmp_path):
     model, folder = saved

@@ -69,8 +69,8 @@ class Encoder(nn.Module):
         """Hidden states of tokens; there are no logits.
 
         Args:
-          inputs: `input_ids` `[B, L]`; `attention_mask` `[B, L]`, 0 for padding, and
-            `token_type_ids` `[B, L]` may be missing.
+          inputs: `input_ids` `[B, L]`; `attention_mask` `[B, L]`, 0 for padding,
+            `token_type_ids` `[B, L]` and `position_ids` `[B, L]` may be missing.
           train: whether dropout is on.
 
         Returns:
@@ -82,7 +82,8 @@ class Encoder(nn.Module):
         """
         ids = inputs["input_ids"]
         check_length(ids, self.size)
-        x = self.words(ids) + self.places(jnp.arange(ids.shape[1]))[None]
+        places = inputs.get("position_ids", jnp.arange(ids.shape[1])[None])
+        x = self.words(ids) + self.places(places)
         if self.size.types:
             types = inputs.get("token_type_ids", jnp.zeros_like(ids))
             x = x + self.segments(types)

@@ -79,8 +79,9 @@ class GPT(nn.Module):
         """Logits `[B, L, V]`, those at position l predicting token l + 1.
 
         Args:
-          inputs: `input_ids` `[B, L]`; `attention_mask` `[B, L]`, 0 for padding, and
-            `position_ids` `[B, L]` may be missing.
+          inputs: `input_ids` `[B, L]`; `attention_mask` `[B, L]`, 0 for padding,
+            `position_ids` `[B, L]`, and `token_type_ids` `[B, L]`, tokens whose
+            embeddings are added, may be missing.
           mask: the batch's; no layer here looks across examples.
           train: whether dropout is on.
           cache: the tokens before these; `extras["cache"]` then has these too.
@@ -104,6 +105,8 @@ class GPT(nn.Module):
             size.positions, size.width, embedding_init=NORMAL, name="places"
         )
         x = words(ids) + table(places)
+        if "token_type_ids" in inputs:
+            x = x + words(inputs["token_type_ids"])
         embeddings = x = Dropout(size.dropout)(x, train)
         real = inputs.get("attention_mask", jnp.ones(ids.shape, jnp.int32))
         if cache is not None:

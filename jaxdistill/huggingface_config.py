@@ -13,61 +13,72 @@ from jaxdistill.models.gpt import GPT
 from jaxdistill.models.transformer import Size
 
 CONFIG = "config.json"
-ARCHITECTURES = (
-    "BertForSequenceClassification",
-    "BertForMaskedLM",
-    "DistilBertForSequenceClassification",
-    "DistilBertForMaskedLM",
-    "GPT2LMHeadModel",
-)
-USUAL = {
-    "position_embedding_type": "absolute",
-    "is_decoder": False,
-    "add_cross_attention": False,
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "tie_word_embeddings": True,
+ARCHITECTURES = {
+    "bert": ("BertForSequenceClassification", "BertForMaskedLM"),
+    "distilbert": ("DistilBertForSequenceClassification", "DistilBertForMaskedLM"),
+    "gpt2": ("GPT2LMHeadModel",),
+}
+USUAL: dict[str, dict[str, Any]] = {
+    "bert": {
+        "position_embedding_type": "absolute",
+        "is_decoder": False,
+        "add_cross_attention": False,
+    },
+    "distilbert": {},
+    "gpt2": {
+        "add_cross_attention": False,
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "is_causal": True,
+    },
 }
 """Settings with which the models are computed as they are here."""
-NUMBERS = {
+NUMBERS: dict[str, dict[str, tuple[str, Any]]] = {
     "bert": {
-        "vocab": "vocab_size",
-        "width": "hidden_size",
-        "depth": "num_hidden_layers",
-        "heads": "num_attention_heads",
-        "inner": "intermediate_size",
-        "positions": "max_position_embeddings",
-        "types": "type_vocab_size",
-        "epsilon": "layer_norm_eps",
-        "activation": "hidden_act",
-        "dropout": "hidden_dropout_prob",
-        "attention_dropout": "attention_probs_dropout_prob",
+        "vocab": ("vocab_size", 30_522),
+        "width": ("hidden_size", 768),
+        "depth": ("num_hidden_layers", 12),
+        "heads": ("num_attention_heads", 12),
+        "inner": ("intermediate_size", 3072),
+        "positions": ("max_position_embeddings", 512),
+        "types": ("type_vocab_size", 2),
+        "epsilon": ("layer_norm_eps", 1e-12),
+        "activation": ("hidden_act", "gelu"),
+        "dropout": ("hidden_dropout_prob", 0.1),
+        "attention_dropout": ("attention_probs_dropout_prob", 0.1),
     },
     "distilbert": {
-        "vocab": "vocab_size",
-        "width": "dim",
-        "depth": "n_layers",
-        "heads": "n_heads",
-        "inner": "hidden_dim",
-        "positions": "max_position_embeddings",
-        "activation": "activation",
-        "dropout": "dropout",
-        "attention_dropout": "attention_dropout",
+        "vocab": ("vocab_size", 30_522),
+        "width": ("dim", 768),
+        "depth": ("n_layers", 6),
+        "heads": ("n_heads", 12),
+        "inner": ("hidden_dim", 3072),
+        "positions": ("max_position_embeddings", 512),
+        "activation": ("activation", "gelu"),
+        "dropout": ("dropout", 0.1),
+        "attention_dropout": ("attention_dropout", 0.1),
     },
     "gpt2": {
-        "vocab": "vocab_size",
-        "width": "n_embd",
-        "depth": "n_layer",
-        "heads": "n_head",
-        "inner": "n_inner",
-        "positions": "n_positions",
-        "epsilon": "layer_norm_epsilon",
-        "activation": "activation_function",
-        "dropout": "resid_pdrop",
-        "attention_dropout": "attn_pdrop",
+        "vocab": ("vocab_size", 50_257),
+        "width": ("n_embd", 768),
+        "depth": ("n_layer", 12),
+        "heads": ("n_head", 12),
+        "inner": ("n_inner", None),
+        "positions": ("n_positions", 1024),
+        "epsilon": ("layer_norm_epsilon", 1e-5),
+        "activation": ("activation_function", "gelu_new"),
+        "dropout": ("resid_pdrop", 0.1),
+        "attention_dropout": ("attn_pdrop", 0.1),
     },
 }
-"""Our names of the numbers in a configuration."""
+"""By our names of the numbers: a configuration's, and what it means where it is not."""
+ALIASES = {
+    "width": "hidden_size",
+    "depth": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "positions": "max_position_embeddings",
+}
+"""Names that every model's configuration may have in place of its own."""
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -81,13 +92,27 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         config = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise ValueError(f"{path} does not exist") from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
-    known = ", ".join(NUMBERS)
-    if not isinstance(config, dict) or config.get("model_type") not in NUMBERS:
-        found = config.get("model_type") if isinstance(config, dict) else config
-        raise ValueError(f"{path} describes a model of type {found!r}; known: {known}")
+    kind_of(config)
     return config
+
+
+def kind_of(config: Mapping[str, Any]) -> str:
+    """The model's type.
+
+    Raises:
+      ValueError: it is not known.
+    """
+    found = config.get("model_type") if isinstance(config, Mapping) else [config]
+    if not isinstance(found, str) or found not in NUMBERS:
+        raise ValueError(
+            f"config.json describes a model of type {found!r}; known: "
+            f"{', '.join(NUMBERS)}"
+        )
+    return found
 
 
 def module_of(config: Mapping[str, Any], **flags: Any) -> nn.Module:
@@ -97,51 +122,71 @@ def module_of(config: Mapping[str, Any], **flags: Any) -> nn.Module:
       ValueError: an architecture, or a variant of it, that is not known.
     """
     architecture, size = architecture_of(config), size_of(config)
-    if config["model_type"] == "gpt2":
-        return GPT(size, **flags)
-    encoder = Encoder(size, **flags)
+    if architecture.endswith("Classification"):
+        pool = "relu" if kind_of(config) == "distilbert" else "tanh"
+        return BertClassifier(Encoder(size, **flags), _classes(config), pool)
+    _check(config, {"tie_word_embeddings": True})
     if architecture.endswith("MaskedLM"):
-        return BertMaskedLM(encoder)
-    pool = "relu" if config["model_type"] == "distilbert" else "tanh"
-    return BertClassifier(encoder, _classes(config), pool)
+        return BertMaskedLM(Encoder(size, **flags))
+    return GPT(size, **flags)
 
 
 def architecture_of(config: Mapping[str, Any]) -> str:
     """The architecture's name.
 
     Raises:
-      ValueError: it is not known.
+      ValueError: it is not known, or another model's.
     """
-    found = (config.get("architectures") or ["none"])[0]
-    if found not in ARCHITECTURES:
+    known = ARCHITECTURES[kind_of(config)]
+    found = config.get("architectures") or ["none"]
+    first = found[0] if isinstance(found, list | tuple) else found
+    if first not in known:
         raise ValueError(
-            f"config.json names the architecture {found!r}; known: "
-            f"{', '.join(ARCHITECTURES)}"
+            f"config.json names the architecture {first!r}; known: {', '.join(known)}"
         )
-    return found
+    return first
 
 
 def size_of(config: Mapping[str, Any]) -> Size:
     """A configuration's numbers.
 
     Raises:
-      ValueError: a variant that is computed otherwise.
+      ValueError: a variant that is computed otherwise, or a number that is none.
     """
-    for name, usual in USUAL.items():
+    kind = kind_of(config)
+    _check(config, USUAL[kind])
+    numbers: dict[str, Any] = {"types": 0}
+    for ours, (name, usual) in NUMBERS[kind].items():
+        alias = ALIASES.get(ours, name)
+        known = name if name in config or alias not in config else alias
+        numbers[ours] = _value(config, known, usual)
+    return Size(**numbers)
+
+
+def _check(config: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    for name, usual in settings.items():
         if config.get(name, usual) != usual:
             raise ValueError(
                 f"config.json has {name} = {config[name]!r}; only {usual!r} is computed"
             )
-    names = NUMBERS[config["model_type"]]
-    numbers = {ours: config[name] for ours, name in names.items() if name in config}
-    defaults = {"types": 0, "epsilon": 1e-12, "activation": "gelu"}
-    if config["model_type"] == "gpt2":
-        defaults = {"types": 0, "epsilon": 1e-5, "activation": "gelu_new"}
-    try:
-        return Size(**{**defaults, **numbers})
-    except TypeError as error:
-        raise ValueError(f"config.json is not whole: {error}") from error
+
+
+def _value(config: Mapping[str, Any], name: str, usual: Any) -> Any:
+    """A value of the usual one's type; whole numbers are positive."""
+    found = config.get(name, usual)
+    if isinstance(usual, float):
+        fits, wanted = type(found) in (int, float) and found >= 0, "a number"
+    elif isinstance(usual, str):
+        fits, wanted = isinstance(found, str), "a name"
+    else:
+        fits, wanted = type(found) is int and found > 0, "a positive whole number"
+    if found is not usual and not fits:
+        raise ValueError(f"config.json has {name} = {found!r}; expected {wanted}")
+    return found
 
 
 def _classes(config: Mapping[str, Any]) -> int:
-    return len(config.get("id2label") or range(config.get("num_labels", 2)))
+    labels = config.get("id2label")
+    if labels and isinstance(labels, Mapping):
+        return len(labels)
+    return _value(config, "num_labels", 2)

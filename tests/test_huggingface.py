@@ -179,6 +179,7 @@ def change(folder, **values):
         ({"position_embedding_type": "relative_key"}, "position_embedding_type = 'rel"),
         ({"hidden_act": "swish2"}, "unknown activation 'swish2'; known: gelu"),
         ({"num_attention_heads": 4}, "4 heads do not divide a width of 21"),
+        ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel'; known: BertFor"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""config.json: what is missing is Hugging Face's own, what is no number is named."""
+
+import pytest
+
+from jaxdistill.huggingface_config import ALIASES, NUMBERS, module_of, read_config
+from jaxdistill.models.bert import BertClassifier
+
+BERT = {"model_type": "bert", "architectures": ["BertForSequenceClassification"]}
+MASKED = {"model_type": "bert", "architectures": ["BertForMaskedLM"]}
+GPT2 = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
+
+
+@pytest.mark.parametrize("kind", NUMBERS)
+def test_what_is_missing_is_what_transformers_takes(kind):
+    transformers = pytest.importorskip(
+        "transformers", reason="transformers is not installed"
+    )
+    theirs = transformers.AutoConfig.for_model(kind)
+    for ours, (name, usual) in NUMBERS[kind].items():
+        assert getattr(theirs, name) == usual
+        if ours in ALIASES:
+            assert getattr(theirs, ALIASES[ours]) == usual
+
+
+def test_names_that_every_model_has_are_read():
+    size = module_of({**GPT2, "hidden_size": 8, "num_attention_heads": 2}).size
+    assert (size.width, size.heads, size.depth) == (8, 2, 12)
+    size = module_of({**GPT2, "n_head": 3, "num_attention_heads": 2}).size
+    assert size.heads == 3
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({**BERT, "num_hidden_layers": 0}, "num_hidden_layers = 0; expected a positi"),
+        ({**BERT, "num_attention_heads": 0}, "num_attention_heads = 0; expected a po"),
+        ({**BERT, "hidden_size": "12"}, "hidden_size = '12'; expected a positive"),
+        ({**BERT, "num_hidden_layers": 2.0}, "num_hidden_layers = 2.0; expected a"),
+        ({**BERT, "layer_norm_eps": "1e-12"}, "eps = '1e-12'; expected a number"),
+        ({**BERT, "hidden_act": ["gelu"]}, r"hidden_act = \['gelu'\]; expected a name"),
+        ({**BERT, "num_labels": "x"}, "num_labels = 'x'; expected a positive whole"),
+        ({**GPT2, "n_inner": 0}, "n_inner = 0; expected a positive whole number"),
+        ({**GPT2, "is_causal": False}, "is_causal = False; only True is computed"),
+        ({**GPT2, "tie_word_embeddings": False}, "tie_word_embeddings = False; only"),
+        ({**MASKED, "tie_word_embeddings": False}, "tie_word_embeddings = False; only"),
+        ({**BERT, "architectures": {"a": 1}}, "the architecture {'a': 1}; known: Bert"),
+        ({**BERT, "model_type": ["bert"]}, r"a model of type \['bert'\]; known: bert"),
+        ({"architectures": ["BertForMaskedLM"]}, "a model of type None; known: bert"),
+    ],
+    ids=lambda value: value[:24] if isinstance(value, str) else "",
+)
+def test_what_is_no_number_or_computed_otherwise_is_named(config, message):
+    with pytest.raises(ValueError, match=message):
+        module_of(config)
+
+
+def test_settings_of_other_models_change_nothing():
+    assert isinstance(module_of({**BERT, "tie_word_embeddings": False}), BertClassifier)
+    assert module_of({**GPT2, "is_decoder": True}) == module_of(GPT2)
+
+
+def test_a_folder_in_the_files_place_is_refused(tmp_path):
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(ValueError, match=r"config\.json cannot be read: Is a direc"):
+        read_config(tmp_path)

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """BERT, DistilBERT and GPT-2 from Hugging Face folders to linen variables, and back.
 
-A folder holds `config.json` and `model.safetensors`. Every tensor is accounted for: one
-without a place, or a place without a tensor, is an error that names it. Queries, keys
-and values are one product here; nothing else changes but the order of axes, so both
-directions together are the identity.
+A folder holds `config.json` and `model.safetensors`, or the shards that
+`model.safetensors.index.json` names. Every tensor is accounted for: one without a
+place, or a place without a tensor, is an error that names it. Queries, keys and values
+are one product here; nothing else changes but the order of axes, so both directions
+together are the identity.
 """
 
 import json
@@ -21,6 +22,7 @@ from flax import traverse_util
 from jaxdistill.huggingface_config import (
     CONFIG,
     architecture_of,
+    kind_of,
     module_of,
     read_config,
     size_of,
@@ -30,6 +32,7 @@ from jaxdistill.huggingface_names import (
     BUFFERS,
     HEADS,
     LEAVES,
+    OLDER,
     PREFIXES,
     TIED,
     Place,
@@ -37,6 +40,7 @@ from jaxdistill.huggingface_names import (
 from jaxdistill.layers import stack_layers, unstack_layers
 
 WEIGHTS = "model.safetensors"
+INDEX, SHARDS = f"{WEIGHTS}.index.json", "model-*-of-*.safetensors"
 TOKENIZERS = ("*.txt", "tokenizer*.json", "vocab.json")
 
 Placed = tuple[Place, list[str], tuple[str, ...]]
@@ -79,7 +83,10 @@ def to_linen(
       ValueError: a tensor without a place, a place without a tensor, or a shape that
         is not the module's; it names the first.
     """
-    state = _without_copies(without_buffers(state))
+    state, prefix = with_todays_names(state), PREFIXES[kind_of(config)]
+    if not any(name.startswith(prefix) for name in state):  # a body saved by itself
+        state = {k if k in TIED else prefix + k: v for k, v in state.items()}
+    state = _without_copies(state)
     found, used = place(state, _places(config))
     left = sorted({*state} - used)
     if left:
@@ -113,9 +120,15 @@ def place(
     return found, used
 
 
-def without_buffers(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Without the constants that older files hold beside the weights."""
-    return {name: array for name, array in state.items() if not BUFFERS.search(name)}
+def with_todays_names(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What older files hold, without the constants beside the weights."""
+    kept = {name: array for name, array in state.items() if not BUFFERS.search(name)}
+    for name in [*kept]:
+        for old, new in OLDER.items():
+            today = name.removesuffix(old) + new
+            if name.endswith(old) and today not in kept:
+                kept[today] = kept.pop(name)
+    return kept
 
 
 def from_linen(
@@ -228,7 +241,7 @@ def find(folder: str | Path) -> Path:
         ) from error
     try:
         found = snapshot_download(
-            str(folder), allow_patterns=[CONFIG, WEIGHTS, *TOKENIZERS]
+            str(folder), allow_patterns=[CONFIG, WEIGHTS, INDEX, SHARDS, *TOKENIZERS]
         )
     except Exception as error:  # whatever the network says
         raise ValueError(
@@ -239,7 +252,7 @@ def find(folder: str | Path) -> Path:
 
 
 def read_weights(path: Path) -> dict[str, np.ndarray]:
-    """A safetensors file's tensors by their names.
+    """Tensors by their names, of a safetensors file or of its shards.
 
     Raises:
       ValueError: it is missing or damaged.
@@ -250,9 +263,23 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(
             "reading safetensors needs it: pip install 'jaxdistill[huggingface]'"
         ) from error
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist")
+    state: dict[str, np.ndarray] = {}
+    for shard in _shards(path):
+        if not shard.is_file():
+            raise ValueError(f"{shard} does not exist")
+        try:
+            state |= load_file(shard)
+        except Exception as error:  # the reader raises its own types
+            raise ValueError(f"{shard} is damaged: {error}") from error
+    return state
+
+
+def _shards(path: Path) -> list[Path]:
+    index = path.with_name(INDEX)
+    if path.is_file() or not index.is_file():
+        return [path]
     try:
-        return load_file(path)
-    except Exception as error:  # the reader raises its own types
-        raise ValueError(f"{path} is damaged: {error}") from error
+        names = json.loads(index.read_text())["weight_map"].values()
+        return sorted({path.with_name(name) for name in names})
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{index} is damaged: it names no shards") from error

@@ -98,6 +98,8 @@ TIED = {
 """Names under which a file may hold a tensor a second time."""
 BUFFERS = re.compile(r"(position_ids|\.attn\.(masked_)?bias)$")
 """Constants that older files hold beside the weights."""
+OLDER = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+"""Ends of names in older files, as in bert-base-uncased, and what they are now."""
 LEAVES = {
     "linear": {"weight": "kernel", "bias": "bias"},
     "conv1d": {"weight": "kernel", "bias": "bias"},

@@ -22,7 +22,7 @@ from jaxdistill.huggingface import (
     find,
     place,
     read_weights,
-    without_buffers,
+    with_todays_names,
 )
 from jaxdistill.huggingface_config import read_config, size_of
 from jaxdistill.huggingface_names import PREFIXES, Place
@@ -68,7 +68,7 @@ def load_classifier(
     encoder = Encoder(size_of(config), scan=scan, remat=remat, maps=maps)
     pool = "relu" if kind == "distilbert" else "tanh"
     module = BertClassifier(encoder, num_classes, pool)
-    state = without_buffers(read_weights(folder / WEIGHTS))
+    state = with_todays_names(read_weights(folder / WEIGHTS))
     # A body saved by itself has no prefix.
     prefix = PREFIXES[kind] if any(k.startswith(PREFIXES[kind]) for k in state) else ""
     places = list(body_places(config, prefix))

@@ -140,6 +140,52 @@ def test_back_again_is_the_identity(saved, scan, tmp_path):
         torch.testing.assert_close(again[name], value, rtol=0, atol=0)
 
 
+def states(folder):
+    """The tensors that a folder of transformers holds."""
+    return huggingface.read_weights(folder / "model.safetensors")
+
+
+def assert_same_variables(found, expected):
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(found),
+        jax.tree.leaves(expected),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b, str(path))
+
+
+def test_shards_are_one_file(saved, tmp_path):
+    model, folder = saved
+    model.float().save_pretrained(tmp_path, max_shard_size="2KB")
+    assert not (tmp_path / "model.safetensors").exists()
+    found, expected = (huggingface.load(one)[1] for one in (tmp_path, folder))
+    assert_same_variables(found, expected)
+    last = max(tmp_path.glob("model-*.safetensors"))
+    last.unlink()
+    with pytest.raises(ValueError, match=f"{last.name} does not exist"):
+        huggingface.load(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text("[]")
+    with pytest.raises(ValueError, match="index.json is damaged: it names no shards"):
+        huggingface.load(tmp_path)
+
+
+def test_names_in_older_files_are_known(saved):
+    """BERT's norms as TensorFlow names them; GPT-2 without its body's prefix."""
+    model, folder = saved
+    config, state, older = read_config(folder), states(folder), {}
+    for name, array in state.items():
+        name = name.replace("LayerNorm.weight", "LayerNorm.gamma")
+        name = name.replace("LayerNorm.bias", "LayerNorm.beta")
+        older[name.removeprefix("transformer.")] = array
+    older["h.0.attn.bias"] = np.ones((1, 1, 3, 3), np.float32)
+    found, expected = (huggingface.to_linen(one, config) for one in (older, state))
+    assert_same_variables(found, expected)
+    bert = config["model_type"] == "bert"
+    twice = "bert.embeddings.LayerNorm.gamma" if bert else "wte.weight"
+    with pytest.raises(ValueError, match=f"hold '{twice}', which has no place"):
+        huggingface.to_linen({**state, twice: np.zeros(3, np.float32)}, config)
+
+
 def test_what_a_scan_returns_is_indexed_by_layer(saved):
     _, folder = saved
     inputs = text(20)

@@ -53,6 +53,23 @@ def test_a_pooler_is_read_where_there_is_one(tmp_path):
     ).any()
 
 
+def test_norms_named_as_in_tensorflow_are_read(tmp_path):
+    """The file of bert-base-uncased holds them so."""
+    files = pytest.importorskip(
+        "safetensors.numpy", reason="safetensors is not installed"
+    )
+    body("bert-masked")[0].save_pretrained(tmp_path)
+    expected = pretrained.load_classifier(tmp_path, 5, jax.random.key(0))[1]
+    path = tmp_path / "model.safetensors"
+    state = {}
+    for name, array in files.load_file(path).items():
+        name = name.replace("LayerNorm.weight", "LayerNorm.gamma")
+        state[name.replace("LayerNorm.bias", "LayerNorm.beta")] = array
+    files.save_file(state, path)
+    found = pretrained.load_classifier(tmp_path, 5, jax.random.key(0))[1]
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
 def test_a_decoder_is_refused(tmp_path):
     torch_model("gpt2").save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is a gpt2, and a classifier needs an"):

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
@@ -149,27 +150,34 @@ def load_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     """A state dict from a `.safetensors` or PyTorch file, never running its code.
 
     Raises:
-      ValueError: the file is not a flat mapping of names to tensors, or the package
-        that reads it is missing.
+      ValueError: the file is missing, damaged, or not a flat mapping of names to
+        tensors, or the package that reads it is missing.
     """
     path = Path(path)
+    tensors = path.suffix == ".safetensors"
     try:
-        if path.suffix == ".safetensors":
+        if tensors:
             from safetensors.numpy import load_file
-
-            return load_file(path)
-        import torch
+        else:
+            import torch
     except ModuleNotFoundError as error:
         raise ValueError(
             f"reading {path} needs {error.name}: pip install 'jaxdistill[torch]'"
         ) from error
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist")
     try:
+        if tensors:
+            return load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} is no file of tensors alone, and reading any other could run code "
             "in it; save model.state_dict()"
         ) from error
+    except Exception as error:  # the readers raise types of their own
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} is damaged: {first}") from error
     if not isinstance(loaded, Mapping) or not all(
         isinstance(value, torch.Tensor) for value in loaded.values()
     ):
@@ -185,9 +193,12 @@ def _weights(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _array(value: Any) -> np.ndarray:
-    return (
-        value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
-    )
+    if not hasattr(value, "detach"):
+        return np.asarray(value)
+    value = value.detach().cpu()
+    if str(value.dtype) == "torch.bfloat16":  # which NumPy has not of its own
+        return value.float().numpy().astype(jnp.bfloat16)
+    return value.numpy()
 
 
 def _as_dict(variables: Any) -> dict:

@@ -245,6 +245,26 @@ class TestFiles:
         for key, value in state.items():
             np.testing.assert_array_equal(loaded[key], value.numpy())
 
+    def test_bfloat16_stays_what_it_is(self, tmp_path):
+        state = torch_net().bfloat16().state_dict()
+        torch.save(state, tmp_path / "net.pt")
+        for key, array in convert.load_state_dict(tmp_path / "net.pt").items():
+            counter = key.endswith("num_batches_tracked")
+            assert array.dtype == ("int64" if counter else jnp.bfloat16)
+            np.testing.assert_array_equal(
+                array.astype(np.float32), state[key].float().numpy()
+            )
+
+    @pytest.mark.parametrize("name", ["net.pt", "net.safetensors"])
+    @pytest.mark.parametrize("content", [b"", b"abc", b"PK\x03\x04" + bytes(60)])
+    def test_damaged_and_missing_files_are_named(self, tmp_path, name, content):
+        pytest.importorskip("safetensors", reason="safetensors is not installed")
+        with pytest.raises(ValueError, match=f"{name} does not exist"):
+            convert.load_state_dict(tmp_path / name)
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"{name} is (damaged|no file of tens)"):
+            convert.load_state_dict(tmp_path / name)
+
     def test_missing_package_is_named(self, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "safetensors", None)
         monkeypatch.delitem(sys.modules, "safetensors.numpy", raising=False)

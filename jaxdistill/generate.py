@@ -41,8 +41,11 @@ def generate(
       ends too, and masked. A token is -1 where the model's logits were NaN.
 
     Raises:
-      ValueError: the sequences are longer than the model's positions.
+      ValueError: nothing is to be drawn, or the sequences are longer than the model's
+        positions.
     """
+    if steps < 1:
+        raise ValueError(f"steps is at least 1 token to draw, got {steps}")
     ids = prompt["input_ids"]
     mask = prompt.get("attention_mask", jnp.ones_like(ids))
     batch, length = ids.shape

@@ -109,6 +109,11 @@ def test_behind_an_end_all_is_padding(model):
         assert (row[first:] == 5).all()
 
 
+def test_nothing_to_draw_is_refused(model):
+    with pytest.raises(ValueError, match="steps is at least 1 token to draw, got 0"):
+        generate(model, prompt(), jax.random.key(0), steps=0)
+
+
 def test_lengths_beyond_the_positions_are_refused(model):
     with pytest.raises(ValueError, match="a cache of 17 tokens is longer"):
         generate(model, prompt(), jax.random.key(0), steps=13)

@@ -106,7 +106,7 @@ def kind_of(config: Mapping[str, Any]) -> str:
     Raises:
       ValueError: it is not known.
     """
-    found = config.get("model_type") if isinstance(config, Mapping) else [config]
+    found = config.get("model_type") if isinstance(config, Mapping) else None
     if not isinstance(found, str) or found not in NUMBERS:
         raise ValueError(
             f"config.json describes a model of type {found!r}; known: "

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """config.json: what is missing is Hugging Face's own, what is no number is named."""
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxdistill.huggingface_config import ALIASES, NUMBERS, module_of, read_config
 from jaxdistill.models.bert import BertClassifier
+from jaxdistill.models.transformer import ACTIVATIONS
 
 BERT = {"model_type": "bert", "architectures": ["BertForSequenceClassification"]}
 MASKED = {"model_type": "bert", "architectures": ["BertForMaskedLM"]}
@@ -21,6 +25,19 @@ def test_what_is_missing_is_what_transformers_takes(kind):
         assert getattr(theirs, name) == usual
         if ours in ALIASES:
             assert getattr(theirs, ALIASES[ours]) == usual
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_are_those_of_transformers(name):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    activations = pytest.importorskip(
+        "transformers.activations", reason="transformers is not installed"
+    )
+    at = np.linspace(-6, 6, 49)
+    expected = activations.ACT2FN[name](torch.tensor(at)).numpy()
+    with jax.enable_x64(True):
+        found = ACTIVATIONS[name](jnp.asarray(at))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
 
 
 def test_names_that_every_model_has_are_read():

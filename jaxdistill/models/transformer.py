@@ -25,6 +25,8 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_pytorch_tanh": partial(nn.gelu, approximate=True),
     "relu": nn.relu,
     "silu": nn.silu,
+    "swish": nn.silu,
+    "tanh": nn.tanh,
 }
 """By the names that a Hugging Face configuration gives them."""
 

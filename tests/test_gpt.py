@@ -62,6 +62,22 @@ def test_the_most_likely_tokens_are_those_without_a_cache(model):
     np.testing.assert_array_equal(found["input_ids"], ids)
 
 
+def test_64_bits_write_the_same(model):
+    ids = prompt()["input_ids"]
+    found = []
+    for wide in (False, True):
+        with jax.enable_x64(wide):
+            dtype = jnp.float64 if wide else jnp.float32
+            variables = jax.tree.map(lambda x, t=dtype: x.astype(t), model.variables)
+            one = teachers.live(model.module, variables)
+            found.append(
+                generate(
+                    one, {"input_ids": ids}, jax.random.key(0), steps=6, temperature=0
+                )
+            )
+    np.testing.assert_array_equal(*(x["input_ids"] for x in found))
+
+
 def test_scanned_layers_write_the_same(model):
     params = stack_layers(model.variables["params"])
     scanned = teachers.live(models.GPT(SIZE, scan=True), {"params": params})

@@ -153,7 +153,8 @@ class SelfAttention(nn.Module):
         q, k, v = (by_head(y, size.heads) for y in (q, k, v))
         after = None
         if before is not None:
-            start = (0, 0, before.length, 0)
+            zero = jnp.zeros_like(before.length)  # of its type, with 64 bits too
+            start = (zero, zero, before.length, zero)
             k, v = (
                 jax.lax.dynamic_update_slice(old, new.astype(old.dtype), start)
                 for old, new in ((before.keys, k), (before.values, v))

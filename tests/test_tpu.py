@@ -133,3 +133,24 @@ def test_collectives_are_read_from_the_program():
     done = python(f"print(collectives({program!r}))")
     expected = {"all-reduce": [4, 4 * (128 + 784 * 128)], "all-gather": [16]}
     assert done.stdout.strip() == str(expected)
+
+
+def test_what_loops_repeat_is_told_from_what_runs_once():
+    """Also in what a loop's body calls."""
+    program = """
+%called (p: f32[2]) -> f32[4] {
+  ROOT %g = f32[4]{0} all-gather(%p)
+}
+
+%body (p: f32[2]) -> f32[4] {
+  ROOT %a = f32[4]{0} async-start(%p), calls=%called
+}
+
+ENTRY %main (p: f32[2]) -> f32[4] {
+  %b = f32[2]{0} all-reduce(%p)
+  ROOT %w = f32[4]{0} while(%b), condition=%small, body=%body
+}
+"""
+    code = "from experiments.tpu_text import apart\n"
+    code += f"print(*(collectives(part) for part in apart({program!r})))"
+    assert python(code).stdout.strip() == "{'all-gather': [16]} {'all-reduce': [8]}"

@@ -53,30 +53,10 @@ def generate(
     # Nothing is asked of the model about the last token.
     cache = empty_cache(model.module.size, batch, length + steps - 1, kind)
     places = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
-
-    # Logits of a prompt's other tokens would be the largest arrays of all.
-    # A scan over layers would copy their cache for each token.
-    module = model.module.clone(factored=True, scan=False)
-    variables = {**model.variables, "params": unstack_layers(model.variables["params"])}
-
-    def forward(ids, mask, places, cache):
-        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": places}
-        outputs = module.apply(variables, inputs, cache=cache)
-        head = outputs.logits
-        last = Factored(head.hidden[:, -1], head.kernel, head.bias)
-        return last.multiply(), outputs.extras["cache"]
+    forward = _last_logits(model)
 
     def choose(logits, step):
-        token = draw(logits, step).astype(ids.dtype)
-        return jnp.where(jnp.isnan(logits).any(-1), -1, token)
-
-    def draw(logits, step):
-        if temperature == 0:
-            return logits.argmax(-1)
-        keys = jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(rng, step)))(
-            jnp.arange(batch)
-        )
-        return jax.vmap(jax.random.categorical)(keys, logits / temperature)
+        return _draw(logits, jax.random.fold_in(rng, step), temperature, ids.dtype)
 
     def body(carry, step):
         token, cache, place, alive = carry
@@ -104,6 +84,34 @@ def generate(
         "input_ids": jnp.concatenate([ids, tokens], axis=1),
         "attention_mask": jnp.concatenate([mask, alive.astype(mask.dtype)], axis=1),
     }
+
+
+def _last_logits(model: Live) -> Callable:
+    """`(ids, mask, places, cache) -> (logits [B, V] of the last token, cache)`."""
+    # Logits of a prompt's other tokens would be the largest arrays of all.
+    # A scan over layers would copy their cache for each token.
+    module = model.module.clone(factored=True, scan=False)
+    variables = {**model.variables, "params": unstack_layers(model.variables["params"])}
+
+    def forward(ids, mask, places, cache):
+        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": places}
+        outputs = module.apply(variables, inputs, cache=cache)
+        head = outputs.logits
+        last = Factored(head.hidden[:, -1], head.kernel, head.bias)
+        return last.multiply(), outputs.extras["cache"]
+
+    return forward
+
+
+def _draw(logits: Array, rng: Array, temperature: float, kind: Any) -> Array:
+    """A token of each row of `[B, V]`, -1 where a logit is NaN."""
+    if temperature == 0:
+        tokens = logits.argmax(-1)
+    else:
+        rows = jnp.arange(len(logits))
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, rows)
+        tokens = jax.vmap(jax.random.categorical)(keys, logits / temperature)
+    return jnp.where(jnp.isnan(logits).any(-1), -1, tokens.astype(kind))
 
 
 def on_policy(

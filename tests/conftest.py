@@ -19,6 +19,7 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 
+from collections import defaultdict
 from pathlib import Path
 
 import jax
@@ -48,3 +49,22 @@ def forget_programs():
     """A process keeps every program it compiled, and with thousands mapping is slow."""
     yield
     jax.clear_caches()
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--few-cases",
+        action="store_true",
+        help="run the first and the last case of each test that has several",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--few-cases"):
+        return
+    cases = defaultdict(list)
+    for item in items:
+        cases[item.nodeid.split("[")[0]].append(item)
+    kept = {id(item) for found in cases.values() for item in (found[0], found[-1])}
+    config.hook.pytest_deselected(items=[x for x in items if id(x) not in kept])
+    items[:] = [item for item in items if id(item) in kept]

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A student's own sequences: drawn as it draws, judged by its teacher alone."""
 
+from functools import lru_cache
+
 import jax
 import numpy as np
 import optax
@@ -33,11 +35,13 @@ def batch(rows=4):
     }
 
 
+@lru_cache
 def state():
     student = models.student(MODULE)
     return steps.init_state(jax.random.key(1), student, SGD, batch())
 
 
+@lru_cache
 def teacher():
     variables = jax.jit(TEACHER.init)(jax.random.key(2), batch()["inputs"])
     return teachers.live(TEACHER, jax.tree.map(lambda x: 5 * x, variables))
@@ -157,30 +161,29 @@ def test_bad_settings_are_refused(options, said):
         on_policy(MODULE, prompt=PROMPT, **options)
 
 
-@pytest.mark.parametrize("kind", ["mesh", "pmap", "fsdp"])
-def test_devices_draw_what_one_does(kind):
-    """But under pmap, where each has a key of its own: there it trains, that is all."""
-    student = models.student(MODULE)
+@lru_cache
+def after_a_step(kind, count):
+    """Parameters after a step, and how many tokens the teacher judged."""
+    student, run = models.student(MODULE), parallel.choose(kind, jax.devices()[:count])
     step = steps.make_train_step(
         student, OBJECTIVE, SGD, rollout=on_policy(MODULE, prompt=PROMPT)
     )
-    found = {}
-    for name, run in {
-        "jit": parallel.jit(),
-        kind: parallel.choose(kind, jax.devices()[:2]),
-    }.items():
-        placed = run.place(state()), run.place(teacher())
-        moved, metrics = run.compile(step)(*placed, run.split(batch(), 0))
-        found[name] = run.fetch(moved).params
-        assert int(run.fetch(metrics)["soft"][1]) == 4 * 6
-    tolerance = {"rtol": 1e-4, "atol": 1e-6}
-    if kind == "pmap":
-        return
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, **tolerance),
-        found[kind],
-        found["jit"],
-    )
+    placed = run.place(state()), run.place(teacher())
+    moved, metrics = run.compile(step)(*placed, run.split(batch(), 0))
+    return run.fetch(moved).params, int(run.fetch(metrics)["soft"][1])
+
+
+@pytest.mark.parametrize("kind", ["mesh", "pmap", "fsdp"])
+def test_devices_draw_what_one_does(kind):
+    """But under pmap, where each has a key of its own: there it trains, that is all."""
+    (found, tokens), (expected, _) = after_a_step(kind, 2), after_a_step("jit", 1)
+    assert tokens == 4 * 6
+    if kind != "pmap":
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+            found,
+            expected,
+        )
 
 
 def test_an_integer_mask_is_taken():

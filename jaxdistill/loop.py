@@ -92,13 +92,13 @@ def fit(
     saved = done = int(state.step)
     journal = Journal(log, cells or (name,), batches.steps_per_epoch)
     journal.rewind(done)
+    state = run.place(state)
     if done >= steps:
-        return state
+        return run.fetch(state)
     if steps_per_dispatch is None:
         streamed = isinstance(batches, Stream)
         steps_per_dispatch = STREAMED_PER_DISPATCH if streamed else STEPS_PER_DISPATCH
     plan = list(dispatches(done, steps, every, steps_per_dispatch))
-    state = run.place(state)
     shown = progress and processes.is_first()
     bar = tqdm(
         desc=name, total=steps, initial=done, unit="step", delay=2, disable=not shown

@@ -15,8 +15,10 @@ from jax.sharding import PartitionSpec as P
 
 from jaxdistill import benchmark, models, parallel, teachers
 from jaxdistill.checkpoint import Checkpoints
+from jaxdistill.data import Batches
+from jaxdistill.loop import fit
 from jaxdistill.sharding import FSDP, cut_width
-from jaxdistill.steps import init_state, make_train_step
+from jaxdistill.steps import init_state, make_train_step, scan_train
 from jaxdistill.types import Outputs
 
 WIDTH, LAYERS, BATCH = 128, 6, 16
@@ -155,6 +157,31 @@ def test_a_checkpoint_is_read_where_it_is_needed(devices, kind, tmp_path):
     for leaf, place in zip(*map(jax.tree.leaves, (found, places)), strict=True):
         assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
     checkpoints.close()
+
+
+def test_a_finished_training_comes_back_whole(tmp_path):
+    """Trained now, or found as it was, and not in parts on the devices."""
+    found = []
+    run, examples = fsdp(), {k: v for k, v in batch().items() if k != "mask"}
+    size = len(examples["labels"])
+    for _ in range(2):
+        checkpoints = Checkpoints(tmp_path)
+        state = fit(
+            fresh(STUDENT),
+            run.compile(scan_train(step(STUDENT)), batch_axis=1),
+            run=run,
+            examples=run.replicate(examples),
+            batches=Batches(size, size),
+            steps=2,
+            teacher=run.place(teacher()),
+            checkpoints=checkpoints,
+            progress=False,
+        )
+        checkpoints.close()
+        found.append(state)
+    assert_identical(*found)
+    kinds = [[type(x) for x in jax.tree.leaves(state)] for state in found]
+    assert kinds[0] == kinds[1]
 
 
 def test_a_state_is_drawn_in_parts():

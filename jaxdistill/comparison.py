@@ -51,8 +51,8 @@ def compare(
       The summary (`report.summarize`), with each training's digest.
 
     Raises:
-      ValueError: an unknown measure, a pair of what is no row, or a given teacher with
-        a row's name.
+      ValueError: an unknown measure, a pair of what is no row, a given teacher with a
+        row's name, no teacher, or a row taught by none before it.
     """
     if measure not in MEASURES:
         names = ", ".join(MEASURES)
@@ -73,6 +73,7 @@ def compare(
         trained = [dict(given(seed)) for seed in group]
         if both := sorted({*trained[0]} & {*rows}):
             raise ValueError(f"{both} are rows, and given teachers as well")
+        _check_teachers(rows, trained[0])
         for name, row in rows.items():
             models = _train(study, name, row, group, trained)
             for seed, known, model in zip(group, trained, models, strict=True):
@@ -93,6 +94,19 @@ def compare(
     summary = report.summarize(results, costs, pairs, measure)
     to.write("summary.json", {**summary, "digests": digests})
     return {**summary, "digests": digests}
+
+
+def _check_teachers(rows: Mapping[str, Row], given: Mapping[str, Any]) -> None:
+    if "teacher" not in {*rows, *given}:
+        raise ValueError(f"none of {sorted({*rows, *given})} is called 'teacher'")
+    known = {*given}
+    for name, row in rows.items():
+        if row.teacher is not None and row.teacher not in known:
+            raise ValueError(
+                f"{name} is taught by {row.teacher!r}, which is no row before it, and "
+                "not given"
+            )
+        known.add(name)
 
 
 def _train(

@@ -82,7 +82,8 @@ class Run:
             self._compare(json.loads((self.path / "config.json").read_text()), config)
         else:
             self.write("config.json", config)
-        self.write("env.json", self._environment)
+        if not self._records:  # else it is of what trained them, see `dispatched`
+            self.write("env.json", self._environment)
 
     def write(self, name: str, value: Any) -> None:
         """Writes a JSON file whole: a reader sees the old one or the new one."""

@@ -17,7 +17,7 @@ import optax
 from flax import linen as nn
 
 from jaxdistill import processes, sweep, teachers
-from jaxdistill.checkpoint import CheckpointError, Checkpoints
+from jaxdistill.checkpoint import CheckpointError, Checkpoints, described
 from jaxdistill.data import Batches, Orders, check_inputs, check_labels
 from jaxdistill.evaluate import Evaluator
 from jaxdistill.journal import NonFiniteLoss
@@ -149,6 +149,7 @@ class Study:
                 "seed": seed,
                 "teacher": taught_by,
                 "steps": steps,
+                "objective": described(row.objective),
                 "views": self._views(row),
                 **self._unusual(row),
             },
@@ -186,7 +187,7 @@ class Study:
           name: likewise.
           row: likewise; not one with a `start` of its own.
           seeds: one for each training.
-          taught_by: likewise, a placed teacher or None.
+          taught_by: a placed teacher or None, one for each seed.
 
         Raises:
           ValueError: the row has a `start` of its own.

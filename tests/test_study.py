@@ -18,6 +18,7 @@ from jaxdistill.study import Row, Study
 MODULE = models.MLP((8, 10))
 SOURCE = data.load("digits")
 EXAMPLES = {k: v[:48] for k, v in SOURCE.inputs(SOURCE.train).items()}
+LABELS = combine({"hard": (1.0, hard_labels())})
 ROW = Row(
     MODULE,
     combine({"soft": (1.0, soft_targets())}),
@@ -174,8 +175,13 @@ def test_views_of_a_live_teacher_are_ever_new(study, change):
 
 @pytest.mark.parametrize(
     "change",
-    [{"top_k": 2}, {"live": True}, {"start": lambda state, teacher: state}],
-    ids=["top_k", "live", "start"],
+    [
+        {"top_k": 2},
+        {"live": True},
+        {"start": lambda state, teacher: state},
+        {"objective": combine({"soft": (0.5, soft_targets())})},
+    ],
+    ids=["top_k", "live", "start", "objective"],
 )
 def test_another_lesson_is_another_training(study, change):
     itself = study.run.place(teachers.trained(MODULE, study.fresh(ROW, 0)))
@@ -190,6 +196,31 @@ def test_no_steps_leave_a_row_as_it_starts(study):
     found = study.train("still", row, 3)
     expected = study.fresh(row, 3).params
     jax.tree.map(np.testing.assert_array_equal, found.variables["params"], expected)
+
+
+def test_what_opens_a_finished_run_is_not_what_trained_it(study):
+    row = ROW._replace(prepare=None, views=0, objective=LABELS)
+    study.train("alone", row, 0)
+    before = (study.log.path / "env.json").read_bytes()
+    assert b"first_dispatch" in before
+    Run(study.log.path, {})
+    assert (study.log.path / "env.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ({"student": ROW._replace(teacher=None)}, "none of .* is called 'teacher'"),
+        (
+            {"teacher": ROW._replace(teacher=None), "kd": ROW._replace(teacher="tea")},
+            "kd is taught by 'tea', which is no row before it, and not given",
+        ),
+    ],
+)
+def test_who_is_taught_by_nobody_is_named_before_anything_trains(study, rows, said):
+    with pytest.raises(ValueError, match=said):
+        compare(study, rows, 1)
+    assert not study.log.records
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import optax
 from flax import linen as nn
 
 from jaxdistill import models, teachers
-from jaxdistill.checkpoint import Checkpoints
+from jaxdistill.checkpoint import Checkpoints, described
 from jaxdistill.data import Batches, Orders
 from jaxdistill.loop import fit
 from jaxdistill.parallel import Parallel
@@ -76,12 +76,14 @@ def train(
         is_leaf=own.is_own,
     )
     first["mask"] = np.ones(1, np.float32)
+    cell = {name: np.asarray(of)[0] for name, of in cells.items()}
     checkpoints = Checkpoints(
         log.path / "checkpoints" / name,
         identity={
             "name": name,
             "cells": {name: np.asarray(of).tolist() for name, of in cells.items()},
             "teacher": teachers.digest((teacher, examples)),
+            "objective": described(make_objective(cell)),
             "steps": steps,
         },
         best=best,

@@ -28,7 +28,7 @@ class Job:
     """everything in seconds, on the shipped digits with small networks"""
     data: Literal["digits", "mnist"] = "mnist"
     """digits is shipped; mnist comes from --data-dir or TFDS"""
-    data_dir: Path | None = None
+    data_dir: str | None = None
     """a folder of original IDX files, or TFDS's data folder"""
     teacher: tuple[int, ...] = (512, 256)
     """hidden widths of the teacher"""

@@ -32,7 +32,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,7 +58,7 @@ class Config:
 
     data: str = "mnist"
     """mnist or fashion_mnist; digits for a quick look"""
-    data_dir: Path | None = None
+    data_dir: str | None = None
     """a folder of original IDX files, or TFDS's data folder"""
     run_dir: str = "runs/article_study"
     """where the run is kept and resumed from"""

@@ -26,7 +26,6 @@ Selection on the validation split, report on test, last epoch, all seeds.
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import optax
@@ -49,7 +48,7 @@ class Config:
     """where the defaults come from"""
     data: Literal["digits", "mnist", "fashion_mnist"] = "digits"
     """digits is shipped; the others come from --data-dir or TFDS"""
-    data_dir: Path | None = None
+    data_dir: str | None = None
     """a folder of original IDX files, or TFDS's data folder"""
     run_dir: str = "runs/{preset}"
     """where the run is kept and resumed from; gs:// works"""

@@ -64,7 +64,7 @@ class Config:
     """the data set; digits is shipped"""
     smoke: bool = False
     """all rows for a few steps"""
-    data_dir: Path | None = None
+    data_dir: str | None = None
     """a folder of original IDX files, or TFDS's data folder"""
     run_dir: str = "runs/edge_{preset}"
     """where the run is kept and resumed from"""

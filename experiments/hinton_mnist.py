@@ -37,7 +37,6 @@ the same command goes on. Its minutes are in its folder.
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from experiments.hinton_beyond import beyond
@@ -58,7 +57,7 @@ class Config:
     """all parts for a few steps, on the shipped digits"""
     data: Literal["digits", "mnist"] = "mnist"
     """digits is shipped; MNIST comes from --data-dir or TFDS"""
-    data_dir: Path | None = None
+    data_dir: str | None = None
     """a folder of original IDX files, or TFDS's data folder"""
     run_dir: str = "runs/hinton_mnist"
     """where the run is kept and resumed from, a folder for each part"""

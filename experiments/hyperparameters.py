@@ -20,7 +20,6 @@ Cost: a minute or two on two cores for the digits, 420 students.
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -50,7 +49,7 @@ class Config:
 
     data: Literal["digits", "mnist", "fashion_mnist"] = "digits"
     """digits is shipped; the others come from --data-dir or TFDS"""
-    data_dir: Path | None = None
+    data_dir: str | None = None
     """a folder of original IDX files, or TFDS's data folder"""
     run_dir: str = "runs/hyperparameters"
     """where the run is kept and resumed from"""

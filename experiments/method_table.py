@@ -34,7 +34,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import Any, Literal
 
 import optax
@@ -56,7 +55,7 @@ OTHERS = (10_000, 20_000)
 """Added to a seed for what else it trains: the ensemble's other teachers, and the first
 generation, which a born-again student must not start as."""
 TIMED_STEPS = 50
-"""Steps in a dispatch whose time is taken, three times in turns."""
+"""Steps in a dispatch whose time is taken, five times in turns."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class Config:
     """all methods for a few steps, on the shipped digits"""
     data: Literal["digits", "mnist", "fashion_mnist", "cifar100"] = "fashion_mnist"
     """digits is shipped; the others come from --data-dir or TFDS"""
-    data_dir: Path | None = None
+    data_dir: str | None = None
     """the original files, or TFDS's data folder"""
     run_dir: str = "runs/method_table"
     """where the run is kept and resumed from"""

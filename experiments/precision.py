@@ -53,7 +53,7 @@ class Config:
 
     data: Literal["digits", "mnist", "fashion_mnist"] = "digits"
     """digits is shipped; the others come from --data-dir or TFDS"""
-    data_dir: Path | None = None
+    data_dir: str | None = None
     """a folder of original IDX files, or TFDS's data folder"""
     run_dir: str = "runs/precision"
     """where the run is kept and resumed from, a local folder"""

@@ -36,7 +36,6 @@ Cost: about an hour on two cores; a minute with --smoke.
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from experiments.shakespeare_task import Task
@@ -56,7 +55,7 @@ class Config:
     """where the defaults come from"""
     smoke: bool = False
     """all rows for a few steps, on a sentence repeated"""
-    data_dir: Path | None = None
+    data_dir: str | None = None
     """a folder with the original text, or TFDS's data folder"""
     run_dir: str = "runs/{preset}_gpt"
     """where the run is kept and resumed from"""

@@ -38,7 +38,6 @@ two minutes with --smoke, nearly all of it compilation.
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from experiments.sst2_task import Task
@@ -58,7 +57,7 @@ class Config:
     """where the defaults come from"""
     smoke: bool = False
     """all rows for a few steps, on five phrases repeated"""
-    data_dir: Path | None = None
+    data_dir: str | None = None
     """a folder with the original texts, or TFDS's data folder"""
     run_dir: str = "runs/{preset}_bert"
     """where the run is kept and resumed from"""

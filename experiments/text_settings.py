@@ -50,7 +50,7 @@ class Config:
     """tokens to write behind it"""
     corpus: Literal["drawn", "shakespeare", "wikitext2"] = "drawn"
     """what the stored outputs are of: drawn models, or two trained on a text"""
-    data_dir: Path | None = None
+    data_dir: str | None = None
     """a folder with the original text"""
     at_least: int = 1
     """how often a token must occur in the text; others are <unk>"""

@@ -135,7 +135,7 @@ class Config:
     batch_per_chip: int | None = None
     """examples of a step on each chip; None is the job's"""
     save: Path | None = None
-    """also write the table there, as experiments/results/tpu/gpt.md"""
+    """also write the table there, as experiments/results/tpu/text_gpt.md"""
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:

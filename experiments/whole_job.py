@@ -68,7 +68,7 @@ def ours(job: dict[str, Any], weights, output: Path) -> float:
     from jaxdistill.checkpoint import Checkpoints
     from jaxdistill.evaluate import Evaluator
 
-    task = Task(Job(**{**job, "data_dir": job["data_dir"] and Path(job["data_dir"])}))
+    task = Task(Job(**job))
     module = task.modules["teacher"]
     like = jax.eval_shape(module.init, jax.random.key(0), task.first()["inputs"])
     teacher = task.run.place(task.teacher(convert.from_torch(weights, like)))

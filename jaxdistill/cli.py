@@ -52,7 +52,7 @@ class Cache:
     """which of the run's models, of its first seed"""
     split: Literal["train", "test"] = "train"
     """which images; of the training ones, those not held out for validation"""
-    data_dir: Path | None = None
+    data_dir: str | None = None
     """a folder of original files, or TFDS's data folder"""
     top_k: int | None = None
     """keep only so many classes of each image; None is all"""
@@ -90,7 +90,7 @@ class Export:
     """percentage points of test accuracy that int8 may lose"""
     output: str | None = None
     """the file, a local one; None is RUN/export/ROW.FORMAT"""
-    data_dir: Path | None = None
+    data_dir: str | None = None
     """a folder of original files, or TFDS's data folder"""
 
 
@@ -112,7 +112,7 @@ class Benchmark:
     """in which formats; none is those whose packages are installed"""
     int8: Literal["static", "dynamic", "none"] = "static"
     """which quantisation is measured beside floats, in onnx and tflite"""
-    data_dir: Path | None = None
+    data_dir: str | None = None
     """a folder of original files, or TFDS's data folder"""
     rounds: int = 5
     """fresh processes of each file and number of threads, in turns"""

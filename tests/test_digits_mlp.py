@@ -31,6 +31,10 @@ def settings(argv: list[str]):
     return parse(digits_mlp.PRESETS, argv, None)
 
 
+def test_a_buckets_address_stays_one():
+    assert settings(["--data-dir", "gs://bucket/tfds"]).data_dir == "gs://bucket/tfds"
+
+
 def run(directory, *flags: str, parallel: str = "jit", seeds: int = 1) -> dict:
     rest = ["--run-dir", str(directory), "--parallel", parallel, "--seeds", str(seeds)]
     return digits_mlp.main([*TINY, *rest, *flags])

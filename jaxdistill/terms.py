@@ -39,9 +39,11 @@ class Settled:
 
 
 def couples_batch(term: Term) -> bool:
-    """Whether a term made here compares the examples of a batch with each other."""
+    """Whether a term made here, or one inside it, compares the examples of a batch."""
+    inner = getattr(term, "term", None)
     given = getattr(term, "given", ())
-    return any(loss is x for loss in BATCH_COUPLED for x in given)
+    coupled = any(loss is x for loss in BATCH_COUPLED for x in given)
+    return coupled or (inner is not None and couples_batch(inner))
 
 
 def token_mask(batch: Batch, shape: tuple[int, ...]) -> Array:

@@ -59,6 +59,20 @@ def test_golden_values_and_gradients(case):
 
 
 @each
+def test_what_pairs_examples_is_listed(case):
+    """An example's value moves where another one is replaced, or does not."""
+
+    def replaced(x):
+        return np.concatenate([x[1:2], x[1:]])
+
+    args = case.arguments(dtype=np.float64)
+    before = case.expected(*args)
+    after = case.expected(*jax.tree.map(replaced, args))
+    coupled = not np.allclose(before[1:], after[1:], rtol=1e-12)
+    assert coupled == (case.loss in losses.BATCH_COUPLED)
+
+
+@each
 def test_float32(case):
     args = case.arguments(1)
     values, slope = case(*args)

@@ -148,6 +148,7 @@ def on_policy(
         raise ValueError(f"a temperature of draws is 0 or more, got {temperature}")
 
     def rollout(state: TrainState, batch: Batch, rng: Array) -> Batch:
+        choice, draw = jax.random.split(rng)
         ids = batch["inputs"]["input_ids"]
         if not 0 < prompt < ids.shape[1] + 1:
             raise ValueError(
@@ -169,7 +170,7 @@ def on_policy(
         def own(batch: Batch) -> Batch:
             start = {"input_ids": batch["inputs"]["input_ids"][:, :prompt]}
             model = trained(module, state)
-            drawn = generate(model, start, rng, steps=draws, temperature=temperature)[
+            drawn = generate(model, start, draw, steps=draws, temperature=temperature)[
                 "input_ids"
             ].astype(ids.dtype)
             counts = jnp.arange(ids.shape[1]) >= prompt - 1
@@ -182,7 +183,7 @@ def on_policy(
             }
 
         of_all = share(state.step) if callable(share) else share
-        chosen = jax.random.uniform(jax.random.fold_in(rng, 0)) < of_all
+        chosen = jax.random.uniform(choice) < of_all
         return jax.lax.cond(chosen, own, dict, given)
 
     return rollout

@@ -54,7 +54,7 @@ def load(
 
     Args:
       folder: with `config.json` and `model.safetensors`; where there is no such folder,
-        a hub's id, which needs `transformers` and a network.
+        a hub's id, which needs `huggingface_hub` and a network.
       scan: see `models.transformer.Blocks`.
       remat: likewise.
       maps: likewise.
@@ -236,7 +236,7 @@ def find(folder: str | Path) -> Path:
         from huggingface_hub import snapshot_download
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"{folder} is no folder, and asking the hub for it needs transformers: "
+            f"{folder} is no folder, and asking the hub for it needs huggingface_hub: "
             "pip install 'jaxdistill[huggingface]'"
         ) from error
     try:

@@ -37,7 +37,7 @@ class Parallel:
     """A way to run steps on some devices.
 
     Attributes:
-      name: "jit", "mesh", "fsdp" or "pmap".
+      name: "jit", "mesh", "fsdp", "pmap", or a sweep's "cells".
       devices: the devices used, each process's in a row.
       place: puts a state or a model on the devices, as a copy: donation never eats the
         caller's. On each device all of it, under fsdp a part.

@@ -125,7 +125,7 @@ def _many(pairs: Mapping[str, Mapping[str, Any]], measure: str) -> list[str]:
 
 def _interval(gap: Mapping[str, float], measure: str) -> str:
     mean, low, high = (_signed(gap[key], measure) for key in ("mean", "low", "high"))
-    return f"{mean} ({low} to {high})"
+    return mean if math.isnan(gap["low"]) else f"{mean} ({low} to {high})"
 
 
 def _signed(value: float, measure: str) -> str:

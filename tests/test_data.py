@@ -9,6 +9,7 @@ import socket
 import sys
 from importlib import resources
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from jaxdistill.data import (
     DataError,
     Dataset,
     check_labels,
+    few_labels,
     holdout,
     idx,
     tfds,
@@ -383,6 +385,18 @@ class TestBatches:
     def test_impossible_sizes(self, size, batch_size, sentence):
         with fails(sentence):
             Batches(size, batch_size)
+
+
+def test_known_labels_lie_all_over_every_epoch():
+    """The draw of the labels is no epoch's order."""
+    examples = {"inputs": np.arange(1000.0), "labels": np.arange(1000) % 10}
+    taught = SimpleNamespace(teacher="teacher")
+    for seed in (0, 3):
+        known = few_labels(examples, 100)(taught, seed)["labelled"]
+        rows = Batches(1000, 100, seed).rows(0, 50)
+        found = known[rows["index"]].sum(1)
+        assert found.sum() == 500
+        assert found.max() < 25
 
 
 class TestHoldout:

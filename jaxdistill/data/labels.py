@@ -41,7 +41,9 @@ def few_labels(train: Mapping[str, np.ndarray], count: int | None):
 
     @lru_cache(maxsize=2)
     def choose(seed: int, taught: bool):
-        chosen = np.sort(np.random.default_rng([seed, 1]).permutation(size)[:count])
+        # No epoch's key: with one, its first batches would hold all known labels.
+        draw = np.random.default_rng([seed, 0, 1])
+        chosen = np.sort(draw.permutation(size)[:count])
         known = np.isin(np.arange(size), chosen).astype(np.float32)
         examples = {**train, "labelled": known}
         return examples if taught else some_of(examples, chosen)

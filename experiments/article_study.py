@@ -2,8 +2,8 @@
 """Is the article's gain knowledge, and when does distillation help the same networks?
 
 Question: with the article's recipe (digits_mlp.py --preset article) a student taught by
-an untrained teacher does as well as one taught by a trained teacher. Is there a setting
-of the same two networks, MNIST 784-512-256-10 to 784-128-64-10, in which the teacher's
+an untrained teacher does better than one of a trained teacher. Is there a setting of
+the same two networks, MNIST 784-512-256-10 to 784-128-64-10, in which the teacher's
 knowledge matters, against controls tuned as hard?
 
 Setting: 1,000 labels for everyone, the teacher included; the other images are the

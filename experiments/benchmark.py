@@ -19,13 +19,13 @@ otherwise run, and by ours.
   cold     the whole job as a process of its own, nothing compiled before: import, read
            the teacher and the images, 10 epochs, evaluate, save.
 
-Expected on two cores: live 7 times as fast as the article's loop, 2 times tuned
-PyTorch, 1.8 times Keras; stored 9.5, 2.8, 2.4; swept 1.5 times stored, a student; as
-fast as the hand-written scan within 3%.
+Expected on two cores: live 8 to 13 times as fast as the article's loop, twice tuned
+PyTorch, 1.7 times Keras; stored twice live; swept 1.4 times stored, a student; as fast
+as the hand-written scan within 3%.
 
 The PyTorch loops need jaxdistill[torch], Keras's jaxdistill[keras]; what is not there
 is left out, and the table says so. A run directory keeps the parts it has: run one
-again at a quiet time. Cost on two cores: about 12 minutes, a minute with --smoke.
+again at a quiet time. Cost on two cores: about 20 minutes, a minute with --smoke.
 
   python -m experiments.benchmark --data-dir ~/mnist
   python -m experiments.benchmark --data-dir ~/mnist --part loops --rounds 25

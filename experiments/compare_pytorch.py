@@ -18,7 +18,7 @@ section 2).
             order, from one teacher a seed. Expected: no difference.
 
 Needs jaxdistill[torch]. A run directory keeps the parts it has, so that one part can be
-run again. Cost on two cores: about 10 minutes, a minute with `--smoke`.
+run again. Cost on two cores: about a quarter of an hour, a minute with `--smoke`.
 
   python -m experiments.compare_pytorch --data-dir ~/mnist
   python -m experiments.compare_pytorch --smoke

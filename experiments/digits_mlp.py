@@ -9,12 +9,10 @@ Presets:
   digits   1,797 real 8x8 digits, shipped with the package (UCI, 1998). 100 labels for
            everyone, teacher included; the other 600 training images have none, and
            only soft targets can use them. Teacher 64-256-128-10 with dropout,
-           student 64-8-10. Chosen on the validation split: with 16 hidden units or
-           all labels the student comes close to its teacher, and little is left to
-           distil.
+           student 64-8-10, a size chosen on the validation split.
   article  MNIST, teacher 784-512-256-10, student 784-128-64-10, batch 64, Adam 1e-3,
            10 epochs, temperature 2, 0.7 cross-entropy + 0.3 KL times T squared. The
-           script that most articles print never trains its teacher; here it is
+           script often printed never trains its teacher; here it is
            trained, and the untrained one stays as a control, beside label smoothing.
 
 Selection on the validation split, report on test, last epoch, all seeds.

@@ -22,9 +22,9 @@ The paper does not give rates, batches, epochs or weights. Here: Adam, its rate 
 to nothing by a cosine, batch 128, last epoch; the flags below have the rest. The two
 students' rates are chosen on validation images, held out of the training images, from
 the same three; then all train on all training images. For both students Adam forgets
-squared gradients sooner than usual, since a distilled one was then nearest to its
-teacher's logits on these images. Which row of "beyond" is best is said by another
-training of each, and of its teacher, without the validation images.
+squared gradients sooner than usual, a choice made on these images for the distilled
+one. Which row of "beyond" is best is said by another training of each, and of its
+teacher, without the validation images.
 
   python -m experiments.hinton_mnist --data-dir ~/mnist
   python -m experiments.hinton_mnist --data-dir ~/mnist --part temperature

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which distillation method helps, at equal budget and equal tuning?
+"""Which distillation method helps, at equal steps and equal tuning?
 
 Question: same teacher, same student, same images, steps and optimizer: what does each
 loss of the field add to training from scratch, and to plain knowledge distillation?
@@ -12,7 +12,7 @@ Presets:
                  crop and flip. For a GPU or TPU; needs --data-dir.
 
 The learning rate is chosen for the student from scratch, and used for all. Every method
-gets as many trials, on one seed and the validation images: its weight from its paper,
+gets as many trials, on one seed and the validation images: its weight from its recipe,
 a third of it and three times it (for label smoothing the amount, half and double it),
 then on beyond the best where that lies at an end, or else between it and the better of
 its neighbours. The best trains on fresh seeds, all methods of a seed from one teacher,

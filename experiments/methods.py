@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The methods of method_table, one line each: what a student learns beside its labels.
 
-A method is tried at its paper's weight first, in our units, then around it. The weights
+A method is tried at its recipe's weight first, in our units, then around it. Weights
 are those of the public recipes: RepDistiller's betas for hints, AT, SP, RKD, PKT (over
 the batch size, 64: its loss is B times smaller than ours) and CRD; 0.1 cross-entropy +
 0.9 KL for distillation, 0.1 and 9 for standardized logits; DKD's 1 and 2; DIST's 1, 2
-and 2. Ours, for want of one: reverse KL as the KL, JSD four times that (its curvature
-is a quarter), CKA, born-again and mutual learning 1.
+and 2; born-again's and mutual learning's 1. Ours, for want of one: reverse KL as the
+KL, JSD four times that (its curvature is a quarter), CKA 1.
 
 CRD is taken in-batch: 63 negatives at most, and the student's side alone. The hints'
 regressor is a 1x1 convolution alone; RepDistiller's has BatchNorm and ReLU behind it.

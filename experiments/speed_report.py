@@ -89,7 +89,8 @@ def _programs(part: Mapping[str, Any]) -> list[str]:
         "",
         f"The peak is that of a 2048 x 2048 product, {part['peak_gflops']:.0f} "
         f"GFLOP/s. Live against the scan by hand: FLOPs {gaps[0]:+.2f}%, bytes "
-        f"{gaps[1]:+.2f}%, time {100 * (slower['median'] - 1):+.1f}% (median pair).",
+        f"{gaps[1]:+.2f}%, time {100 * (slower['median'] - 1):+.1f}% (median pair). "
+        "Bytes are XLA's count, which has the whole data set in every step's gather.",
     ]
 
 

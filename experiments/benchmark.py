@@ -52,7 +52,7 @@ from tqdm.auto import tqdm
 
 from experiments import bare_jax, loops, resnet_job, speed_report
 from experiments.article_job import Job, Task, machine
-from jaxdistill import benchmark, sweep, teachers
+from jaxdistill import benchmark, report, sweep, teachers
 from jaxdistill.runs import Run, environment
 from jaxdistill.study import FAILURES
 
@@ -125,7 +125,7 @@ def execute(config: Config) -> dict[str, Any]:
     for name, png in speed_report.figures(summary).items():
         log.write_bytes(name, png)
     if config.save is not None:
-        speed_report.save(log.path, config.save)
+        report.save(log.path, config.save)
     print("\n".join(texts.values()))
     print(log)
     return summary

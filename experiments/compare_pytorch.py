@@ -30,13 +30,13 @@ import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from tqdm.auto import tqdm
 
 from experiments.article_job import Job, Task, baseline, machine
 from experiments.pytorch_parity import parity
+from jaxdistill import report
 from jaxdistill.runs import Run, environment, parse, settings
 from jaxdistill.statistics import paired, spread
 from jaxdistill.study import FAILURES
@@ -79,9 +79,8 @@ def execute(config: Config) -> dict[str, Any]:
         config = replace(config, **small, epochs=2, seeds=2)
     torch = baseline().torch
     torch.set_num_threads(config.threads)
-    free = ("part", "save")
     log = Run(
-        config.run_dir, {k: v for k, v in settings(config).items() if k not in free}
+        config.run_dir, {k: v for k, v in settings(config).items() if k != "part"}
     )
     task = Task(config)
     path = log.path / "summary.json"
@@ -97,7 +96,7 @@ def execute(config: Config) -> dict[str, Any]:
     text = table(summary)
     log.write_bytes("table.md", text.encode())
     if config.save is not None:
-        save(log.path, config.save)
+        report.save(log.path, config.save)
     print(text)
     print(f"run directory: {log.path}")
     return summary
@@ -177,14 +176,6 @@ def table(summary: Mapping[str, Any]) -> str:
 def _median_and_most(runs: Sequence[Mapping[str, float]], key: str) -> str:
     values = [run[key] for run in runs]
     return f"{statistics.median(values):.1e} ({max(values):.1e})"
-
-
-def save(run: Any, destination: Path) -> None:
-    """Copies a run's small files, to be committed."""
-    destination.mkdir(parents=True, exist_ok=True)
-    for name in ("config.json", "env.json", "summary.json", "table.md"):
-        if (run / name).exists():
-            (destination / name).write_bytes((run / name).read_bytes())
 
 
 if __name__ == "__main__":

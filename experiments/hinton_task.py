@@ -50,7 +50,7 @@ class Task:
         kept = {
             name: value
             for name, value in runs.settings(self.config).items()
-            if name not in ("part", "save")
+            if name != "part"
             and not any(name.startswith(f"{other}_") for other in others)
         }
         return Run(f"{self.config.run_dir}/{part}", kept)

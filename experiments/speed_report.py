@@ -3,14 +3,11 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from experiments.loops import LIVE, SCANNED, STORED, SWEPT
 from jaxdistill import benchmark
 from jaxdistill.figures import new_figure, to_png
-
-KEPT = (".json", ".md", ".png")
 
 
 def tables(summary: Mapping[str, Any]) -> dict[str, str]:
@@ -23,14 +20,6 @@ def figures(summary: Mapping[str, Any]) -> dict[str, bytes]:
     """`{file name: PNG}` of the parts there are."""
     makers = {"loops": _bars, "resnet": _bars, "scaling": _lines}
     return {f"{k}.png": make(summary[k]) for k, make in makers.items() if k in summary}
-
-
-def save(run: Any, destination: Path) -> None:
-    """Copies a run's small files, to be committed."""
-    destination.mkdir(parents=True, exist_ok=True)
-    for source in run.iterdir():
-        if source.name.endswith(KEPT):
-            (destination / source.name).write_bytes(source.read_bytes())
 
 
 def _loops(part: Mapping[str, Any]) -> str:

@@ -35,8 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import speed_report
-from jaxdistill import benchmark, models, parallel
+from jaxdistill import benchmark, models, parallel, report
 from jaxdistill.data import Batches, Stream, normalize
 from jaxdistill.loop import STREAMED_PER_DISPATCH, fit
 from jaxdistill.objectives import combine, hard_labels
@@ -98,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     log.write("summary.json", summary)
     log.write_bytes("table.md", table(summary).encode())
     if config.save is not None:
-        speed_report.save(log.path, config.save)
+        report.save(log.path, config.save)
     print(table(summary))
     print(f"run directory: {log.path}")
     return summary

@@ -41,7 +41,7 @@ import numpy as np
 import tyro
 from tqdm.auto import tqdm
 
-from experiments import speed_report, text_report, text_storage
+from experiments import text_report, text_storage
 from experiments.article_job import machine
 from experiments.text_jobs import (
     OURS,
@@ -55,7 +55,7 @@ from experiments.text_jobs import (
     torch_side,
 )
 from experiments.text_settings import SMOKE, Config, rule
-from jaxdistill import benchmark, data
+from jaxdistill import benchmark, data, report
 from jaxdistill.runs import Run, environment
 from jaxdistill.study import FAILURES
 
@@ -101,7 +101,7 @@ def execute(config: Config) -> dict[str, Any]:
     for name, text in texts.items():
         log.write_bytes(name, text.encode())
     if config.save is not None:
-        speed_report.save(log.path, config.save)
+        report.save(log.path, config.save)
     print("\n".join(texts.values()))
     print(log)
     return summary

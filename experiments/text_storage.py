@@ -20,8 +20,6 @@ from jaxdistill.objectives import combine, hard_labels
 from jaxdistill.steps import init_state, make_train_step, scan_train
 from jaxdistill.types import TopK
 
-EXACT = "dense, float32"
-
 
 def drawn(shape: Shape, count: int, sharpness: float, seed: int):
     """A teacher, a student, and random tokens, nothing of it trained.

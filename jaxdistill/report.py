@@ -26,8 +26,11 @@ COSTS = (
 MANY = 4
 """Comparisons beyond which they become a table, corrected for their number."""
 
+KEPT = (".json", ".jsonl", ".md", ".png")
+"""Ends of the names of what `save` copies."""
+
 LARGEST = 500_000
-"""Bytes of a file that `save` copies."""
+"""Most bytes of such a file."""
 
 
 def summarize(
@@ -137,8 +140,10 @@ def write(directory: Any) -> str:
     """Rebuilds table.md and the figures of a run, as its summary asks; returns the
     table.
 
+    A summary of a script's own making has tables of its making: they are returned.
+
     Raises:
-      ValueError: only the run's own script makes its tables.
+      ValueError: there is neither a table nor what makes one.
     """
     directory = epath.Path(directory)
     summary = json.loads((directory / "summary.json").read_text())
@@ -150,11 +155,14 @@ def write(directory: Any) -> str:
         text, pictures = deployed.table(summary), {}
     elif "rows" in summary:
         text, pictures = table(summary), figures.draw(directory)
-    else:
-        raise ValueError(
-            f"{directory}/summary.json has no rows, axes or series but "
-            f"{', '.join(summary)}: the script that wrote it makes its tables"
-        )
+    else:  # the script that wrote it has made its tables
+        texts = [path.read_text() for path in sorted(directory.glob("*.md"))]
+        if not texts:
+            raise ValueError(
+                f"{directory} has no table, and its summary.json no rows, axes, series "
+                f"or deployed to make one of, but {', '.join(summary)}"
+            )
+        return "\n".join(texts)
     if "lines" in summary:
         pictures |= frontier.draw(summary["rows"], summary["lines"])
     (directory / "table.md").write_text(text)
@@ -171,7 +179,7 @@ def save(directory: Any, destination: Path) -> None:
     """
     destination.mkdir(parents=True, exist_ok=True)
     for source in sorted(epath.Path(directory).iterdir()):
-        if source.name.endswith((".json", ".jsonl", ".md")):
+        if source.name.endswith(KEPT):
             content = source.read_bytes()
             if len(content) > LARGEST:
                 raise ValueError(f"{source} has {len(content)} bytes, too many to keep")

@@ -194,6 +194,19 @@ class TestWrite:
         }
         assert report.write(target) == report.write(directory)
 
+    def test_a_scripts_own_tables_are_kept_as_they_are(self, tmp_path):
+        run, target = tmp_path / "run", tmp_path / "kept"
+        run.mkdir()
+        (run / "summary.json").write_text('{"storage": 1, "compute": 2}')
+        with pytest.raises(ValueError, match="no table, .* but storage, compute"):
+            report.write(run)
+        for name, text in {"a.md": "first\n", "b.md": "second\n"}.items():
+            (run / name).write_text(text)
+        (run / "a.png").write_bytes(b"figure")
+        report.save(run, target)
+        assert report.write(target) == "first\n\nsecond\n"
+        assert (target / "a.png").read_bytes() == b"figure"
+
     def test_save_refuses_large_files(self, directory, tmp_path_factory):
         (directory / "metrics.jsonl").write_text(" " * (report.LARGEST + 1))
         with pytest.raises(

@@ -2,6 +2,7 @@
 """The last part of hinton_mnist: what the paper left out."""
 
 from collections.abc import Mapping
+from itertools import product
 from typing import Any
 
 from experiments.hinton_parts import (
@@ -17,6 +18,9 @@ from jaxdistill.data import few_labels
 from jaxdistill.figures import words
 from jaxdistill.study import Row, Study
 
+SHIFTED = ("jittered", "matching", "conv_matching", "ensemble_matching")
+"""Rows that see shifted images, each at its own temperature and rate."""
+
 
 def beyond(task: Task) -> str:
     """What the paper left out: controls, better teachers, fewer labels.
@@ -25,10 +29,10 @@ def beyond(task: Task) -> str:
     sees every shift anew; they see `beyond_views` draws of each image, the same for all
     seeds.
     """
-    rows, log = beyond_rows(task), task.log("beyond")
+    chosen, said = choice(task)
+    rows, log = beyond_rows(task, chosen), task.log("beyond")
     study = task.study("triple", "train")
     students = [name for name, row in rows.items() if "teacher" not in name]
-    said = choice(task, rows, students)
     others = ("scratch", "distilled", "jittered")
     compare(
         study,
@@ -44,12 +48,16 @@ def beyond(task: Task) -> str:
     return "\n".join(texts)
 
 
-def beyond_rows(task: Task) -> dict[str, Row]:
-    """The triple's rows, and those that the paper lacks."""
+def beyond_rows(
+    task: Task, shifted: Mapping[str, tuple[float, float]]
+) -> dict[str, Row]:
+    """The triple's rows, and those that the paper lacks.
+
+    Args:
+      shifted: temperature and rate of `SHIFTED`; the others take the triple's.
+    """
     config, rates = task.config, chosen_rates(task)
-    soft = task.soft(config.temperature, hard_weight=0.0)
     long: dict[str, Any] = {"prepare": task.jitter, "epochs": config.beyond_epochs}
-    views: dict[str, Any] = {**long, "views": config.beyond_views}
     conv = Row(
         models.ConvNet((32, 64), 256, task.source.num_classes, dropout=0.5),
         labels(),
@@ -58,22 +66,23 @@ def beyond_rows(task: Task) -> dict[str, Row]:
         steps=task.steps(config.beyond_conv_epochs),
     )
 
-    def taught(teacher, **options):
-        return student_row(task, soft, rates["distilled"], teacher=teacher, **options)
+    def taught(teacher, temperature, rate, **options):
+        soft = task.soft(temperature, hard_weight=0.0)
+        return student_row(task, soft, rate, teacher=teacher, **options)
 
-    def labelled(objective, **options):
-        return student_row(task, objective, rates["scratch"], **options)
+    def matching(name, teacher):
+        return taught(teacher, *shifted[name], **long, views=config.beyond_views)
 
     return {
         **triple_rows(task, rates),
         "conv_teacher": conv,
-        "label_smoothing": labelled(labels(0.1)),
-        "jittered": labelled(labels(), **long),
+        "label_smoothing": student_row(task, labels(0.1), rates["scratch"]),
+        "jittered": student_row(task, labels(), shifted["jittered"][1], **long),
         "untrained": distilled_row(task, rates["distilled"], teacher="drawn"),
-        "no_labels": taught("teacher"),
-        "matching": taught("teacher", **views),
-        "conv_matching": taught("conv_teacher", **views),
-        "ensemble_matching": taught("ensemble", **views),
+        "no_labels": taught("teacher", config.temperature, rates["distilled"]),
+        "matching": matching("matching", "teacher"),
+        "conv_matching": matching("conv_matching", "conv_teacher"),
+        "ensemble_matching": matching("ensemble_matching", "ensemble"),
     }
 
 
@@ -92,29 +101,63 @@ def given_teachers(
     }
 
 
-def choice(task: Task, rows: Mapping[str, Row], students: list[str]) -> str:
-    """Which student is best on the validation images, as a sentence.
+def choice(task: Task) -> tuple[dict[str, tuple[float, float]], str]:
+    """Temperatures and rates of `SHIFTED`; which student is best on validation images.
 
-    All are trained once more, without these images, as are their teachers.
+    All are trained once more, without these images, as are their teachers; those of
+    `SHIFTED` at each of the triple's rates and, with a teacher, each temperature.
+
+    Returns:
+      `{name: (temperature, rate)}`, and the errors of all in words.
     """
-    study = task.study("beyond", "fitted")
-    known = given_teachers(task, study, rows, CHOICE_SEED, "choice_")
-    for name in ("teacher", "conv_teacher"):
-        model = study.train(f"choice_{name}", rows[name], CHOICE_SEED)
-        known[name] = task.run.place(model)
-    held, wrong = task.examples["validation"], {}
-    for name in students:
-        teacher = rows[name].teacher
-        taught_by = None if teacher is None else known[teacher]
-        model = study.train(f"choice_{name}", rows[name], CHOICE_SEED, taught_by)
-        wrong[name] = int(errors(logits_of(model, held), held["labels"]))
-    best = min(wrong, key=lambda name: wrong[name])
+
+    def label(name, setting):
+        used = () if name not in SHIFTED else setting
+        used = used[1:] if name == "jittered" else used  # no teacher, no temperature
+        return "".join([f"choice_{name}", *(f"_{value:g}" for value in used)])
+
+    config, found = task.config, {}
+    for setting in product(config.beyond_temperatures, config.rates):
+        rows = beyond_rows(task, dict.fromkeys(SHIFTED, setting))
+        for name in (name for name in rows if "teacher" not in name):
+            if (at := label(name, setting)) not in found:
+                found[at] = choice_errors(task, rows, name, at), name, setting
+    best: dict[str, Any] = {}
+    for count, name, setting in sorted(found.values(), reverse=True):
+        best[name] = setting, count  # the last is the least
+    chosen = {name: best[name][0] for name in SHIFTED}
+    return chosen, said_of({name: count for name, (_, count) in best.items()}, chosen)
+
+
+def said_of(wrong: Mapping[str, int], chosen: Mapping[str, tuple[float, float]]) -> str:
+    """What `choice` found, as sentences."""
     listed = ", ".join(f"{words(name)} {count}" for name, count in wrong.items())
-    return (
-        f"Best on the {len(held['labels']):,} validation images, in one training "
-        f"without them: {words(best)}. Errors there: {listed}. The rates of scratch "
-        "and distilled were chosen on them, and the others take theirs.\n"
+    settled = ", ".join(
+        f"{words(name)} {temperature:g} and {rate:g}"
+        for name, (temperature, rate) in chosen.items()
+        if name != "jittered"
     )
+    return (
+        "Best on the validation images, in one training without them: "
+        f"{words(min(wrong, key=lambda name: wrong[name]))}. Errors there: {listed}. "
+        f"Chosen there as well: temperature and rate of {settled}; jittered's rate, "
+        f"{chosen['jittered'][1]:g}. The others take those of scratch and distilled.\n"
+    )
+
+
+def choice_errors(task: Task, rows: Mapping[str, Row], name: str, label: str) -> int:
+    """A student's errors on the validation images, which it has not seen.
+
+    Neither has its teacher.
+    """
+    study, held = task.study("beyond", "fitted"), task.examples["validation"]
+    by, teacher = rows[name].teacher, None
+    if by is not None and by in rows:
+        teacher = task.run.place(study.train(f"choice_{by}", rows[by], CHOICE_SEED))
+    elif by is not None:
+        teacher = given_teachers(task, study, rows, CHOICE_SEED, "choice_")[by]
+    model = study.train(label, rows[name], CHOICE_SEED, teacher)
+    return int(errors(logits_of(model, held), held["labels"]))
 
 
 def few_labels_table(task: Task, count: int) -> str:

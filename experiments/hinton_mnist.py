@@ -23,7 +23,9 @@ to nothing by a cosine, batch 128, last epoch; the flags below have the rest. Th
 students' rates are chosen on validation images, held out of the training images, from
 the same three; then all train on all training images. For both students Adam forgets
 squared gradients sooner than usual, a choice made on these images for the distilled
-one. Which row of "beyond" is best is said by another training of each, and of its
+one. Of "beyond" the students that see shifted images have their rates, and with a
+teacher their temperatures, chosen so too.
+Which row of "beyond" is best is said by another training of each, and of its
 teacher, without the validation images.
 
   python -m experiments.hinton_mnist --data-dir ~/mnist
@@ -105,6 +107,8 @@ class Config:
     """as many steps for the students of a transfer set"""
     beyond_epochs: int = 60
     """passes of the students that see shifted images"""
+    beyond_temperatures: tuple[float, ...] = (4.0, 20.0)
+    """tried for the students that match a teacher on shifted images"""
     beyond_views: int = 25
     """shifted images of each, of which a teacher's outputs are stored"""
     beyond_conv_epochs: int = 20
@@ -137,6 +141,7 @@ SMOKE: dict[str, Any] = {
     "transfer_epochs": 2,
     "beyond_epochs": 2,
     "beyond_conv_epochs": 2,
+    "beyond_temperatures": (4.0,),
     "beyond_views": 2,
     "beyond_labels": (100,),
     "beyond_few_epochs": 2,

@@ -2,6 +2,7 @@
 """All parts of Hinton's section 3 run, resume, and correct a bias as the paper did."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -45,7 +46,8 @@ def test_each_part_leaves_a_summary_that_report_rebuilds(run_dir):
     assert [len(v["1"]) for v in widths.values()] == [2, 1]
     assert len(summary(run_dir, "beyond")["rows"]) == 11
     said = (run_dir / "beyond" / "chosen.md").read_text()
-    assert said.startswith("Best on the 200 validation images, in one training")
+    assert said.startswith("Best on the validation images, in one training without")
+    assert re.search(r"temperature and rate of matching 4 and 0\.00[13], conv", said)
     for part in ("triple", "temperature", "transfer", "beyond", "beyond/labels_100"):
         text = (run_dir / part / "table.md").read_text()
         assert report.write(run_dir / part) == text

@@ -55,7 +55,8 @@ def test_the_student_goes_on_from_a_prompt():
     np.testing.assert_array_equal(ids[:, 1:], labels[:, :-1])
     start = {"input_ids": given["inputs"]["input_ids"][:, :PROMPT]}
     model = teachers.trained(MODULE, state())
-    own = generate(model, start, rng, steps=LENGTH + 1 - PROMPT)["input_ids"]
+    _, draw = jax.random.split(rng)
+    own = generate(model, start, draw, steps=LENGTH + 1 - PROMPT)["input_ids"]
     np.testing.assert_array_equal(own[:, 1:], labels)
     # Its draws count: the labels from the last token of the prompt on.
     np.testing.assert_array_equal(found["token_mask"], [[0, 0, 1, 1, 1, 1, 1, 1]] * 4)

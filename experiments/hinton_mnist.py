@@ -24,9 +24,8 @@ students' rates are chosen on validation images, held out of the training images
 the same three; then all train on all training images. For both students Adam forgets
 squared gradients sooner than usual, a choice made on these images for the distilled
 one. Of "beyond" the students that see shifted images have their rates, and with a
-teacher their temperatures, chosen so too.
-Which row of "beyond" is best is said by another training of each, and of its
-teacher, without the validation images.
+teacher their temperatures, chosen so too. Which row of it is best is said by another
+training of each, and of its teacher, without the validation images.
 
   python -m experiments.hinton_mnist --data-dir ~/mnist
   python -m experiments.hinton_mnist --data-dir ~/mnist --part temperature

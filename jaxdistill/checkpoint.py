@@ -205,8 +205,6 @@ class Checkpoints:
 
     def _check_identity(self, step: int, stored: Mapping[str, Any]) -> None:
         for key in sorted({*stored, *self._identity}):
-            if key == "objective" and key not in stored:
-                continue  # checkpoints of old have none
             if stored.get(key) != self._identity.get(key):
                 raise CheckpointError(
                     f"checkpoint {self.path / str(step)} belongs to another run: {key} "

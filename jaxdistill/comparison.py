@@ -54,15 +54,10 @@ def compare(
       ValueError: an unknown measure, a pair of what is no row, a given teacher with a
         row's name, no teacher, or a row taught by none before it.
     """
-    if measure not in MEASURES:
-        names = ", ".join(MEASURES)
-        raise ValueError(f"rows cannot be compared by {measure!r}; known: {names}")
     if pairs is None:
         others = [name for name in rows if name not in ("teacher", "distilled")]
         pairs = {"distilled": others} if "distilled" in rows else {}
-    wrong = {*pairs, *(b for others in pairs.values() for b in others)} - {*rows}
-    if wrong:
-        raise ValueError(f"{sorted(wrong)} are to be compared, and are no rows")
+    _check_pairs(rows, pairs, measure)
     to = study.log if to is None else to
     results: dict[str, list] = {name: [] for name in rows}
     costs: dict[str, dict[str, float]] = {}
@@ -71,8 +66,6 @@ def compare(
     groups = [range(seeds)] if study.together else [[seed] for seed in range(seeds)]
     for group in groups:
         trained = [dict(given(seed)) for seed in group]
-        if both := sorted({*trained[0]} & {*rows}):
-            raise ValueError(f"{both} are rows, and given teachers as well")
         _check_teachers(rows, trained[0])
         for name, row in rows.items():
             models = _train(study, name, row, group, trained)
@@ -96,7 +89,20 @@ def compare(
     return {**summary, "digests": digests}
 
 
+def _check_pairs(
+    rows: Mapping[str, Row], pairs: Mapping[str, Sequence[str]], measure: str
+) -> None:
+    if measure not in MEASURES:
+        names = ", ".join(MEASURES)
+        raise ValueError(f"rows cannot be compared by {measure!r}; known: {names}")
+    wrong = {*pairs, *(b for others in pairs.values() for b in others)} - {*rows}
+    if wrong:
+        raise ValueError(f"{sorted(wrong)} are to be compared, and are no rows")
+
+
 def _check_teachers(rows: Mapping[str, Row], given: Mapping[str, Any]) -> None:
+    if both := sorted({*given} & {*rows}):
+        raise ValueError(f"{both} are rows, and given teachers as well")
     if "teacher" not in {*rows, *given}:
         raise ValueError(f"none of {sorted({*rows, *given})} is called 'teacher'")
     known = {*given}

@@ -155,6 +155,7 @@ def load_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     """
     path = Path(path)
     tensors = path.suffix == ".safetensors"
+    extra = "huggingface" if tensors else "torch"
     try:
         if tensors:
             from safetensors.numpy import load_file
@@ -162,7 +163,7 @@ def load_state_dict(path: str | Path) -> dict[str, np.ndarray]:
             import torch
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"reading {path} needs {error.name}: pip install 'jaxdistill[torch]'"
+            f"reading {path} needs {error.name}: pip install 'jaxdistill[{extra}]'"
         ) from error
     if not path.is_file():
         raise ValueError(f"{path} does not exist")

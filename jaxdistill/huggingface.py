@@ -19,6 +19,7 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
+from jaxdistill.convert import load_state_dict
 from jaxdistill.huggingface_config import (
     CONFIG,
     architecture_of,
@@ -255,22 +256,11 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
     """Tensors by their names, of a safetensors file or of its shards.
 
     Raises:
-      ValueError: it is missing or damaged.
+      ValueError: see `convert.load_state_dict`.
     """
-    try:
-        from safetensors.numpy import load_file
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            "reading safetensors needs it: pip install 'jaxdistill[huggingface]'"
-        ) from error
     state: dict[str, np.ndarray] = {}
     for shard in _shards(path):
-        if not shard.is_file():
-            raise ValueError(f"{shard} does not exist")
-        try:
-            state |= load_file(shard)
-        except Exception as error:  # the reader raises its own types
-            raise ValueError(f"{shard} is damaged: {error}") from error
+        state |= load_state_dict(shard)
     return state
 
 

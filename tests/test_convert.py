@@ -268,7 +268,7 @@ class TestFiles:
     def test_missing_package_is_named(self, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "safetensors", None)
         monkeypatch.delitem(sys.modules, "safetensors.numpy", raising=False)
-        with pytest.raises(ValueError, match=r"needs safetensors.*jaxdistill\[torch\]"):
+        with pytest.raises(ValueError, match=r"needs safetensors.*\[huggingface\]"):
             convert.load_state_dict(tmp_path / "net.safetensors")
 
     @pytest.mark.parametrize("writer", ["torch", "pickle"])

@@ -3,8 +3,9 @@
 
 A folder holds `config.json` and `model.safetensors`, or the shards that
 `model.safetensors.index.json` names. Every tensor is accounted for: one without a
-place, or a place without a tensor, is an error that names it. Queries, keys and values
-are one product here; nothing else changes but the order of axes, so both directions
+place, or a place without a tensor, is an error that names it; only the head of BERT's
+next sentence is left out where a masked LM's file has it. Queries, keys and values are
+one product here; nothing else changes but the order of axes, so both directions
 together are the identity.
 """
 
@@ -29,6 +30,7 @@ from jaxdistill.huggingface_config import (
     size_of,
 )
 from jaxdistill.huggingface_names import (
+    BESIDE,
     BODIES,
     BUFFERS,
     HEADS,
@@ -89,7 +91,8 @@ def to_linen(
         state = {k if k in TIED else prefix + k: v for k, v in state.items()}
     state = _without_copies(state)
     found, used = place(state, _places(config))
-    left = sorted({*state} - used)
+    beside = BESIDE.get(architecture_of(config), ())
+    left = sorted(k for k in {*state} - used if k.rpartition(".")[0] not in beside)
     if left:
         raise ValueError(f"the weights hold {left[0]!r}, which has no place here")
     _check_shapes(found, config)

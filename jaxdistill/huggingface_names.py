@@ -100,6 +100,11 @@ BUFFERS = re.compile(r"(position_ids|\.attn\.(masked_)?bias)$")
 """Constants that older files hold beside the weights."""
 OLDER = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 """Ends of names in older files, as in bert-base-uncased, and what they are now."""
+BESIDE = {
+    "BertForMaskedLM": ("bert.pooler.dense", "cls.seq_relationship"),
+}
+"""Layers that a file may hold beside its model's, as bert-base-uncased's does: BERT's
+head for the next sentence, which a masked LM does not compute."""
 LEAVES = {
     "linear": {"weight": "kernel", "bias": "bias"},
     "conv1d": {"weight": "kernel", "bias": "bias"},

@@ -186,6 +186,25 @@ def test_names_in_older_files_are_known(saved):
         huggingface.to_linen({**state, twice: np.zeros(3, np.float32)}, config)
 
 
+def test_a_masked_lm_is_read_from_what_bert_was_pretrained_as(tmp_path):
+    """As bert-base-uncased: a masked LM's configuration, two heads' tensors."""
+    numbers = transformers.BertConfig(**BERT, attn_implementation="eager")
+    whole = transformers.BertForPreTraining(numbers).eval()
+    whole.save_pretrained(tmp_path)
+    config = {**read_config(tmp_path), "architectures": ["BertForMaskedLM"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    module, variables = huggingface.load(tmp_path)
+    inputs = text(20)
+    expected = whole(**{k: torch.tensor(v) for k, v in inputs.items()})
+    found = module.apply(variables, inputs).logits
+    logits = expected.prediction_logits.detach().numpy()
+    np.testing.assert_allclose(found, logits, rtol=0, atol=1e-5)
+    state = states(tmp_path)
+    other = {**state, "cls.other.weight": np.zeros(3, np.float32)}
+    with pytest.raises(ValueError, match="hold 'cls.other.weight', which has no place"):
+        huggingface.to_linen(other, config)
+
+
 def test_what_a_scan_returns_is_indexed_by_layer(saved):
     _, folder = saved
     inputs = text(20)

@@ -28,7 +28,6 @@ With --parallel seeds the search, of one seed, runs on one device.
 Cost: about 5 minutes on two cores, then 25, then 15. Hinton et al. 2015, section 3.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -37,13 +36,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import optax
 
-from jaxdistill import data, models, processes, report, teachers
+from jaxdistill import data, failures, models, processes, report, teachers
 from jaxdistill.augment import shift
 from jaxdistill.comparison import compare
 from jaxdistill.evaluate import Evaluator
 from jaxdistill.objectives import combine, hard_labels, soft_targets
 from jaxdistill.runs import Run, parse, settings
-from jaxdistill.study import FAILURES, Row, Study
+from jaxdistill.study import Row, Study
 from jaxdistill.sweep import Division, divide
 
 ARMS = ("scratch", "label_smoothing", "distilled", "untrained_teacher")
@@ -108,10 +107,8 @@ TEACHER = Trial(1e-3, 0.0, 2, 0.0, 1.0, 0.0)
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs the study, prints its tables, returns its summary."""
     config = parse({"": Config()}, argv, __doc__)
-    try:
+    with failures.in_a_sentence():
         return execute(config)
-    except FAILURES as error:
-        sys.exit(f"error: {error}")
 
 
 def execute(config: Config) -> dict[str, Any]:

@@ -52,9 +52,8 @@ from tqdm.auto import tqdm
 
 from experiments import bare_jax, loops, resnet_job, speed_report
 from experiments.article_job import Job, Task, machine
-from jaxdistill import benchmark, report, sweep, teachers
+from jaxdistill import benchmark, failures, report, sweep, teachers
 from jaxdistill.runs import Run, environment
-from jaxdistill.study import FAILURES
 
 WIDTHS, BATCHES, STUDENTS = (0.5, 1, 2, 4), (16, 64, 256, 1024), (1, 4, 16, 32)
 SCALING_STEPS = 200
@@ -89,10 +88,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if hasattr(os, "sched_setaffinity"):  # before any side makes its threads
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: config.threads])
     sweep.use_cores()
-    try:
+    with failures.in_a_sentence():
         return execute(config)
-    except FAILURES as error:
-        sys.exit(f"error: {error}")
 
 
 def execute(config: Config) -> dict[str, Any]:

@@ -27,7 +27,6 @@ run again. Cost on two cores: about a quarter of an hour, a minute with `--smoke
 import json
 import os
 import statistics
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -36,10 +35,9 @@ from tqdm.auto import tqdm
 
 from experiments.article_job import Job, Task, baseline, machine
 from experiments.pytorch_parity import parity
-from jaxdistill import report
+from jaxdistill import failures, report
 from jaxdistill.runs import Run, environment, parse, settings
 from jaxdistill.statistics import paired, spread
-from jaxdistill.study import FAILURES
 
 
 @dataclass(frozen=True)
@@ -66,10 +64,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     config = parse({"": Config()}, argv, __doc__)
     if hasattr(os, "sched_setaffinity"):  # before either side makes its threads
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: config.threads])
-    try:
+    with failures.in_a_sentence():
         return execute(config)
-    except FAILURES as error:
-        sys.exit(f"error: {error}")
 
 
 def execute(config: Config) -> dict[str, Any]:

@@ -21,20 +21,19 @@ Selection on the validation split, report on test, last epoch, all seeds.
   python experiments/digits_mlp.py --preset article --data-dir ~/mnist --seeds 20
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import optax
 
-from jaxdistill import data, models, processes, report, teachers
+from jaxdistill import data, failures, models, processes, report, teachers
 from jaxdistill.comparison import compare
 from jaxdistill.evaluate import Evaluator
 from jaxdistill.objectives import combine, hard_labels, soft_targets
 from jaxdistill.precision import Precision
 from jaxdistill.runs import Run, parse, settings
-from jaxdistill.study import FAILURES, Row, Study
+from jaxdistill.study import Row, Study
 from jaxdistill.sweep import Division, divide
 
 
@@ -138,10 +137,8 @@ LIMITS = (
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs the experiment, prints its table, returns its summary."""
     config = parse(PRESETS, argv, __doc__)
-    try:
+    with failures.in_a_sentence():
         return execute(config)
-    except FAILURES as error:
-        sys.exit(f"error: {error}")
 
 
 def check(config: Config) -> None:

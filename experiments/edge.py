@@ -29,7 +29,6 @@ cores, not yet measured; two minutes with --smoke.
 """
 
 import statistics
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -42,6 +41,7 @@ from jaxdistill import (
     data,
     deployment,
     export,
+    failures,
     models,
     parallel,
     report,
@@ -52,7 +52,7 @@ from jaxdistill.evaluate import Evaluator
 from jaxdistill.objectives import combine, hard_labels, soft_targets
 from jaxdistill.quantize import quantized
 from jaxdistill.runs import Run, parse, settings
-from jaxdistill.study import FAILURES, Row, Study
+from jaxdistill.study import Row, Study
 from jaxdistill.teachers import Live
 
 
@@ -110,10 +110,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs the experiment, prints its table, returns its summary."""
     presets = {name: Config(preset=name) for name in ("mnist", "fashion_mnist")}
     config = parse({**presets, "digits": Config(preset="digits")}, argv, __doc__)
-    try:
+    with failures.in_a_sentence():
         return execute(config)
-    except FAILURES as error:
-        sys.exit(f"error: {error}")
 
 
 def execute(config: Config) -> dict[str, Any]:

@@ -35,7 +35,6 @@ A part trains what it needs of the triple, unless that is there. Kill it at any 
 the same command goes on. Its minutes are in its folder.
 """
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -43,9 +42,8 @@ from typing import Any, Literal
 from experiments.hinton_beyond import beyond
 from experiments.hinton_parts import temperature, transfer, triple
 from experiments.hinton_task import Task
-from jaxdistill import sweep
+from jaxdistill import failures, sweep
 from jaxdistill.runs import parse
-from jaxdistill.study import FAILURES
 
 
 @dataclass(frozen=True)
@@ -151,10 +149,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the parts asked for and prints their tables."""
     config = parse({"": Config()}, argv, __doc__)
     sweep.use_cores()
-    try:
+    with failures.in_a_sentence():
         execute(config)
-    except FAILURES as error:
-        sys.exit(f"error: {error}")
 
 
 def execute(config: Config) -> None:

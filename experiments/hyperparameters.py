@@ -17,7 +17,6 @@ stands beside it; that of the other settings is for the reader alone.
 Cost: a minute or two on two cores for the digits, 420 students.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -28,6 +27,7 @@ import optax
 
 from jaxdistill import (
     data,
+    failures,
     heatmap,
     models,
     parallel,
@@ -39,7 +39,7 @@ from jaxdistill import (
 from jaxdistill.evaluate import Evaluator
 from jaxdistill.objectives import combine, hard_labels, soft_targets
 from jaxdistill.runs import Run, parse, settings
-from jaxdistill.study import FAILURES, Row, Study
+from jaxdistill.study import Row, Study
 from jaxdistill.types import Objective
 
 
@@ -90,10 +90,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs the sweep, prints its table, returns its summary."""
     sweep.use_cores()
     config = parse({"": Config()}, argv, __doc__)
-    try:
+    with failures.in_a_sentence():
         return execute(config)
-    except FAILURES as error:
-        sys.exit(f"error: {error}")
 
 
 def execute(config: Config) -> dict[str, Any]:

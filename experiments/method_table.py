@@ -30,7 +30,6 @@ Cost: an hour and a half on two cores; a minute or two with --smoke, nearly all 
 compilation.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -39,7 +38,7 @@ from typing import Any, Literal
 import optax
 
 from experiments.methods import METHODS, Layers, Method
-from jaxdistill import data, models, parallel, processes, report, teachers
+from jaxdistill import data, failures, models, parallel, processes, report, teachers
 from jaxdistill.augment import chain, flip, shift
 from jaxdistill.comparison import compare
 from jaxdistill.evaluate import Evaluator
@@ -47,7 +46,7 @@ from jaxdistill.objectives import combine, hard_labels
 from jaxdistill.parallel import Kind
 from jaxdistill.precision import Precision
 from jaxdistill.runs import Run, parse, settings
-from jaxdistill.study import FAILURES, Row, Study
+from jaxdistill.study import Row, Study
 
 SEARCH_SEED = 1_000
 """The seed of the search: none of the final seeds."""
@@ -123,10 +122,8 @@ PRESETS = {
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs the experiment, prints its tables, returns its summary."""
     config = parse(PRESETS, argv, __doc__)
-    try:
+    with failures.in_a_sentence():
         return execute(config)
-    except FAILURES as error:
-        sys.exit(f"error: {error}")
 
 
 def execute(config: Config) -> dict[str, Any]:

@@ -20,7 +20,6 @@ bits of mantissa where logits need more; no difference in accuracy.
 Cost: a minute on two cores for the digits, ten for MNIST.
 """
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -32,14 +31,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdistill import cache, data, losses, models, processes
+from jaxdistill import cache, data, failures, losses, models, processes
 from jaxdistill.comparison import compare
 from jaxdistill.evaluate import Evaluator
 from jaxdistill.objectives import combine, hard_labels, soft_targets
 from jaxdistill.runs import Run, parse, settings
 from jaxdistill.saved import load_model
 from jaxdistill.statistics import paired, spread
-from jaxdistill.study import FAILURES, Row, Study
+from jaxdistill.study import Row, Study
 from jaxdistill.sweep import divide
 from jaxdistill.types import TopK
 
@@ -80,10 +79,8 @@ class Config:
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs both parts, prints their tables, returns the summary."""
     config = parse({"": Config()}, argv, __doc__)
-    try:
+    with failures.in_a_sentence():
         return execute(config)
-    except FAILURES as error:
-        sys.exit(f"error: {error}")
 
 
 def execute(config: Config) -> dict[str, Any]:

@@ -35,18 +35,16 @@ Needs jaxdistill[huggingface]. Cost: about an hour and a half on two cores from 
 two minutes with --smoke, nearly all of it compilation.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from experiments.sst2_task import Task
-from jaxdistill import processes, report
+from jaxdistill import failures, processes, report
 from jaxdistill.comparison import compare
 from jaxdistill.parallel import Kind
 from jaxdistill.precision import Precision
 from jaxdistill.runs import parse
-from jaxdistill.study import FAILURES
 
 
 @dataclass(frozen=True)
@@ -134,10 +132,8 @@ SMOKE: dict[str, Any] = {
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs the experiment, prints its table, returns its summary."""
     config = parse(PRESETS, argv, __doc__)
-    try:
+    with failures.in_a_sentence():
         return execute(config)
-    except FAILURES as error:
-        sys.exit(f"error: {error}")
 
 
 def execute(config: Config) -> dict[str, Any]:

@@ -35,14 +35,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdistill import benchmark, models, parallel, report
+from jaxdistill import benchmark, failures, models, parallel, report
 from jaxdistill.data import Batches, Stream, normalize
 from jaxdistill.loop import STREAMED_PER_DISPATCH, fit
 from jaxdistill.objectives import combine, hard_labels
 from jaxdistill.parallel import Kind
 from jaxdistill.runs import Run, parse, settings
 from jaxdistill.steps import init_state, make_train_step, scan_train
-from jaxdistill.study import FAILURES
 
 SHAPE, CLASSES = (32, 32, 3), 10
 
@@ -89,11 +88,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             f"error: --steps must be a multiple of {STREAMED_PER_DISPATCH}, --rounds "
             f"at least 1; got {config.steps} and {config.rounds}"
         )
-    try:
+    with failures.in_a_sentence():
         log = Run(config.run_dir, settings(config))
         summary = measure(config, Path(config.run_dir) / "images.array_record")
-    except FAILURES as error:
-        sys.exit(f"error: {error}")
     log.write("summary.json", summary)
     log.write_bytes("table.md", table(summary).encode())
     if config.save is not None:

@@ -32,7 +32,6 @@ with --smoke.
 
 import json
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -55,9 +54,8 @@ from experiments.text_jobs import (
     torch_side,
 )
 from experiments.text_settings import SMOKE, Config, rule
-from jaxdistill import benchmark, data, report
+from jaxdistill import benchmark, data, failures, report
 from jaxdistill.runs import Run, environment
-from jaxdistill.study import FAILURES
 
 PARTS = ("train", "distill", "stages", "generate", "storage")
 
@@ -67,10 +65,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     config = tyro.cli(Config, args=argv, description=__doc__)
     if hasattr(os, "sched_setaffinity"):  # before any side makes its threads
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: config.threads])
-    try:
+    with failures.in_a_sentence():
         return execute(config)
-    except FAILURES as error:
-        sys.exit(f"error: {error}")
 
 
 def execute(config: Config) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`jaxdistill`: work on finished runs."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +8,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from jaxdistill import cache, export, report, saved
+from jaxdistill import cache, export, failures, report, saved
 from jaxdistill.deployment import finished
-from jaxdistill.runs import RunError
 
 
 @dataclass(frozen=True)
@@ -140,31 +138,44 @@ Command = (
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line's entry point."""
     command = tyro.cli(Command, args=argv, description=__doc__)  # type: ignore[call-overload]
-    try:
-        if isinstance(command, Report):
-            print(report.write(command.run))
-            if command.save is not None:
-                report.save(command.run, command.save)
-            return
-        if isinstance(command, Cache):
-            print(store(command))
-            return
-        if isinstance(command, Export):
-            print(convert(command))
-            return
-        if isinstance(command, Benchmark):
-            print(measure(command))
-            return
-        stale = [
-            str(page)
-            for page in command.pages
-            if report.fill(page, command.results, write=not command.check)
-        ]
-    except (OSError, ValueError, RunError) as error:
-        sys.exit(f"error: {error}")
+    with failures.in_a_sentence():
+        print(run(command))
+
+
+def run(command: Command) -> str:
+    """Does what a command asks for; returns what it says.
+
+    Raises:
+      ValueError: pages that are not up to date, and see the other functions.
+    """
+    if isinstance(command, Report):
+        table = report.write(command.run)
+        if command.save is not None:
+            report.save(command.run, command.save)
+        return table
+    if isinstance(command, Pages):
+        return rebuild(command)
+    if isinstance(command, Cache):
+        return store(command)
+    if isinstance(command, Export):
+        return convert(command)
+    return measure(command)
+
+
+def rebuild(command: Pages) -> str:
+    """Fills the pages' tables, or checks them.
+
+    Raises:
+      ValueError: one that is checked is not up to date, or a block has no table.
+    """
+    stale = [
+        str(page)
+        for page in command.pages
+        if report.fill(page, command.results, write=not command.check)
+    ]
     if command.check and stale:
-        sys.exit(f"error: run `jaxdistill pages`: {', '.join(stale)} not up to date")
-    print(f"rebuilt: {', '.join(stale)}" if stale else "all pages are up to date")
+        raise ValueError(f"run `jaxdistill pages`: {', '.join(stale)} not up to date")
+    return f"rebuilt: {', '.join(stale)}" if stale else "all pages are up to date"
 
 
 def store(command: Cache) -> str:

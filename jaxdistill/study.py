@@ -17,10 +17,9 @@ import optax
 from flax import linen as nn
 
 from jaxdistill import processes, sweep, teachers
-from jaxdistill.checkpoint import CheckpointError, Checkpoints, described
+from jaxdistill.checkpoint import Checkpoints, described
 from jaxdistill.data import Batches, Orders, check_inputs, check_labels
 from jaxdistill.evaluate import Evaluator
-from jaxdistill.journal import NonFiniteLoss
 from jaxdistill.lessons import Lessons
 from jaxdistill.loop import fit
 from jaxdistill.models import student
@@ -30,9 +29,6 @@ from jaxdistill.runs import Run, RunError
 from jaxdistill.steps import init_state, make_train_step, scan_train
 from jaxdistill.types import Batch, Objective, TrainState
 from jaxdistill.views import replay
-
-FAILURES = (RunError, CheckpointError, NonFiniteLoss, ValueError)
-"""What a script ends with in one sentence: its message says what to do."""
 
 
 class Row(NamedTuple):

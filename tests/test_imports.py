@@ -15,6 +15,7 @@ FLOORS = {
     "types": 0,
     "runtimes": 1,
     "footprint": 1,
+    "failures": 1,
     "losses": 1,
     "models": 1,
     "data": 1,

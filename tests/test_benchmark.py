@@ -42,6 +42,35 @@ def test_flops_are_two_a_weight_and_example(model, size):
     assert 0 <= extra <= 3 * size * BIASES
 
 
+def text(length: int) -> dict:
+    ids = np.ones((1, length), np.int32)
+    return {"inputs": {"input_ids": ids}, "mask": np.ones(1, np.float32)}
+
+
+def forward_of(module, batch):
+    variables = module.init(jax.random.key(0), batch["inputs"])
+    return benchmark.compile_forward(teachers.live(module, variables), batch)
+
+
+def test_each_turn_of_a_loop_counts():
+    """An LSTM's step is four products of its input and four of its state."""
+    width, hidden, length = 12, 16, 20
+    module = models.BiLSTM(50, width, hidden, 3)
+    found = forward_of(module, text(length)).flops
+    loops = 2 * length * 2 * 4 * hidden * (width + hidden)
+    dense = 2 * (2 * hidden * hidden + 3 * hidden)
+    assert loops + dense < found < 1.15 * (loops + dense)
+
+
+def test_scanned_layers_count_as_a_row_of_them():
+    size = models.Size(50, 64, 5, 2, positions=20)
+    counts = [
+        forward_of(models.BertClassifier(models.Encoder(size, scan=scan), 3), text(20))
+        for scan in (False, True)
+    ]
+    assert counts[1].flops == pytest.approx(counts[0].flops, rel=0.1)
+
+
 def test_cost(model):
     cost = benchmark.cost(model, batch(3), repeats=5)
     assert set(cost) == {"parameters", "flops", "latency_us", "bytes"}

@@ -164,7 +164,7 @@ def _describe(subject: Subject, made: Artefact) -> dict[str, Any]:
     inputs = some_of(subject.examples["inputs"], np.arange(1))
     batch = {"inputs": subject.prepare(inputs), "mask": np.ones(1, np.float32)}
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        compiled = benchmark.compile_forward(subject.student, batch)
+        forward = benchmark.compile_forward(subject.student, batch)
     manifest = made.manifest
     return {
         "row": made.row,
@@ -176,7 +176,7 @@ def _describe(subject: Subject, made: Artefact) -> dict[str, Any]:
         "accuracy": spread([float((logits.argmax(-1) == labels).mean())]),
         "cost": {
             "parameters": manifest["student"]["parameters"],
-            "flops": benchmark.flops(compiled),
+            "flops": forward.flops,
             "bytes": manifest["bytes"],
         },
     }

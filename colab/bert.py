@@ -173,7 +173,7 @@ optimizer = optax.adamw(
 )
 
 
-def read(state, teacher):
+def read(state, teacher, seed):
     """The state with the pretrained parameters."""
     return state.replace(params=pretrained["params"])
 

@@ -28,7 +28,9 @@ def network(config: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> nn.Mo
     """
     numbers = {k: v for k, v in config.items() if k != "model_type"}
     made = getattr(transformers, numbers.pop("architectures")[0])
-    model = made(made.config_class(**numbers, attn_implementation="sdpa"))
+    # Keys and values are kept where it generates alone.
+    numbers |= {"attn_implementation": "sdpa", "use_cache": False}
+    model = made(made.config_class(**numbers))
     tensors = {name: torch.tensor(array) for name, array in state.items()}
     missing, unknown = model.load_state_dict(tensors, strict=False)
     # The last matrix of a GPT is that of its embeddings.

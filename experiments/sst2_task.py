@@ -26,6 +26,7 @@ from jaxdistill.evaluate import Evaluator
 from jaxdistill.objectives import combine, hard_labels, soft_targets
 from jaxdistill.runs import Run, settings
 from jaxdistill.study import Row, Study
+from jaxdistill.types import Objective
 
 SMOKE_TEXTS = ("a fine film", "a dull film , again", "so fine", "again dull", "fine !")
 
@@ -54,12 +55,12 @@ class Task:
             self.tokenizer = tokens.load_tokenizer(self.folder)
         self.teacher = self.make_teacher()
         tokens.check_tokenizer(self.tokenizer, self.teacher.encoder.size)
-        self.examples = self.encode(texts.train, config.length)
-        run = parallel.choose(config.parallel)
-        held, test = (
-            Evaluator(run, self.encode(split, config.test_length))
-            for split in (texts.validation, texts.test)
+        self.examples, held_out, tested = (
+            self.encode(split) for split in (texts.train, texts.validation, texts.test)
         )
+        self.median = median_text(tested["inputs"])
+        run = parallel.choose(config.parallel)
+        held, test = Evaluator(run, held_out), Evaluator(run, tested)
         log = Run(config.run_dir.format(preset=config.preset), settings(config))
         log.write_bytes("tokenizer.json", self.tokenizer.to_str().encode())
         self.study = Study(
@@ -76,9 +77,9 @@ class Task:
             progress=config.progress,
         )
 
-    def encode(self, split: data.Labelled, length: int) -> dict[str, Any]:
+    def encode(self, split: data.Labelled) -> dict[str, Any]:
         """A split as a study has it."""
-        inputs = tokens.encode(self.tokenizer, split.texts, length)
+        inputs = tokens.encode(self.tokenizer, split.texts, self.config.length)
         return {"inputs": inputs, "labels": split.labels}
 
     def steps(self, epochs: int) -> int:
@@ -113,16 +114,23 @@ class Task:
     def bert(self, width: int, depth: int, heads: int) -> models.BertClassifier:
         """A BERT of the tokenizer's vocabulary."""
         vocab = 1 + max(self.tokenizer.get_vocab().values())
-        length = max(self.config.length, self.config.test_length)
-        size = models.Size(vocab, width, depth, heads, positions=length)
+        size = models.Size(vocab, width, depth, heads, positions=self.config.length)
         return models.BertClassifier(models.Encoder(size), self.classes)
 
     def rows(self) -> dict[str, Row]:
         """The table's lines, in the order they train."""
-        config, width = self.config, self.teacher.encoder.size.width
-        vocab = self.teacher.encoder.size.vocab
+        config, vocab = self.config, self.teacher.encoder.size.vocab
         labels = combine({"hard": (1.0, hard_labels())})
-        teacher_steps = self.steps(config.teacher_epochs)
+        steps = self.steps(config.teacher_epochs)
+        rows = {
+            "teacher": Row(
+                self.teacher,
+                labels,
+                self.adamw(self.teacher_rate, steps),
+                start=None if self.folder is None else self.read,
+                steps=steps,
+            )
+        }
         small = self.bert(*config.transformer)
         students: dict[str, nn.Module] = {
             "transformer": small,
@@ -133,71 +141,92 @@ class Task:
                 vocab, config.bag[0], self.classes, config.bag[1:], dropout=0.1
             ),
         }
-        rows = {
-            "teacher": Row(
-                self.teacher,
-                labels,
-                self.adamw(config.teacher_rate, teacher_steps),
-                start=None if self.folder is None else self.read,
-                steps=teacher_steps,
-            )
-        }
         optimizer = self.adamw(config.rate, self.study.steps)
-        soft = combine(self.soft())
         for name, module in students.items():
             rows[f"{name}_scratch"] = Row(module, labels, optimizer)
-            rows[name] = Row(module, soft, optimizer, "teacher")
-        pairs = matching.uniform(config.transformer[1], self.teacher.encoder.size.depth)
-        projector = models.Projector(tuple((i, width) for i, _ in pairs))
-        rows["transformer_hidden"] = Row(
+            rows[name] = Row(module, self.soft, optimizer, "teacher")
+        rows["transformer_stages"] = self.in_stages(small)
+        return {**rows, **self.wide()}
+
+    def in_stages(self, small: nn.Module) -> Row:
+        """TinyBERT's two stages in as many steps as the other rows take.
+
+        The first matches hidden states, projected, and relations of queries, keys and
+        values, which are as many as the student's heads on both sides.
+        """
+        config, size = self.config, self.teacher.encoder.size
+        pairs = matching.uniform(config.transformer[1], size.depth)
+        projector = models.Projector(tuple((i, size.width) for i, _ in pairs))
+        terms = {"hidden": (1.0, matching.on_hiddens(losses.hint_mse, pairs))}
+        for name in ("queries", "keys", "values"):
+            relation = matching.on_extras(
+                losses.relation_kl, name, pairs, heads=config.transformer[2]
+            )
+            terms[name] = (1.0, relation)
+        steps = self.steps(config.stage_epochs)
+        first = Row(
             models.with_projector(small, projector),
-            combine({**self.soft(), **self.matched(pairs)}),
-            optimizer,
-            "teacher",
+            combine(terms),
+            self.adamw(config.rate, steps),
             live=True,
+            steps=steps,
         )
-        optimizer = self.adamw(config.teacher_rate, self.study.steps)
-        wide, some = self.some_layers()
-        rows["drawn"] = Row(wide, soft, optimizer, "teacher")
-        return {**rows, "layers": rows["drawn"]._replace(start=some)}
 
-    def soft(self) -> dict[str, Any]:
-        """Soft targets and labels."""
-        config = self.config
-        return {
-            "soft": (
-                1 - config.hard_weight,
-                soft_targets(temperature=config.temperature),
-            ),
-            "hard": (config.hard_weight, hard_labels()),
-        }
+        def start(state, teacher, seed):
+            teacher = self.study.run.place(teacher)
+            matched = self.study.train("transformer_first_stage", first, seed, teacher)
+            return state.replace(params=matched.variables["params"])
 
-    def matched(self, pairs: matching.LayerMap) -> dict[str, Any]:
-        """Hidden states and value relations, layer to layer."""
-        weight, heads = self.config.match_weight, self.config.transformer[2]
-        relation = matching.on_extras(losses.relation_kl, "values", pairs, heads=heads)
-        return {
-            "hidden": (weight, matching.on_hiddens(losses.hint_mse, pairs)),
-            "relations": (weight, relation),
-        }
+        rest = self.study.steps - steps
+        optimizer = self.adamw(config.rate, rest)
+        return Row(small, self.soft, optimizer, "teacher", start=start, steps=rest)
 
-    def some_layers(self):
-        """A network of two of the teacher's layers, and how it starts as them."""
+    def wide(self) -> dict[str, Row]:
+        """Two networks of two layers as wide as the teacher's: drawn, and its own."""
         encoder = self.teacher.encoder
-        depth = encoder.size.depth
-        chosen = (0, depth - 1)
+        chosen = (0, encoder.size.depth - 1)
         size = replace(encoder.size, depth=len(chosen))
-        wide = self.teacher.clone(encoder=encoder.clone(size=size))
+        module = self.teacher.clone(encoder=encoder.clone(size=size))
+        steps = self.steps(self.config.wide_epochs)
 
-        def start(state, teacher):
+        def start(state, teacher, seed):
+            del seed
             params = layers.take_layers(teacher.variables["params"], chosen)
             return state.replace(params=params)
 
-        return wide, start
+        def row(rate, **options):
+            optimizer = self.adamw(rate, steps)
+            return Row(module, self.soft, optimizer, "teacher", steps=steps, **options)
 
-    def read(self, state, teacher):
+        return {
+            "drawn": row(self.config.rate),
+            "layers": row(self.teacher_rate, start=start),
+        }
+
+    @property
+    def teacher_rate(self) -> float:
+        """The teacher's peak rate: less where it is pretrained."""
+        usual = 3e-4 if self.folder is None else 1e-4
+        given = self.config.teacher_rate
+        return usual if given is None else given
+
+    @property
+    def soft(self) -> Objective:
+        """Soft targets and labels."""
+        config = self.config
+        return combine(
+            {
+                "soft": (
+                    1 - config.hard_weight,
+                    soft_targets(temperature=config.temperature),
+                ),
+                "hard": (config.hard_weight, hard_labels()),
+            }
+        )
+
+    def read(self, state, teacher, seed):
         """A state whose parameters are the pretrained ones."""
-        del teacher
+        del teacher, seed
         return state.replace(params=self.pretrained(state.rng)[1]["params"])
 
     def adamw(self, rate: float, steps: int) -> optax.GradientTransformation:
@@ -219,6 +248,15 @@ def smoke_texts() -> data.Texts:
     labels = np.array([int("fine" in text) for text in texts], np.int32)
     part = data.Labelled(texts, labels)
     return data.Texts("smoke", part, part, part, 2, "five phrases")
+
+
+def median_text(inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The first text of median length, without its padding, as costs are measured."""
+    lengths = inputs["attention_mask"].sum(-1)
+    length = int(np.sort(lengths)[len(lengths) // 2])
+    first = int(np.flatnonzero(lengths == length)[0])
+    one = {name: x[first : first + 1, :length] for name, x in inputs.items()}
+    return {"inputs": one, "mask": np.ones(1, np.float32)}
 
 
 def with_validation(test: Evaluator, validation: Evaluator):

@@ -28,6 +28,7 @@ def compare(
     pairs: Mapping[str, Sequence[str]] | None = None,
     measure: str = "accuracy",
     timed_steps: int = 0,
+    example: Mapping[str, Any] | None = None,
     to: Run | None = None,
 ) -> dict[str, Any]:
     """Trains all rows for all seeds and writes the run's summary.
@@ -45,6 +46,8 @@ def compare(
       measure: which metric the comparison and its figure are of, see
         `measures.MEASURES`.
       timed_steps: measure milliseconds per step on so many, if any.
+      example: `inputs` and `mask` of one, on which costs are measured; None is the
+        first that is trained on.
       to: where summary and models go, the study's own run directory if None.
 
     Returns:
@@ -75,8 +78,8 @@ def compare(
                 digests[f"{name}-{seed}"] = teachers.digest(model.variables)
                 if seed == 0:
                     if model.module not in costs_of:
-                        example = study.example(row, seed)
-                        costs_of[model.module] = benchmark.cost(model, example)
+                        one = study.example(row, seed) if example is None else example
+                        costs_of[model.module] = benchmark.cost(model, one)
                     costs[name] = dict(costs_of[model.module])
                     by = row.teacher
                     taught = None if by is None else (by, study.run.fetch(known[by]))

@@ -48,8 +48,9 @@ class Row(NamedTuple):
         of the teacher's classes (`losses.sparse_forward_kl`).
       live: ask the teacher in every step, also where the study stores outputs: only
         logits are stored, and hidden states and attention maps are not.
-      start: `(state, teacher) -> state`, another start than the drawn one, such as
-        pretrained weights, or layers of the teacher, which is None without one.
+      start: `(state, teacher, seed) -> state`, another start than the drawn one, such
+        as pretrained weights, layers of the teacher, which is None without one, or what
+        a first stage has trained.
       steps: optimizer steps, or None for as many as the study's; 0 leaves it as it
         starts.
     """
@@ -64,7 +65,7 @@ class Row(NamedTuple):
     rollout: Callable[[TrainState, Batch, jax.Array], Batch] | None = None
     top_k: int | None = None
     live: bool = False
-    start: Callable[[TrainState, Any], TrainState] | None = None
+    start: Callable[[TrainState, Any, int], TrainState] | None = None
     steps: int | None = None
 
 
@@ -314,7 +315,7 @@ class Study:
           teacher: a model, for rows that start from one.
         """
         state = self._drawn(row, seed)
-        return state if row.start is None else row.start(state, teacher)
+        return state if row.start is None else row.start(state, teacher, seed)
 
     def _drawn(self, row: Row, seed: int) -> TrainState:
         rng, example = jax.random.key(seed), self.example(row, seed)

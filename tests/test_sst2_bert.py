@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 SMOKE = ["--smoke", "--no-progress", "--no-compilation-cache"]
 ROWS = ["teacher", "transformer_scratch", "transformer", "bilstm_scratch", "bilstm"]
-ROWS += ["bag_scratch", "bag", "transformer_hidden", "drawn", "layers"]
+ROWS += ["bag_scratch", "bag", "transformer_stages", "drawn", "layers"]
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def test_all_students_are_compared(run_dir):
     summary = json.loads((run_dir / "summary.json").read_text())
     assert list(summary["rows"]) == ROWS
     assert summary["rows"]["layers"]["validation"]["n"] == 2
-    assert set(summary["paired"]["transformer_hidden"]) == {
+    assert set(summary["paired"]["transformer_stages"]) == {
         "transformer_scratch",
         "transformer",
     }
@@ -82,6 +82,31 @@ def test_a_pretrained_teacher_is_where_the_students_start(tmp_path):
     task.classes = 3
     with pytest.raises(ValueError, match="has 2 classes, the texts 3"):
         task.make_teacher()
+
+
+def test_the_second_stage_starts_as_the_first_ended(run_dir):
+    options = {**sst2_bert.SMOKE, "run_dir": str(run_dir)}
+    task = sst2_task.Task(sst2_bert.Config(smoke=True, progress=False, **options))
+    rows = task.rows()
+    teacher = task.study.train("teacher", rows["teacher"], 0)
+    row = rows["transformer_stages"]
+    drawn = task.study.fresh(rows["transformer"], 0)
+    found = task.study.fresh(row, 0, teacher)
+    words = [state.params["encoder"]["words"]["embedding"] for state in (drawn, found)]
+    assert not np.array_equal(*words)
+    assert jax.tree.structure(drawn.params) == jax.tree.structure(found.params)
+    # Both stages together are as long as any other student's training.
+    records = [json.loads(x) for x in (run_dir / "metrics.jsonl").open()]
+    last = {record["fit"]: record["step"] for record in records}
+    stages = last["transformer_first_stage-0"], last["transformer_stages-0"]
+    assert sum(stages) == last["transformer-0"]
+
+
+def test_costs_are_of_a_text_of_median_length():
+    ids = np.arange(12).reshape(3, 4)
+    mask = np.array([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]])
+    one = sst2_task.median_text({"input_ids": ids, "attention_mask": mask})
+    np.testing.assert_array_equal(one["inputs"]["input_ids"], [[4, 5]])
 
 
 def test_it_resumes_from_what_is_there(run_dir):

@@ -244,7 +244,9 @@ def test_a_row_may_start_from_its_teacher(study):
     row = ROW._replace(
         prepare=None,
         views=0,
-        start=lambda state, teacher: state.replace(params=teacher.variables["params"]),
+        start=lambda state, teacher, _: state.replace(
+            params=teacher.variables["params"]
+        ),
     )
     student = study.train("started", row, 0, study.run.place(teacher))
     jax.tree.map(np.testing.assert_array_equal, student.variables, teacher.variables)

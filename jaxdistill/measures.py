@@ -14,6 +14,7 @@ class Measure(NamedTuple):
       unit: of a difference.
       digits: of a difference, behind the point.
       columns: of a table, `(metric, title, scale, digits)`.
+      lower_is_better: as of a loss.
     """
 
     title: str
@@ -21,6 +22,7 @@ class Measure(NamedTuple):
     unit: str
     digits: int
     columns: tuple[tuple[str, str, float, int], ...]
+    lower_is_better: bool = False
 
 
 MEASURES = {
@@ -50,6 +52,7 @@ MEASURES = {
             ("accuracy", "accuracy %", 100, 2),
             ("agreement", "agreement %", 100, 2),
         ),
+        lower_is_better=True,
     ),
 }
 

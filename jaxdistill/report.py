@@ -99,13 +99,16 @@ def table(summary: Mapping[str, Any]) -> str:
 
 
 def _many(pairs: Mapping[str, Mapping[str, Any]], measure: str) -> list[str]:
-    """Many comparisons as a table; below it, those that hold after correction."""
+    """Many comparisons as a table; below it, those that hold after correction,
+    the better ones first."""
     found = {(a, b): gap for a, others in pairs.items() for b, gap in others.items()}
     corrected = holm({pair: gap["p"] for pair, gap in found.items()})
     against = list(dict.fromkeys(b for _, b in found))
     seeds = next(iter(found.values()))["n"]
-    unit = MEASURES[measure].unit
-    head = [f"{unit} above ({seeds} paired seeds)", *map(words, against)]
+    signs, told = [("above", 1), ("below", -1)], f"{MEASURES[measure].unit} above"
+    if MEASURES[measure].lower_is_better:
+        signs, told = signs[::-1], f"{told}, lower is better"
+    head = [f"{told} ({seeds} paired seeds)", *map(words, against)]
     lines = [_row(head), _row(["---"] + ["--:"] * len(against))]
     for a in pairs:
         cells = [words(a)]
@@ -116,7 +119,7 @@ def _many(pairs: Mapping[str, Mapping[str, Any]], measure: str) -> list[str]:
         lines.append(_row(cells))
     lines += ["", "\\* p < 0.05 after Holm's correction for all comparisons here.", ""]
     for b in against:
-        for word, sign in (("above", 1), ("below", -1)):
+        for word, sign in signs:
             names = [
                 words(a)
                 for (a, other), gap in found.items()

@@ -126,6 +126,16 @@ class TestTable:
         assert any(line.startswith("- above scratch: kd") for line in lines)
         assert "- above kd: none" in lines
 
+    def test_of_a_loss_what_is_below_is_better(self):
+        rng, nll = np.random.default_rng(0), {"scratch": np.full(5, 2.0)}
+        for i, change in enumerate((-0.1, -0.2, 0.1, 0.2, 0.0)):
+            nll[f"m{i}"] = 2.0 + change + 0.001 * rng.normal(size=5)
+        gaps = {k: {"scratch": paired(v, nll["scratch"])} for k, v in nll.items()}
+        del gaps["scratch"]
+        text = report.table({"measure": "nll", "rows": {}, "paired": gaps})
+        assert "| nats above, lower is better (5 paired seeds) | scratch |" in text
+        assert "\n- below scratch: m0, m1\n- above scratch: m2, m3\n" in text
+
     def test_one_seed_shows_neither_spread_nor_interval(self):
         text = report.table(summary({name: [v[0]] for name, v in ACCURACY.items()}))
         assert "±" not in text

@@ -20,9 +20,10 @@ def quantized(module: nn.Module) -> Any:
     Weights and what they are multiplied with are divided by their largest magnitude
     over the whole array, and rounded to 8-bit integers; the gradient of a product is
     that of what was not yet rounded (straight through). Sums, biases and what lies
-    between two products stay as they are. A student so trained has met the rounding
-    that `jaxdistill export --int8 static` does, whose ranges are fixed, and taken from
-    training examples.
+    between two products stay as they are. A student so trained has met rounding to
+    eight bits, but not quite that of `jaxdistill export --int8 static`: an ONNX file
+    has a range for each channel of the weights, and rounds what comes in and out of a
+    product by fixed ranges, not symmetric, of 256 training examples.
 
     Args:
       module: linen, of dense and convolutional layers.

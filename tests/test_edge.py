@@ -4,14 +4,17 @@
 import json
 
 import pytest
+from etils import epath
 
 from experiments import edge
 from jaxdistill import deployment, export, runtimes, saved, teachers
+from jaxdistill.runs import read_records
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:'VariableState' was removed"),  # qwix's
 ]
+METRICS, HARD = "metrics.jsonl", {"hard": 1.0}
 ARGUMENTS = ["--preset", "digits", "--smoke", "--no-progress", "--no-compilation-cache"]
 
 
@@ -56,6 +59,63 @@ def test_every_row_is_a_file_that_answered_the_test(run):
         assert row["accuracy"]["n"] == 2
 
 
+def test_settings_are_chosen_on_images_that_no_trial_has_seen(run):
+    folder, _ = run
+    kept = json.loads((folder / "chosen.json").read_text())
+    names = [
+        f"{kind}_{width}" for width in (16, 8) for kind in ("scratch", "distilled")
+    ]
+    assert list(kept["chosen"]) == list(kept["tried"]) == names
+    for name, tried in kept["tried"].items():
+        best = max(each["accuracy"] for each in tried)
+        assert kept["chosen"][name] in tried
+        assert kept["chosen"][name]["accuracy"] == best
+        assert all(round(300 * s["accuracy"], 3) % 1 == 0 for s in tried)  # held out
+        settings = {
+            (s["temperature"], s["hard_weight"], s["learning_rate"]) for s in tried
+        }
+        warm = [(1.0, 1.0)] if "scratch" in name else [(1.0, 0.1), (4.0, 0.1)]
+        assert settings == {(*each, rate) for each in warm for rate in (1e-3, 1e-2)}
+    ends = {r["fit"]: r["epoch"] for r in read_records(epath.Path(folder / METRICS))}
+    assert ends["teacher-0"] == ends["scratch_8-0"] == 2  # of 8 batches
+    for fit in ("choice_teacher-1000", "choose_16", "choose_8"):
+        assert ends[fit] == pytest.approx(16 / 6)  # of the 6 of 700 images
+    text = (folder / "chosen.md").read_text()
+    assert text.count("| distilled ") == text.count("| scratch ") == 2
+    assert "300 training images" in text
+    assert "2 from scratch, 4 with the teacher" in text
+
+
+def test_every_row_takes_what_was_chosen(tmp_path):
+    """In eight bits what was for the float row of its kind."""
+    pytest.importorskip("qwix", reason="qwix is not installed")
+    named = [(k, w) for w in (16, 8) for k in ("scratch", "distilled")]
+    chosen = {
+        f"{kind}_{width}": {
+            "temperature": 2.0 + i,
+            "hard_weight": 0.25,
+            "learning_rate": 0.01 * (1 + i),
+            "accuracy": 0.5,
+        }
+        for i, (kind, width) in enumerate(named)
+    }
+    (tmp_path / "chosen.json").write_text(json.dumps({"chosen": chosen}))
+    config = edge.Config(preset="digits", widths=(16, 8), run_dir=str(tmp_path))
+    rows = edge.Task(config).rows
+    assert len(rows) == 7
+    for name, setting in chosen.items():
+        for kind in ("", "_aware") if name.endswith("_8") else ("",):
+            row = rows[f"{name}{kind}"]
+            step, _ = row.optimizer.update(1.0, row.optimizer.init(0.0), 0.0)
+            assert -step == pytest.approx(setting["learning_rate"], rel=1e-4)
+            distilled = name.startswith("distilled")
+            assert row.teacher == ("teacher" if distilled else None)
+            weights = {k: weight for k, (weight, _) in row.objective.terms.items()}
+            assert weights == ({"hard": 0.25, "soft": 0.75} if distilled else HARD)
+            said = f"temperature={setting['temperature']}"
+            assert (said in repr(row.objective)) == distilled
+
+
 def test_latency_is_the_median_of_turns(run, measured):
     """One round more is not counted; all are of the first seed."""
     names = [name.removesuffix("-0") for name, _ in measured]
@@ -74,6 +134,11 @@ def test_what_is_compared_and_drawn(run):
         "distilled_8_int8",
         "scratch_8_aware",
     }
+    for kind in ("", "_int8"):
+        for width in (16, 8):
+            compared = summary["paired"][f"distilled_{width}{kind}"]
+            assert [*compared] == [f"scratch_{width}{kind}"]
+    assert [*summary["paired"]["scratch_8_aware"]] == ["scratch_8_int8"]
     assert summary["lines"]["distilled, int8"] == [
         "distilled_16_int8",
         "distilled_8_int8",

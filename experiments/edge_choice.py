@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How edge's students learn: temperatures and rates, chosen on held-out images."""
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+import optax
+
+from jaxdistill import data, sweep, teachers
+from jaxdistill.evaluate import Evaluator
+from jaxdistill.objectives import combine, hard_labels, soft_targets
+from jaxdistill.types import Objective
+
+CHOICE_SEED = 1_000
+"""The seed of what is chosen on the validation images: none of the final seeds."""
+
+Setting = dict[str, float]
+"""A temperature, the labels' weight and a rate; of what was tried, its accuracy too."""
+
+
+def choose(task: Any) -> tuple[dict[str, Setting], str]:
+    """The best setting of every float student, chosen now unless it has been.
+
+    Returns:
+      `{"scratch_W" or "distilled_W": setting}`, and a table of these. The run's
+      directory keeps both, and the validation accuracy of all that was tried.
+    """
+    log = task.log
+    if not (kept := log.path / "chosen.json").exists():
+        tried = try_all(task)
+        best = {name: max(each, key=_accuracy) for name, each in tried.items()}
+        log.write("chosen.json", {"chosen": best, "tried": tried})
+    chosen = json.loads(kept.read_text())["chosen"]
+    text = table(task.config, chosen)
+    log.write_bytes("chosen.md", text.encode())
+    return chosen, text
+
+
+def try_all(task: Any) -> dict[str, list[Setting]]:
+    """All settings of every float student, with their accuracy on held-out images.
+
+    Each is trained once, in as many steps as at last and without these images, and so
+    is the teacher of all; those of a width in one program.
+    """
+    config = task.config
+    fitted, held = map(
+        task.source.inputs, data.holdout(task.source.train, config.validation)
+    )
+    study = task.study_on(fitted, held)
+    teacher = study.train("choice_teacher", task.teacher, CHOICE_SEED)
+    lesson = study.lesson(task.teacher, fitted, task.run.place(teacher))
+    kinds = trials(config)
+    cells = cells_of([setting for each in kinds.values() for setting in each])
+    judge, tried = Evaluator(sweep.choose(cells), held, cells=True), {}
+    for width in config.widths:
+        students = train_width(task, width, cells, lesson)
+        found = iter([each["accuracy"] for each in judge(students)])
+        for kind, each in kinds.items():
+            tried[f"{kind}_{width}"] = [{**s, "accuracy": next(found)} for s in each]
+    return tried
+
+
+def trials(config: Any) -> dict[str, list[Setting]]:
+    """What is tried of either kind, at every width.
+
+    From scratch the labels have all the weight, and the temperature has no effect.
+    """
+    names = ("temperature", "hard_weight", "learning_rate")
+    kinds = {
+        "scratch": product([1.0], [1.0], config.rates),
+        "distilled": product(config.temperatures, [config.hard_weight], config.rates),
+    }
+    return {
+        kind: [dict(zip(names, values, strict=True)) for values in each]
+        for kind, each in kinds.items()
+    }
+
+
+def cells_of(tried: Sequence[Setting]) -> dict[str, np.ndarray]:
+    """Settings as the cells of a sweep."""
+    cells = {k: np.array([s[k] for s in tried], np.float32) for k in tried[0]}
+    return {**cells, "seed": np.full(len(tried), CHOICE_SEED, np.int32)}
+
+
+def train_width(
+    task: Any, width: int, cells: Mapping[str, np.ndarray], lesson: tuple[Any, Any]
+) -> teachers.Live:
+    """Students of a width, all at once, from a `Study.lesson`."""
+    (examples, teacher), steps = lesson, task.study.steps
+    size, batch_size = len(examples["labels"]), task.config.batch_size
+    return sweep.train(
+        cells,
+        task.mlp(width),
+        make_objective,
+        lambda cell: adam(cell["learning_rate"], steps),
+        run=sweep.choose(cells),
+        log=task.log,
+        name=f"choose_{width}",
+        examples=examples,
+        batches=data.Batches(size, batch_size, CHOICE_SEED),
+        steps=steps,
+        teacher=teacher,
+        progress=task.config.progress,
+    )
+
+
+def make_objective(setting: sweep.Cell) -> Objective:
+    """The labels at their weight, and soft targets at the rest."""
+    weight = setting["hard_weight"]
+    soft = soft_targets(temperature=setting["temperature"])
+    return combine({"hard": (weight, hard_labels()), "soft": (1 - weight, soft)})
+
+
+def adam(rate: Any, steps: int) -> optax.GradientTransformation:
+    """Adam, its rate brought to nothing by a cosine."""
+    decay = optax.cosine_decay_schedule(1.0, steps)
+    return optax.adam(lambda count: rate * decay(count))
+
+
+def table(config: Any, chosen: Mapping[str, Setting]) -> str:
+    """What was chosen, as Markdown, and of how much."""
+    counts = {kind: len(each) for kind, each in trials(config).items()}
+    lines = [
+        "| chosen | temperature | rate | validation accuracy % |",
+        "| --- | --: | --: | --: |",
+    ]
+    for name, setting in chosen.items():
+        warm = f"{setting['temperature']:g}" if name.startswith("distilled") else "-"
+        lines.append(
+            f"| {name.replace('_', ' ')} | {warm} | {setting['learning_rate']:g} "
+            f"| {100 * setting['accuracy']:.2f} |"
+        )
+    note = (
+        f"One training of each setting without {config.validation:,} training images, "
+        f"on which it is judged: {counts['scratch']} from scratch, "
+        f"{counts['distilled']} with the teacher."
+    )
+    return "\n".join([*lines, "", note]) + "\n"
+
+
+def _accuracy(tried: Setting) -> float:
+    return tried["accuracy"]

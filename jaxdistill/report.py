@@ -100,7 +100,7 @@ def table(summary: Mapping[str, Any]) -> str:
 
 def _many(pairs: Mapping[str, Mapping[str, Any]], measure: str) -> list[str]:
     """Many comparisons as a table; below it, those that hold after correction,
-    the better ones first."""
+    the better ones first. As a list, where few of all pairs are compared."""
     found = {(a, b): gap for a, others in pairs.items() for b, gap in others.items()}
     corrected = holm({pair: gap["p"] for pair, gap in found.items()})
     against = list(dict.fromkeys(b for _, b in found))
@@ -108,16 +108,21 @@ def _many(pairs: Mapping[str, Mapping[str, Any]], measure: str) -> list[str]:
     signs, told = [("above", 1), ("below", -1)], f"{MEASURES[measure].unit} above"
     if MEASURES[measure].lower_is_better:
         signs, told = signs[::-1], f"{told}, lower is better"
-    head = [f"{told} ({seeds} paired seeds)", *map(words, against)]
-    lines = [_row(head), _row(["---"] + ["--:"] * len(against))]
+    told = f"{told} ({seeds} paired seeds)"
+    shown = {
+        pair: _interval(gap, measure) + ("\\*" if corrected[pair] < 0.05 else "")
+        for pair, gap in found.items()
+    }
+    note = ["", "\\* p < 0.05 after Holm's correction for all comparisons here."]
+    if 2 * len(found) < len(pairs) * len(against):  # most cells would be empty
+        lines = [_row(["", "against", told]), _row(["---", "---", "--:"])]
+        lines += [_row([words(a), words(b), cell]) for (a, b), cell in shown.items()]
+        return lines + note
+    lines = [_row([told, *map(words, against)])]
+    lines.append(_row(["---"] + ["--:"] * len(against)))
     for a in pairs:
-        cells = [words(a)]
-        for b in against:
-            gap = found.get((a, b))
-            mark = "\\*" if corrected.get((a, b), 1.0) < 0.05 else ""
-            cells.append("-" if gap is None else _interval(gap, measure) + mark)
-        lines.append(_row(cells))
-    lines += ["", "\\* p < 0.05 after Holm's correction for all comparisons here.", ""]
+        lines.append(_row([words(a), *(shown.get((a, b), "-") for b in against)]))
+    lines += [*note, ""]
     for b in against:
         for word, sign in signs:
             names = [

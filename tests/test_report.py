@@ -136,6 +136,21 @@ class TestTable:
         assert "| nats above, lower is better (5 paired seeds) | scratch |" in text
         assert "\n- below scratch: m0, m1\n- above scratch: m2, m3\n" in text
 
+    def test_few_of_many_pairs_are_a_list(self):
+        rng, gaps = np.random.default_rng(0), {}
+        for i in range(5):
+            scratch = 0.8 + 0.001 * rng.normal(size=5)
+            better = scratch + (0.02 if i else 0.0) + 0.001 * rng.normal(size=5)
+            gaps[f"kd_{i}"] = {f"scratch_{i}": paired(better, scratch)}
+        lines = report.table({"rows": {}, "paired": gaps}).splitlines()
+        assert "|  | against | points above (5 paired seeds) |" in lines
+        listed = [line for line in lines if line.startswith("| kd ")]
+        assert len(listed) == 5
+        assert [line.endswith("\\* |") for line in listed] == [False] + 4 * [True]
+        gap = gaps["kd_4"]["scratch_4"]
+        assert listed[4].startswith(f"| kd 4 | scratch 4 | {100 * gap['mean']:+.2f} (")
+        assert lines[-1].startswith("\\* p < 0.05 after Holm's correction")
+
     def test_one_seed_shows_neither_spread_nor_interval(self):
         text = report.table(summary({name: [v[0]] for name, v in ACCURACY.items()}))
         assert "±" not in text

@@ -92,7 +92,7 @@ class Config:
     """examples in a batch"""
     teacher_rate: float = 1e-3
     """the teacher's first rate, as all rates brought to nothing by a cosine"""
-    rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
+    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
     """first rates tried for either student"""
     temperatures: tuple[float, ...] = (1.0, 2.0, 4.0)
     """tried for the distilled students; they soften both distributions"""
@@ -118,7 +118,7 @@ SMOKE: dict[str, Any] = {
     "teacher_hidden": 16,
     "teacher_epochs": 2,
     "epochs": 2,
-    "rates": (1e-3, 1e-2),
+    "rates": (1e-3, 3e-3),
     "temperatures": (1.0, 4.0),
     "seeds": 2,
 }

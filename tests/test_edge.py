@@ -75,7 +75,7 @@ def test_settings_are_chosen_on_images_that_no_trial_has_seen(run):
             (s["temperature"], s["hard_weight"], s["learning_rate"]) for s in tried
         }
         warm = [(1.0, 1.0)] if "scratch" in name else [(1.0, 0.1), (4.0, 0.1)]
-        assert settings == {(*each, rate) for each in warm for rate in (1e-3, 1e-2)}
+        assert settings == {(*each, rate) for each in warm for rate in (1e-3, 3e-3)}
     ends = {r["fit"]: r["epoch"] for r in read_records(epath.Path(folder / METRICS))}
     assert ends["teacher-0"] == ends["scratch_8-0"] == 2  # of 8 batches
     for fit in ("choice_teacher-1000", "choose_16", "choose_8"):

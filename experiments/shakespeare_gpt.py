@@ -23,6 +23,11 @@ nothing is tuned. What is written behind a prompt counts from its end on: the ro
 `sequence_level` and, in part, `on_policy` learn from fewer tokens of a window. Unlike
 nanoGPT's the networks have biases, and windows do not overlap. Where a corpus has no
 test, the table is of its validation text, on which nothing was chosen. Last step.
+
+KL to the teacher is KL(teacher || student) on the held-out text. The reverse KL on own
+text, which only `on_policy` trains on, is KL(student || teacher) by token of what each
+model itself writes behind 512 prompts of that text. Intervals are of the NLL.
+
 Presets: `shakespeare`, characters; `wikitext2`, words, whose logits only those losses
 multiply out that must.
 
@@ -87,6 +92,8 @@ class Config:
     """probabilities that the row `top_k` stores of each token"""
     own_share: float = 0.5
     """of the row `on_policy`'s batches, how many the student writes"""
+    own_prompts: int = 512
+    """windows of the test behind whose first tokens every model is judged"""
     seeds: int = 3
     """trainings of everything"""
     stored: bool = True
@@ -128,6 +135,7 @@ SMOKE: dict[str, Any] = {
     "reference_steps": 10,
     "steps": 20,
     "warm_up": 5,
+    "own_prompts": 8,
     "seeds": 2,
     "at_least": 1,
 }

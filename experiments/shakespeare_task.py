@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The text, networks and rows of shakespeare_gpt, and what models write."""
+"""The text, networks and rows of shakespeare_gpt."""
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -9,9 +9,10 @@ import jax
 import numpy as np
 import optax
 
+from experiments.written import continued, own_kl
 from jaxdistill import data, losses, models, parallel, processes, teachers
 from jaxdistill.evaluate import Evaluator, language
-from jaxdistill.generate import generate, on_policy
+from jaxdistill.generate import on_policy
 from jaxdistill.models.gpt import gpt_size
 from jaxdistill.objectives import combine, hard_labels, on_logits, soft_targets
 from jaxdistill.runs import Run, settings
@@ -38,13 +39,14 @@ class Task:
             for part in (corpus.train, held)
         )
         run = parallel.choose(config.parallel)
+        self.evaluator = Evaluator(run, self.test, batch_size=64, metrics=language)
         self.study = Study(
             run,
             Run(config.run_dir.format(preset=config.preset), settings(config)),
             examples=self.examples,
             steps=config.steps,
             batch_size=config.batch_size,
-            test=Evaluator(run, self.test, batch_size=64, metrics=language),
+            test=self.judge,
             evaluations=5,
             stored=config.stored,
             precision=config.precision,
@@ -152,6 +154,25 @@ class Task:
             "token_mask": np.tile(counts.astype(np.float32), (len(ids), 1)),
         }
 
+    def judge(self, model: Any, teacher: Any) -> dict[str, Any]:
+        """A placed model's metrics on the test, and on what it writes itself.
+
+        It goes on from the first tokens of windows that are spread over the test, with
+        the same key for every model and seed.
+        """
+        config, fetch = self.config, self.study.run.fetch
+        ids = self.test["inputs"]["input_ids"]
+        count = min(config.own_prompts, len(ids))
+        spread = np.linspace(0, len(ids) - 1, count).astype(int)
+        found = own_kl(
+            fetch(model),
+            fetch(teacher),
+            ids[spread, : config.prompt],
+            config.length + 1 - config.prompt,
+            jax.random.key(0),
+        )
+        return {**self.evaluator(model, teacher), "own_kl": found}
+
     def samples(self, names: Sequence[str], windows: int = 4) -> str:
         """What models of the first seed write, as Markdown.
 
@@ -173,22 +194,3 @@ class Task:
             text = self.joined.join(self.vocabulary.decode(ids[0]))
             parts.append(f"{name}:\n\n```\n{text}\n```\n")
         return "\n".join(parts)
-
-
-def continued(model: teachers.Live, ids: Any, steps: int, rng: Any, size: int = 512):
-    """`[N, L + steps]` integers: prompts `[N, L]`, and what a model writes behind them.
-
-    Raises:
-      ValueError: the model's logits are not finite.
-    """
-    parts = []
-    for i in range(0, len(ids), size):
-        part = np.resize(ids[i : i + size], (min(size, len(ids)), ids.shape[1]))
-        drawn = generate(
-            model, {"input_ids": part}, jax.random.fold_in(rng, i), steps=steps
-        )
-        parts.append(np.asarray(drawn["input_ids"])[: len(ids[i : i + size])])
-    written = np.concatenate(parts)
-    if (written < 0).any():
-        raise ValueError("the model cannot write: its logits are not finite")
-    return written

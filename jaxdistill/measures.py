@@ -49,6 +49,7 @@ MEASURES = {
             ("perplexity", "perplexity", 1, 3),
             ("nll", "NLL, nats", 1, 4),
             ("kl", "KL to teacher, nats", 1, 4),
+            ("own_kl", "reverse KL on own text, nats", 1, 4),
             ("accuracy", "accuracy %", 100, 2),
             ("agreement", "agreement %", 100, 2),
         ),

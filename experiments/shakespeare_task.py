@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The text, networks and rows of shakespeare_gpt."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -53,9 +53,8 @@ class Task:
             progress=config.progress,
         )
         self.rows = self.make_rows()
-        self.students = [
-            name for name in self.rows if name not in ("teacher", "nanogpt")
-        ]
+        others = ("teacher", "nanogpt", "scratch")
+        self.students = [name for name in self.rows if name not in others]
         self.written = lru_cache(maxsize=1)(self._written)
 
     def examples(self, row: Row, seed: int) -> Mapping[str, Any]:
@@ -76,7 +75,6 @@ class Task:
             soft = combine({"soft": (1.0, term)})
             return row(student, config.steps, soft, teacher="teacher", **options)
 
-        own = on_policy(student, prompt=config.prompt, share=config.own_share)
         reverse = on_logits(losses.reverse_kl)
         return {
             "teacher": row(teacher, config.teacher_steps),
@@ -88,8 +86,24 @@ class Task:
             "total_variation": taught(on_logits(losses.total_variation)),
             "top_k": taught(soft_targets(), top_k=config.top_k),
             "sequence_level": row(student, config.steps),
-            "on_policy": taught(reverse, rollout=own),
+            "on_policy": taught(reverse, rollout=self.own_writing(student)),
         }
+
+    def own_writing(self, student: models.GPT) -> Callable:
+        """The row `on_policy`'s rollout: none of its own before the student can write.
+
+        Raises:
+          ValueError: a share that is not 0 to 1.
+        """
+        config = self.config
+        for name in ("own_share", "own_from"):
+            if not 0 <= getattr(config, name) <= 1:
+                raise ValueError(f"{name} is 0 to 1, got {getattr(config, name)}")
+        share = optax.join_schedules(
+            [optax.constant_schedule(0.0), optax.constant_schedule(config.own_share)],
+            [round(config.own_from * config.steps)],
+        )
+        return on_policy(student, prompt=config.prompt, share=share)
 
     def network(self, shape: tuple[int, int, int], dropout: float) -> models.GPT:
         """A GPT of the vocabulary, as long as a window: width, layers, heads."""
@@ -124,12 +138,12 @@ class Task:
         return self.study.train("teacher", self.rows["teacher"], seed)
 
     def _written(self, seed: int) -> dict[str, Any]:
-        """Windows that the teacher wrote behind their first tokens, which do not count.
+        """Windows that the teacher wrote behind their first token: all labels are its.
 
         As many as the text has, in the run directory once they are written.
         """
-        teacher, prompt = self.teacher(seed), self.config.prompt
-        name = f"{teachers.digest(teacher.variables)[:16]}-{prompt}-{seed}.npy"
+        teacher = self.teacher(seed)
+        name = f"{teachers.digest(teacher.variables)[:16]}-{seed}.npy"
         path = self.study.log.path / "outputs" / name
         ids = self.train["inputs"]["input_ids"]
 
@@ -137,7 +151,7 @@ class Task:
             if path.exists():
                 return
             rng = jax.random.key(seed)
-            drawn = continued(teacher, ids[:, :prompt], ids.shape[1] + 1 - prompt, rng)
+            drawn = continued(teacher, ids[:, :1], ids.shape[1], rng)
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_name(f"{path.name}.partial")
             with partial.open("wb") as file:
@@ -147,12 +161,7 @@ class Task:
         processes.on_first(write)
         with path.open("rb") as file:
             drawn = np.load(file, allow_pickle=False)
-        counts = np.arange(ids.shape[1]) >= prompt - 1
-        return {
-            "inputs": {"input_ids": drawn[:, :-1]},
-            "labels": drawn[:, 1:],
-            "token_mask": np.tile(counts.astype(np.float32), (len(ids), 1)),
-        }
+        return {"inputs": {"input_ids": drawn[:, :-1]}, "labels": drawn[:, 1:]}
 
     def judge(self, model: Any, teacher: Any) -> dict[str, Any]:
         """A placed model's metrics on the test, and on what it writes itself.

@@ -2,7 +2,9 @@
 """Every objective trains a small GPT, on text, on its teacher's or on its own."""
 
 import json
+from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 
@@ -34,8 +36,10 @@ def test_all_objectives_are_compared_with_scratch(run_dir):
     names += ["sequence_level", "on_policy"]
     assert list(summary["rows"]) == ["teacher", "nanogpt", "scratch", *names]
     assert {k: list(v) for k, v in summary["paired"].items()} == {
-        name: ["scratch"] for name in names
+        name: ["scratch", *shakespeare_gpt.AGAINST.get(name, [])] for name in names
     }
+    assert list(summary["paired"]["on_policy"]) == ["scratch", "reverse_kl"]
+    assert list(summary["paired"]["top_k"]) == ["scratch", "forward_kl"]
     row = summary["rows"]["forward_kl"]
     assert row["kl"]["mean"] > 0
     # Each seed's exponential, before the mean.
@@ -59,14 +63,40 @@ def test_every_row_is_judged_on_what_it_writes_itself(run_dir, task):
     assert found == pytest.approx(seed["scratch"][0]["own_kl"], rel=1e-5)
 
 
+def test_the_student_writes_once_it_can(task, tmp_path):
+    """No batch of the first 40% of 20 steps is its own, and all later ones are."""
+    config = replace(task.config, own_share=1.0, run_dir=str(tmp_path))
+    task = shakespeare_task.Task(config)
+    row = task.rows["on_policy"]
+    batch = jax.tree.map(lambda x: x[:2], task.train)
+    state = task.study.fresh(row, 0)
+    own = jax.jit(
+        lambda step: row.rollout(state.replace(step=step), batch, jax.random.key(0))
+    )
+    for step, given in ((0, True), (7, True), (8, False), (19, False)):
+        found = own(step)
+        assert (found["labelled"] == given).all()
+        same = found["inputs"]["input_ids"] == batch["inputs"]["input_ids"]
+        assert same.all() == given
+
+
+@pytest.mark.parametrize("name", ["own_share", "own_from"])
+def test_a_share_is_a_share(task, tmp_path, name):
+    config = replace(task.config, run_dir=str(tmp_path), **{name: 1.5})
+    with pytest.raises(ValueError, match=f"{name} is 0 to 1, got 1.5"):
+        shakespeare_task.Task(config)
+
+
 def test_the_teacher_writes_what_the_sequence_level_row_learns(run_dir, task):
-    written, prompt = task.written(1), task.config.prompt
+    written = task.written(1)
     ids, labels = written["inputs"]["input_ids"], written["labels"]
     np.testing.assert_array_equal(ids[:, 1:], labels[:, :-1])
     text = task.train["inputs"]["input_ids"]
-    np.testing.assert_array_equal(ids[:, :prompt], text[:, :prompt])
-    assert (ids[:, prompt:] != text[:, prompt:]).any()
-    assert written["token_mask"].sum(1).tolist() == [16 - prompt + 1] * len(ids)
+    np.testing.assert_array_equal(ids[:, :1], text[:, :1])
+    assert (ids[:, 1:] != text[:, 1:]).any()
+    assert ids.shape == text.shape
+    # No mask: every token but the first is drawn, and every label counts.
+    assert set(written) == {"inputs", "labels"}
     # Kept: a resumed run learns the same.
     other = shakespeare_task.Task(task.config).written(1)
     np.testing.assert_array_equal(other["labels"], labels)

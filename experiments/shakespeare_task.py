@@ -11,6 +11,7 @@ import optax
 
 from experiments.written import continued, own_kl
 from jaxdistill import data, losses, models, parallel, processes, teachers
+from jaxdistill.data.corpus import UNKNOWN
 from jaxdistill.evaluate import Evaluator, language
 from jaxdistill.generate import on_policy
 from jaxdistill.models.gpt import gpt_size
@@ -65,7 +66,7 @@ class Task:
         """The table's lines, in the order they train."""
         config = self.config
         teacher = self.network(config.teacher, config.dropout)
-        student = self.network(config.student, 0.0)
+        student = self.network(config.student, config.student_dropout)
         labels = combine({"hard": (1.0, hard_labels())})
 
         def row(module, steps, objective=labels, **options):
@@ -75,10 +76,12 @@ class Task:
             soft = combine({"soft": (1.0, term)})
             return row(student, config.steps, soft, teacher="teacher", **options)
 
+        steps = config.reference_steps
+        reference = {"nanogpt": row(teacher, steps)} if steps else {}
         reverse = on_logits(losses.reverse_kl)
         return {
             "teacher": row(teacher, config.teacher_steps),
-            "nanogpt": row(teacher, config.reference_steps),
+            **reference,
             "scratch": row(student, config.steps),
             "forward_kl": taught(soft_targets()),
             "reverse_kl": taught(reverse),
@@ -181,6 +184,15 @@ class Task:
             jax.random.key(0),
         )
         return {**self.evaluator(model, teacher), "own_kl": found}
+
+    def about(self) -> str:
+        """The text and its vocabulary in two sentences."""
+        tokens = np.array(self.vocabulary.tokens)
+        unknown = (tokens[self.test["labels"]] == UNKNOWN).mean()
+        return (
+            f"Text: {self.origin}. The vocabulary has {len(tokens):,} tokens; of the "
+            f"held-out text {unknown:.1%} are {UNKNOWN}."
+        )
 
     def samples(self, names: Sequence[str], windows: int = 4) -> str:
         """What models of the first seed write, as Markdown.

@@ -63,6 +63,23 @@ def test_every_row_is_judged_on_what_it_writes_itself(run_dir, task):
     assert found == pytest.approx(seed["scratch"][0]["own_kl"], rel=1e-5)
 
 
+def test_a_sentence_says_how_much_of_the_text_is_unknown(run_dir, task):
+    said = (run_dir / "text.md").read_text().strip()
+    letters = len(set(shakespeare_task.SMOKE_TEXT))
+    assert said == (
+        f"Text: roses. The vocabulary has {letters} tokens; of the held-out text 0.0% "
+        "are <unk>."
+    )
+    # Half of what is held out becomes a word that training has not.
+    words = (*task.vocabulary.tokens, "<unk>")
+    other = shakespeare_task.Task(task.config)
+    other.vocabulary = shakespeare_task.data.Vocabulary(words)
+    labels = other.test["labels"]
+    labels[: len(labels) // 2] = words.index("<unk>")
+    share = (len(labels) // 2) / len(labels)
+    assert f"held-out text {share:.1%} are <unk>" in other.about()
+
+
 def test_the_student_writes_once_it_can(task, tmp_path):
     """No batch of the first 40% of 20 steps is its own, and all later ones are."""
     config = replace(task.config, own_share=1.0, run_dir=str(tmp_path))
@@ -85,6 +102,13 @@ def test_a_share_is_a_share(task, tmp_path, name):
     config = replace(task.config, run_dir=str(tmp_path), **{name: 1.5})
     with pytest.raises(ValueError, match=f"{name} is 0 to 1, got 1.5"):
         shakespeare_task.Task(config)
+
+
+def test_a_preset_without_a_reference_has_no_row_for_it(task, tmp_path):
+    config = replace(task.config, run_dir=str(tmp_path), reference_steps=0)
+    rows = shakespeare_task.Task(config).rows
+    assert list(rows) == [name for name in task.rows if name != "nanogpt"]
+    assert shakespeare_gpt.PRESETS["wikitext2"].reference_steps == 0
 
 
 def test_the_teacher_writes_what_the_sequence_level_row_learns(run_dir, task):

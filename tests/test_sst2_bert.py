@@ -96,7 +96,8 @@ def test_the_second_stage_starts_as_the_first_ended(run_dir):
     assert not np.array_equal(*words)
     assert jax.tree.structure(drawn.params) == jax.tree.structure(found.params)
     # Both stages together are as long as any other student's training.
-    records = [json.loads(x) for x in (run_dir / "metrics.jsonl").open()]
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
     last = {record["fit"]: record["step"] for record in records}
     stages = last["transformer_first_stage-0"], last["transformer_stages-0"]
     assert sum(stages) == last["transformer-0"]

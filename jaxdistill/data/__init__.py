@@ -3,7 +3,7 @@
 
 from jaxdistill.data.batches import Batches, Orders, pad
 from jaxdistill.data.corpus import Corpus, Vocabulary, load_corpus, windows
-from jaxdistill.data.idx import DataError
+from jaxdistill.data.errors import DataError
 from jaxdistill.data.inputs import check_inputs
 from jaxdistill.data.labels import check_labels, few_labels
 from jaxdistill.data.sources import Dataset, holdout, load

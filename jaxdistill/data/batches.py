@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxdistill.data.idx import DataError
+from jaxdistill.data.errors import DataError
 from jaxdistill.data.inputs import some_of
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxdistill.data.idx import DataError, Examples
+from jaxdistill.data.errors import DataError
+from jaxdistill.data.idx import Examples
 
 NAME = "cifar100"
 URL = "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz"

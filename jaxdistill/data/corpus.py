@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxdistill.data import files
-from jaxdistill.data.idx import DataError
+from jaxdistill.data.errors import DataError
 
 FOLDERS = {
     "shakespeare": ("tiny_shakespeare", "shakespeare"),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxdistill.data import idx
-from jaxdistill.data.idx import DataError
+from jaxdistill.data.errors import DataError
 
 Needed = Sequence[Sequence[str]]
 """The files of a data set, each by its possible names."""

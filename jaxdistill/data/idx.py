@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxdistill.data.errors import DataError
+
 Examples = dict[str, np.ndarray]
 """`images` uint8 `[N, H, W]` and `labels` int32 `[N]`."""
 
@@ -47,10 +49,6 @@ SHA256 = {
         ),
     },
 }
-
-
-class DataError(ValueError):
-    """Data that is missing, damaged or not what was asked for; one sentence says so."""
 
 
 def find(name: str, data_dir: str | Path | None) -> Path | None:

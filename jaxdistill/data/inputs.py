@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxdistill.data.idx import DataError
+from jaxdistill.data.errors import DataError
 
 
 def some_of(examples: Any, rows: np.ndarray) -> Any:

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from jaxdistill.data.idx import DataError
+from jaxdistill.data.errors import DataError
 from jaxdistill.data.inputs import some_of
 
 

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxdistill.data import cifar, idx, tfds
-from jaxdistill.data.idx import DataError, Examples
+from jaxdistill.data.errors import DataError
+from jaxdistill.data.idx import Examples
 from jaxdistill.data.labels import check_labels
 from jaxdistill.data.transforms import normalize
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from jaxdistill.data.batches import Batches
-from jaxdistill.data.idx import DataError
+from jaxdistill.data.errors import DataError
 
 STEPS = 2**31 - 1
 """More than a training can have: its step is an int32."""

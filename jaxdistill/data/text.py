@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxdistill.data import files
-from jaxdistill.data.idx import DataError
+from jaxdistill.data.errors import DataError
 from jaxdistill.data.labels import check_labels
 from jaxdistill.data.sources import holdout
 

@@ -10,7 +10,8 @@ from urllib.parse import urlparse
 import numpy as np
 
 from jaxdistill.data import idx
-from jaxdistill.data.idx import DataError, Examples
+from jaxdistill.data.errors import DataError
+from jaxdistill.data.idx import Examples
 
 
 def prepare(name: str, data_dir: str | Path | None, idx_dir: str | Path | None) -> None:

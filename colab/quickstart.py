@@ -51,7 +51,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 
-from jaxdistill import benchmark, data, models, parallel, teachers
+from jaxdistill import benchmark, data, fingerprints, models, parallel, teachers
 from jaxdistill.checkpoint import Checkpoints
 from jaxdistill.evaluate import Evaluator
 from jaxdistill.loop import fit
@@ -151,7 +151,9 @@ def learn(name, module, objective, examples, teacher=None):
     step = scan_train(make_train_step(student, objective, optimizer))
     example = {"inputs": examples["inputs"][:1], "mask": np.ones(1, np.float32)}
     state = init_state(jax.random.key(SETTINGS["seed"]), student, optimizer, example)
-    lesson = None if teacher is None else teachers.digest(run.fetch(teacher.variables))
+    lesson = (
+        None if teacher is None else fingerprints.of_tree(run.fetch(teacher.variables))
+    )
     checkpoints = Checkpoints(
         RUN_DIR / "checkpoints" / name, identity={**SETTINGS, "teacher": lesson}
     )

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from experiments.article_job import Task, baseline
-from jaxdistill import convert, teachers
+from jaxdistill import convert, fingerprints
 from jaxdistill.types import TrainState
 
 
@@ -64,7 +64,7 @@ def side_by_side(
     variables = {"params": start}
     student = task.torch_module("student", variables)
     back = convert.from_torch(student.state_dict(), variables)
-    if teachers.digest(back) != teachers.digest(variables):
+    if fingerprints.of_tree(back) != fingerprints.of_tree(variables):
         raise ValueError("weights to PyTorch and back are not the same weights")
     expected = torch.follow(
         student,

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from experiments.written import continued, own_kl
-from jaxdistill import data, losses, models, parallel, processes, teachers
+from jaxdistill import data, fingerprints, losses, models, parallel, processes, teachers
 from jaxdistill.data.corpus import UNKNOWN
 from jaxdistill.evaluate import Evaluator, language
 from jaxdistill.generate import on_policy
@@ -146,7 +146,7 @@ class Task:
         As many as the text has, in the run directory once they are written.
         """
         teacher = self.teacher(seed)
-        name = f"{teachers.digest(teacher.variables)[:16]}-{seed}.npy"
+        name = f"{fingerprints.of_tree(teacher.variables)[:16]}-{seed}.npy"
         path = self.study.log.path / "outputs" / name
         ids = self.train["inputs"]["input_ids"]
 

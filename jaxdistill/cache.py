@@ -25,6 +25,7 @@ import numpy as np
 from etils import epath
 from tqdm.auto import tqdm
 
+from jaxdistill import fingerprints
 from jaxdistill.augment import Prepare
 from jaxdistill.data import pad
 from jaxdistill.losses.stable import promote
@@ -39,7 +40,6 @@ from jaxdistill.manifest import (
     save_manifest,
 )
 from jaxdistill.precision import lower
-from jaxdistill.teachers import digest, fingerprint
 from jaxdistill.types import Array, Batch, Outputs, whole_logits
 from jaxdistill.views import view_of
 from jaxdistill.zarr import SHARD, DamagedError, open_array, read_array
@@ -74,11 +74,11 @@ def describe(
     """
     inputs = jax.tree.map(np.asarray, examples["inputs"])
     manifest = Manifest(
-        teacher=fingerprint(teacher),
+        teacher=fingerprints.of_model(teacher),
         data=data,
         split=split,
         size=len(jax.tree.leaves(inputs)[0]),
-        content=digest(inputs),
+        content=fingerprints.of_tree(inputs),
         transform=transform,
         classes=0,
         **options,

@@ -24,8 +24,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
-from jaxdistill import processes
-from jaxdistill.teachers import digests
+from jaxdistill import fingerprints, processes
 from jaxdistill.types import TrainState
 
 logging.getLogger("absl").setLevel(logging.ERROR)
@@ -286,7 +285,7 @@ def _state(arrays: Mapping[str, Any], like: TrainState) -> TrainState:
 
 def _leaves(arrays: Any) -> dict[str, list]:
     """`{path: [dtype, shape, sha256]}`."""
-    hashes = digests(arrays)
+    hashes = fingerprints.by_leaf(arrays)
     return {
         jax.tree_util.keystr(path): [
             str(jnp.asarray(leaf).dtype),

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from jaxdistill import benchmark, report, saved, teachers
+from jaxdistill import benchmark, fingerprints, report, saved, teachers
 from jaxdistill.data import Batches
 from jaxdistill.measures import MEASURES
 from jaxdistill.runs import Run
@@ -75,7 +75,7 @@ def compare(
             for seed, known, model in zip(group, trained, models, strict=True):
                 known[name] = study.run.place(model)
                 results[name].append(study.test(known[name], known["teacher"]))
-                digests[f"{name}-{seed}"] = teachers.digest(model.variables)
+                digests[f"{name}-{seed}"] = fingerprints.of_tree(model.variables)
                 if seed == 0:
                     if model.module not in costs_of:
                         one = study.example(row, seed) if example is None else example

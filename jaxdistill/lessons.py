@@ -9,7 +9,7 @@ from typing import Any
 
 from etils import epath
 
-from jaxdistill import cache, processes, teachers
+from jaxdistill import cache, fingerprints, processes
 from jaxdistill.augment import Prepare, describe
 from jaxdistill.parallel import Parallel
 
@@ -56,7 +56,7 @@ class Lessons:
         teacher = self.run.fetch(teacher)
         # What does not divide is split in no way that is known here.
         devices = math.gcd(batch_size, len(self.run.devices))
-        name = f"{teachers.fingerprint(teacher)[:16]}-{batch_size}-{devices}"
+        name = f"{fingerprints.of_model(teacher)[:16]}-{batch_size}-{devices}"
         transform = "as the examples are"
         if prepare is not None:
             transform = describe(prepare)

@@ -28,11 +28,11 @@ class Manifest:
     """What stored outputs are of; all of it is compared when a store is opened.
 
     Attributes:
-      teacher: its `teachers.fingerprint`.
+      teacher: its `fingerprints.of_model`.
       data: the data set's name.
       split: which part of it.
       size: examples.
-      content: `teachers.digest` of the inputs.
+      content: `fingerprints.of_tree` of the inputs.
       transform: what was done to the inputs, in words.
       classes: C or V.
       top_k: K, or None for dense logits.

@@ -15,7 +15,7 @@ from etils import epath
 from flax import errors, serialization
 from flax import linen as nn
 
-from jaxdistill import benchmark, cache, data, models, teachers
+from jaxdistill import benchmark, cache, data, fingerprints, models, teachers
 from jaxdistill.runs import Run, RunError
 
 
@@ -40,9 +40,9 @@ def save_model(
     """
     taught = None
     if teacher is not None:
-        taught = {"row": teacher[0], "fingerprint": teachers.fingerprint(teacher[1])}
+        taught = {"row": teacher[0], "fingerprint": fingerprints.of_model(teacher[1])}
     log.write_bytes(f"models/{row}.msgpack", benchmark.weights(model.variables))
-    print_of = teachers.fingerprint(model)
+    print_of = fingerprints.of_model(model)
     record = {
         "module": _recipe(model.module),
         "fingerprint": print_of,
@@ -80,7 +80,7 @@ def load_model(run_dir: Any, row: str) -> teachers.Live:
         model = teachers.live(
             module, serialization.msgpack_restore(weights.read_bytes())
         )
-        same = teachers.fingerprint(model) == saved["fingerprint"]
+        same = fingerprints.of_model(model) == saved["fingerprint"]
     except RunError:
         raise
     except Exception as error:  # whatever the bytes have become

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from jaxdistill import processes, sweep, teachers
+from jaxdistill import fingerprints, processes, sweep, teachers
 from jaxdistill.checkpoint import Checkpoints, described
 from jaxdistill.data import Batches, Orders, check_inputs, check_labels
 from jaxdistill.evaluate import Evaluator
@@ -136,7 +136,7 @@ class Study:
         """
         examples, fetched = self._checked(row, seed), self.run.fetch(teacher)
         fresh = self.fresh(row, seed, fetched)
-        taught_by = None if teacher is None else teachers.digest(fetched)
+        taught_by = None if teacher is None else fingerprints.of_tree(fetched)
         steps = self._steps(row)
         self._refuse(name, f"{name}-{seed}", "seeds")
         checkpoints = Checkpoints(

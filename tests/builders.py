@@ -2,14 +2,16 @@
 """Tiny models, batches and comparisons that several test files share."""
 
 from functools import lru_cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
+from flax import nnx, struct
 
-from jaxdistill import models, steps, teachers
+from jaxdistill import fingerprints, models, steps, teachers
 from jaxdistill.objectives import combine, hard_labels, soft_targets
 from jaxdistill.types import Outputs
 
@@ -106,4 +108,20 @@ def largest_difference(tree, other) -> float:
 
 def assert_identical(tree, other) -> None:
     """Two trees of arrays (keys included) are equal to the bit."""
-    assert teachers.digests(tree) == teachers.digests(other)
+    assert fingerprints.by_leaf(tree) == fingerprints.by_leaf(other)
+
+
+@struct.dataclass
+class NnxTeacher:
+    """What a user writes to let an NNX model teach."""
+
+    state: Any
+    graph: Any = struct.field(pytree_node=False)
+
+    def __call__(self, batch) -> Outputs:
+        return Outputs(nnx.merge(self.graph, self.state)(batch["inputs"]))
+
+
+def nnx_teacher():
+    graph, state = nnx.split(nnx.Linear(WIDTH, CLASSES, rngs=nnx.Rngs(0)))
+    return NnxTeacher(state, graph)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import serialization
 
-from jaxdistill import benchmark, models, teachers
+from jaxdistill import benchmark, fingerprints, models, teachers
 
 WIDTHS = (64, 128, 32, 10)
 WEIGHTS = sum(a * b for a, b in zip(WIDTHS, WIDTHS[1:], strict=False))
@@ -90,7 +90,7 @@ def test_weights_come_back_bit_for_bit(model):
     stored = benchmark.weights(model.variables)
     assert 4 * (WEIGHTS + BIASES) < len(stored) < 4 * (WEIGHTS + BIASES) + 500
     restored = serialization.msgpack_restore(stored)
-    assert teachers.digest(restored) == teachers.digest(model.variables)
+    assert fingerprints.of_tree(restored) == fingerprints.of_tree(model.variables)
     again = teachers.live(model.module, restored)
     np.testing.assert_array_equal(again(batch(4)).logits, model(batch(4)).logits)
 

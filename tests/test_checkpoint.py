@@ -13,10 +13,9 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdistill import models, parallel
+from jaxdistill import fingerprints, models, parallel
 from jaxdistill.checkpoint import CheckpointError, Checkpoints
 from jaxdistill.steps import init_state
-from jaxdistill.teachers import digest
 
 # A restore that fails leaves Orbax's reads of other arrays unfinished; on the newest
 # versions Python names them when it collects them.
@@ -34,7 +33,7 @@ def state_at(step: int, width: int = 5):
 
 
 def arrays(state):
-    return digest(state.replace(rng=jax.random.key_data(state.rng)))
+    return fingerprints.of_tree(state.replace(rng=jax.random.key_data(state.rng)))
 
 
 @pytest.fixture(autouse=True)

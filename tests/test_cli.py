@@ -11,7 +11,7 @@ from builders import NormNet
 from test_digits_mlp import run as train
 from test_report import summary
 
-from jaxdistill import cache, cli, data, models, report, saved, teachers
+from jaxdistill import cache, cli, data, fingerprints, models, report, saved, teachers
 from jaxdistill.runs import Run, RunError
 
 
@@ -278,7 +278,7 @@ def test_a_script_leaves_what_the_command_needs(tmp_path):
     result = train(tmp_path / "run", "--epochs", "1", "--evaluations", "1")
     store(tmp_path / "run", tmp_path / "s", "--verify")
     lesson = saved.load_lesson(tmp_path / "run")
-    digest = teachers.digest(lesson.teacher.variables)
+    digest = fingerprints.of_tree(lesson.teacher.variables)
     assert digest == result["digests"]["teacher-0"]
     again = replace(lesson.manifest, content="0")
     with pytest.raises(cache.CacheError, match="another content"):

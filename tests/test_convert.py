@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from jaxdistill import convert, models
-from jaxdistill.teachers import digest
+from jaxdistill import convert, fingerprints, models
 from jaxdistill.types import Outputs
 
 torch = pytest.importorskip("torch", reason="converting PyTorch weights needs torch")
@@ -114,7 +113,7 @@ def test_round_trips_are_the_identity(build, module, inputs):
     for key, value in state.items():
         np.testing.assert_array_equal(back[key], value.numpy(), err_msg=key)
     again = convert.from_torch(back, variables)
-    assert digest(again) == digest(variables)
+    assert fingerprints.of_tree(again) == fingerprints.of_tree(variables)
     # Given to PyTorch as the docstring says, with nothing to warn of.
     fresh = build()
     fresh.load_state_dict({k: torch.from_numpy(v) for k, v in back.items()})
@@ -147,11 +146,11 @@ def test_converted_arrays_do_not_share_memory():
     net = torch_mlp()
     like = shapes(models.MLP((7, 3)), np.zeros((1, 6), np.float32))
     variables = convert.from_torch(net.state_dict(), like)
-    before = digest(variables)
+    before = fingerprints.of_tree(variables)
     with torch.no_grad():
         for weight in net.parameters():
             weight.zero_()
-    assert digest(variables) == before
+    assert fingerprints.of_tree(variables) == before
 
 
 def test_names_pair_layers_by_hand():

@@ -14,6 +14,7 @@ from jaxdistill import (
     deployed,
     deployment,
     export,
+    fingerprints,
     models,
     runtimes,
     saved,
@@ -153,7 +154,7 @@ def test_what_is_of_another_student_or_damaged_is_exported_again(run):
     )
     assert obtain(run)[1] > written
     fingerprint = runtimes.read_manifest(path)["student"]["fingerprint"]
-    assert fingerprint == teachers.fingerprint(trained())
+    assert fingerprint == fingerprints.of_model(trained())
 
 
 def test_formats_that_are_not_installed(run, monkeypatch):

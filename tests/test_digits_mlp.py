@@ -16,7 +16,7 @@ from etils import epath
 from flax import serialization
 
 from experiments import digits_mlp
-from jaxdistill import data, loop, saved, teachers
+from jaxdistill import data, fingerprints, loop, saved
 from jaxdistill.data import sources
 from jaxdistill.runs import parse, read_records
 
@@ -113,7 +113,7 @@ class TestRunDirectory:
     @pytest.mark.parametrize("name", ROWS)
     def test_saved_weights_are_the_ones_tested(self, finished, name):
         directory, summary = finished
-        digest = teachers.digest(model(directory, name))
+        digest = fingerprints.of_tree(model(directory, name))
         assert digest == summary["digests"][f"{name}-0"]
 
     def test_figures_and_table(self, finished, capsys):
@@ -173,7 +173,7 @@ def test_eight_devices_train_the_same_networks(finished, kind, tmp_path):
             np.testing.assert_allclose(a, b, atol=2e-4)
     taught = saved.read_teacher(tmp_path / "run", "distilled")
     teacher = saved.load_model(tmp_path / "run", "teacher")
-    fingerprint = teachers.fingerprint(teacher)
+    fingerprint = fingerprints.of_model(teacher)
     assert taught == {"row": "teacher", "fingerprint": fingerprint}
 
 

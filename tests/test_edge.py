@@ -7,7 +7,7 @@ import pytest
 from etils import epath
 
 from experiments import edge
-from jaxdistill import deployment, export, runtimes, saved, teachers
+from jaxdistill import deployment, export, fingerprints, runtimes, saved
 from jaxdistill.runs import read_records
 
 pytestmark = [
@@ -166,10 +166,10 @@ def test_the_floats_of_the_first_seed_can_be_exported(run):
         subject = export.from_run(folder, name)
         manifest = runtimes.read_manifest(folder / "export" / f"{name}-0.onnx")
         known = manifest["student"]["fingerprint"]
-        assert teachers.fingerprint(subject.student) == known
+        assert fingerprints.of_model(subject.student) == known
         assert subject.accuracy == summary["seeds"][name][0]["accuracy"]
         taught = subject.about["teacher"]
         assert (taught is not None) == (name == "distilled_8")
     teacher = saved.load_model(folder, "teacher")
-    assert taught["fingerprint"] == teachers.fingerprint(teacher)
+    assert taught["fingerprint"] == fingerprints.of_model(teacher)
     assert not (folder / "models" / "distilled_8_aware.json").exists()

@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 from exporting import DIGITS, SIZE, needs, subject, texts, trained
 
-from jaxdistill import cli, data, export, models, runtimes, saved, teachers, tokens
+from jaxdistill import (
+    cli,
+    data,
+    export,
+    fingerprints,
+    models,
+    runtimes,
+    saved,
+    teachers,
+    tokens,
+)
 from jaxdistill.runs import Run, RunError
 
 
@@ -50,7 +60,7 @@ def test_the_command_exports_a_runs_student(run, to, capsys):
     accuracy = f"accuracy {100 * found['accuracy']:.2f}%"
     assert f"{runtime} on 797 test examples {accuracy}" in said
     model = trained()
-    assert manifest["student"]["fingerprint"] == teachers.fingerprint(model)
+    assert manifest["student"]["fingerprint"] == fingerprints.of_model(model)
     record = json.loads((run / "models" / "teacher.json").read_text())
     taught = {"row": "teacher", "fingerprint": record["fingerprint"]}
     assert manifest["teacher"] == taught

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdistill import models, parallel
+from jaxdistill import fingerprints, models, parallel
 from jaxdistill.checkpoint import Checkpoints
 from jaxdistill.data import Batches
 from jaxdistill.journal import NonFiniteLoss
@@ -14,7 +14,6 @@ from jaxdistill.loop import dispatches, fit
 from jaxdistill.objectives import combine, hard_labels
 from jaxdistill.runs import Run
 from jaxdistill.steps import init_state, make_train_step, scan_train
-from jaxdistill.teachers import digest
 
 SIZE, BATCH = 22, 4  # six batches an epoch, the last padded
 
@@ -56,7 +55,7 @@ class Job:
 
 
 def parameters(state):
-    return digest(state.params)
+    return fingerprints.of_tree(state.params)
 
 
 @pytest.mark.parametrize("most", [1000, 4])

@@ -9,7 +9,7 @@ import pytest
 
 from experiments import method_table
 from experiments.methods import METHODS, Layers, Method
-from jaxdistill import comparison, models, teachers
+from jaxdistill import comparison, fingerprints, models, teachers
 from jaxdistill.comparison import compare
 from jaxdistill.objectives import combine
 from jaxdistill.steps import init_state, make_train_step
@@ -87,8 +87,8 @@ def test_the_ensemble_has_the_seeds_own_teacher(tmp_path):
     members = task.others(0, 1.0)["ensemble_teacher"].members
     own = task.study.train("teacher", task.teacher_row(), 0)
     assert len(members) == 3
-    digests = [teachers.digest(member.variables) for member in members]
-    assert digests[0] == teachers.digest(own.variables)
+    digests = [fingerprints.of_tree(member.variables) for member in members]
+    assert digests[0] == fingerprints.of_tree(own.variables)
     assert len(set(digests)) == 3
 
 

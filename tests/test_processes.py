@@ -20,7 +20,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdistill import models, parallel, processes, runs, teachers
+from jaxdistill import fingerprints, models, parallel, processes, runs, teachers
 from jaxdistill.checkpoint import Checkpoints
 from jaxdistill.data import Batches
 from jaxdistill.evaluate import Evaluator
@@ -134,7 +134,7 @@ def train_every_way(directory: Path, index: int) -> None:
     }
     for kind in KINDS[count]:
         state, scores = train(kind, directory)
-        found[kind] = [teachers.digest(state.params), scores]
+        found[kind] = [fingerprints.of_tree(state.params), scores]
         if index == 0:
             np.savez(directory / f"{kind}.npz", *jax.tree.leaves(state.params))
     (directory / f"found{index}.json").write_text(json.dumps(found))
@@ -142,7 +142,7 @@ def train_every_way(directory: Path, index: int) -> None:
 
 def train_slowly(directory: Path, index: int) -> None:
     state, scores = train("mesh", directory, pause=0.2)
-    found = {"mesh": [teachers.digest(state.params), scores]}
+    found = {"mesh": [fingerprints.of_tree(state.params), scores]}
     (directory / f"found{index}.json").write_text(json.dumps(found))
 
 

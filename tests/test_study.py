@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdistill import data, models, parallel, saved, teachers
+from jaxdistill import data, fingerprints, models, parallel, saved, teachers
 from jaxdistill.augment import shift
 from jaxdistill.checkpoint import CheckpointError
 from jaxdistill.comparison import compare
@@ -85,7 +85,7 @@ def test_steps_are_timed_on_stored_views(study):
     summary = compare(study, rows, 1, pairs={}, timed_steps=2)
     assert summary["rows"]["distilled"]["cost"]["step_ms"] > 0
     # What taught each is kept beside it.
-    fingerprint = teachers.fingerprint(saved.load_model(study.log.path, "teacher"))
+    fingerprint = fingerprints.of_model(saved.load_model(study.log.path, "teacher"))
     taught = {"row": "teacher", "fingerprint": fingerprint}
     assert saved.read_teacher(study.log.path, "distilled") == taught
     assert saved.read_teacher(study.log.path, "teacher") is None

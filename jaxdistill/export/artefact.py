@@ -15,7 +15,7 @@ import jax
 from etils import epath
 from flax import linen as nn
 
-from jaxdistill import benchmark, teachers
+from jaxdistill import benchmark, fingerprints
 from jaxdistill.export import check, onnx, stablehlo, tflite
 from jaxdistill.export.subject import (
     LOGITS,
@@ -144,7 +144,7 @@ def obtain(
     wanted = {
         "to": to,
         "int8": int8,
-        "fingerprint": teachers.fingerprint(subject.student),
+        "fingerprint": fingerprints.of_model(subject.student),
         "batch": OPEN if size is None else size,
     }
     for path in places:
@@ -205,7 +205,7 @@ def describe(
         "student": {
             "module": subject.name,
             "parameters": benchmark.parameters(subject.student.variables),
-            "fingerprint": teachers.fingerprint(subject.student),
+            "fingerprint": fingerprints.of_model(subject.student),
         },
         "teacher": None,
         "run": None,

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from jaxdistill import models, teachers
+from jaxdistill import fingerprints, models, teachers
 from jaxdistill.checkpoint import Checkpoints, described
 from jaxdistill.data import Batches, Orders
 from jaxdistill.loop import fit
@@ -82,7 +82,7 @@ def train(
         identity={
             "name": name,
             "cells": {name: np.asarray(of).tolist() for name, of in cells.items()},
-            "teacher": teachers.digest((teacher, examples)),
+            "teacher": fingerprints.of_tree((teacher, examples)),
             "objective": described(make_objective(cell)),
             "steps": steps,
         },

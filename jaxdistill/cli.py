@@ -122,7 +122,7 @@ class Benchmark:
     """show progress bars"""
 
 
-MOST = 0.02
+ROUNDING = 0.02
 """The largest difference that rounding may make, bfloat16 on other machines included,
 over the largest output."""
 
@@ -202,7 +202,7 @@ def store(command: Cache) -> str:
     if not command.verify:
         return said
     found = cache.verify(command.to, *lesson)
-    if not found["difference"] <= MOST:
+    if not found["difference"] <= ROUNDING:
         raise cache.CacheError(
             f"{command.to} differs from what {command.row} says by "
             f"{found['difference']:.2g} of the largest; delete it and write it again"

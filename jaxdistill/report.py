@@ -23,7 +23,7 @@ COSTS = (
     ("bytes", "kB", 1e-3, 1),
     ("step_ms", "ms/step", 1, 2),
 )
-MANY = 4
+LISTED = 4
 """Comparisons beyond which they become a table, corrected for their number."""
 
 KEPT = (".json", ".jsonl", ".md", ".png")
@@ -89,7 +89,7 @@ def table(summary: Mapping[str, Any]) -> str:
             cells.append("-" if cost is None else f"{cost * unit:,.{digits}f}")
         lines.append(_row(cells))
     lines.append("")
-    if sum(map(len, summary["paired"].values())) > MANY:
+    if sum(map(len, summary["paired"].values())) > LISTED:
         lines += _many(summary["paired"], measure)
     else:
         for name, others in summary["paired"].items():

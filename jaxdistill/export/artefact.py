@@ -233,7 +233,7 @@ def _check(output: Path, subject: Subject, int8: Any, batch_size: Any, max_drop:
         raise ExportError(f"--batch-size must be at least 1, got {batch_size}")
     if not max_drop >= 0:
         raise ExportError(f"--max-drop must be 0 or more, got {max_drop}")
-    needed = batch_size or onnx.FEW
+    needed = batch_size or onnx.AT_ONCE
     if int8 == "static" and subject.calibrations < needed:
         raise ExportError(
             f"int8 static needs the inputs of {needed} training examples or more for "

@@ -28,7 +28,8 @@ its quantisation (1.32) writes no valid file of a later one."""
 TRIES = 8
 """jax2onnx (0.17) gives another file from time to time, one that does not load: of tanh
 GELU before a pool, at most tries."""
-FEW = 8
+AT_ONCE = 8
+"""Examples in a check or a calibration, where the file takes any number."""
 IN_INT8 = ["Conv", "Gemm", "MatMul", "Gather"]
 """What static int8 has in it: products and embeddings. Norms and attention lose too
 much: an untrained DeiT's logits of 0.18 were off by 0.21, and by 0.004 without them."""
@@ -65,7 +66,7 @@ def save(
             need(package, "onnx")
         for _ in range(TRIES):
             content = _convert(subject, batch_size)
-            size = batch_size or min(FEW, len(expected))
+            size = batch_size or min(AT_ONCE, len(expected))
             count = size if int8 is None else len(expected)
             reason = _wrong(content, subject, expected[:count], size)
             if not reason:
@@ -143,7 +144,7 @@ def _quantise(
             kind = quantization.QuantType.QUInt8
             quantization.quantize_dynamic(whole, path, weight_type=kind)
             return
-        batches = iter(list(subject.calibrate(batch_size or FEW)))
+        batches = iter(list(subject.calibrate(batch_size or AT_ONCE)))
 
         class Reader(quantization.CalibrationDataReader):
             def get_next(self):

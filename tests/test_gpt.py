@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxdistill import models, teachers
-from jaxdistill.generate import generate
+from jaxdistill.generate import first_of_largest, generate
 from jaxdistill.layers import stack_layers
 from jaxdistill.models.gpt import empty_cache, gpt_size
 
@@ -60,6 +60,14 @@ def test_the_most_likely_tokens_are_those_without_a_cache(model):
     logits = model.module.apply(model.variables, {"input_ids": found[:, :-1]}).logits
     np.testing.assert_array_equal(found[:, :5], ids)
     np.testing.assert_array_equal(found[:, 5:], logits[:, 4:].argmax(-1))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_of_equals_the_first_is_the_largest(dtype):
+    x = np.random.default_rng(0).integers(-3, 4, (50, 9)).astype(jnp.dtype(dtype))
+    np.testing.assert_array_equal(first_of_largest(jnp.asarray(x)), x.argmax(-1))
+    rows = jnp.array([[-jnp.inf, -jnp.inf], [-jnp.inf, jnp.inf], [jnp.inf, jnp.inf]])
+    np.testing.assert_array_equal(first_of_largest(rows), [0, 1, 0])
 
 
 def test_64_bits_write_the_same(model):

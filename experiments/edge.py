@@ -34,8 +34,8 @@ of 256 training images.
   python -m experiments.edge --preset fashion_mnist --data-dir ~/fashion_mnist
   python -m experiments.edge --preset digits --smoke
 
-Needs jaxdistill[onnx,quantize]. Cost: about three quarters of an hour a data set on two
-cores, estimated; two minutes with --smoke.
+Needs jaxdistill[onnx,quantize]. Cost: a quarter of an hour a data set on two cores; two
+minutes with --smoke.
 """
 
 import statistics

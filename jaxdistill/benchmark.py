@@ -88,17 +88,14 @@ def _further_turns(jaxpr: Any) -> float:
     """FLOPs of the scans below a program, but for their first turns."""
     found = 0.0
     for equation in jaxpr.eqns:
+        if equation.primitive.name == "scan":
+            body, length = equation.params["jaxpr"], equation.params["length"]
+            turn = jax.jit(core.jaxpr_as_fun(body)).lower(*body.in_avals).compile()
+            found += (length - 1) * flops(turn) + length * _further_turns(body.jaxpr)
+            continue
         for inner in jax.tree.leaves(list(equation.params.values())):
-            if isinstance(inner, core.Jaxpr):
-                found += _further_turns(inner)
-            elif isinstance(inner, core.ClosedJaxpr):
-                more = _further_turns(inner.jaxpr)
-                if equation.primitive.name == "scan":
-                    body = jax.jit(core.jaxpr_as_fun(inner))
-                    once = flops(body.lower(*inner.in_avals).compile())
-                    length = equation.params["length"]
-                    more = length * more + (length - 1) * once
-                found += more
+            if isinstance(inner, core.Jaxpr | core.ClosedJaxpr):
+                found += _further_turns(getattr(inner, "jaxpr", inner))
     return found
 
 

@@ -178,7 +178,7 @@ def test_views_of_a_live_teacher_are_ever_new(study, change):
     [
         {"top_k": 2},
         {"live": True},
-        {"start": lambda state, teacher: state},
+        {"start": lambda state, teacher, seed: state},
         {"objective": combine({"soft": (0.5, soft_targets())})},
     ],
     ids=["top_k", "live", "start", "objective"],

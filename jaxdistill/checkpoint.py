@@ -11,7 +11,6 @@ import json
 import logging
 import math
 import os
-import re
 import warnings
 from collections.abc import Mapping
 from functools import partial
@@ -32,15 +31,6 @@ logging.getLogger("absl").setLevel(logging.ERROR)
 
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be written or used; one sentence says which and why."""
-
-
-def described(value: Any) -> str:
-    """How a value prints, without the addresses that differ in every process.
-
-    >>> described([len, lambda: 0])
-    '[<built-in function len>, <function <lambda>>]'
-    """
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
 class Checkpoints:

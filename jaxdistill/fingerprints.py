@@ -52,6 +52,15 @@ def by_leaf(tree: Any) -> dict[str, str]:
     return result
 
 
+def described(value: Any) -> str:
+    """How a value prints, without the addresses that differ in every process.
+
+    >>> described([len, lambda: 0])
+    '[<built-in function len>, <function <lambda>>]'
+    """
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
 def _spell_structure(structure: Any) -> str:
     node = structure.node_data()
     if node is None:
@@ -83,4 +92,4 @@ def _spell(value: Any) -> str:
             and _spell(getattr(value, field.name)) != _spell(field.default)
         }
         return f"{type(value).__qualname__}{_spell(fields)}"
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+    return described(value)

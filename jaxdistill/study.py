@@ -17,7 +17,7 @@ import optax
 from flax import linen as nn
 
 from jaxdistill import fingerprints, processes, sweep, teachers
-from jaxdistill.checkpoint import Checkpoints, described
+from jaxdistill.checkpoint import Checkpoints
 from jaxdistill.data import Batches, Orders, check_inputs, check_labels
 from jaxdistill.evaluate import Evaluator
 from jaxdistill.lessons import Lessons
@@ -146,7 +146,7 @@ class Study:
                 "seed": seed,
                 "teacher": taught_by,
                 "steps": steps,
-                "objective": described(row.objective),
+                "objective": fingerprints.described(row.objective),
                 "views": self._views(row),
                 **self._unusual(row),
             },

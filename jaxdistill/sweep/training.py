@@ -11,7 +11,7 @@ import optax
 from flax import linen as nn
 
 from jaxdistill import fingerprints, models, teachers
-from jaxdistill.checkpoint import Checkpoints, described
+from jaxdistill.checkpoint import Checkpoints
 from jaxdistill.data import Batches, Orders
 from jaxdistill.loop import fit
 from jaxdistill.parallel import Parallel
@@ -83,7 +83,7 @@ def train(
             "name": name,
             "cells": {name: np.asarray(of).tolist() for name, of in cells.items()},
             "teacher": fingerprints.of_tree((teacher, examples)),
-            "objective": described(make_objective(cell)),
+            "objective": fingerprints.described(make_objective(cell)),
             "steps": steps,
         },
         best=best,

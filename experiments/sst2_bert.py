@@ -67,6 +67,9 @@ class Config:
     """pieces of a vocabulary trained here, without --teacher"""
     length: int = 48
     """tokens of a text, special ones included; what is longer is cut"""
+    trim_to: tuple[int, ...] = (8, 16, 24, 32)
+    """texts of like length train together, in batches cut to the shortest of these
+    that holds them, or to `length`"""
     teacher_size: tuple[int, int, int] = (256, 4, 4)
     """width, layers and heads of a teacher from scratch"""
     transformer: tuple[int, int, int] = (128, 2, 2)
@@ -114,12 +117,18 @@ class Config:
 PRESETS = {
     "sst2": Config(),
     "ag_news": Config(
-        preset="ag_news", length=96, teacher_epochs=3, epochs=8, wide_epochs=3
+        preset="ag_news",
+        length=96,
+        trim_to=(40, 48, 56, 64, 80),
+        teacher_epochs=3,
+        epochs=8,
+        wide_epochs=3,
     ),
 }
 SMOKE: dict[str, Any] = {
     "vocab": 60,
     "length": 10,
+    "trim_to": (4, 6),
     "teacher_size": (16, 3, 2),
     "transformer": (8, 2, 2),
     "bilstm": (8, 6),

@@ -74,6 +74,7 @@ class Task:
             evaluations=4,
             stored=True,
             precision=config.precision,
+            trim_to=config.trim_to,
             progress=config.progress,
         )
 

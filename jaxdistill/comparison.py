@@ -13,7 +13,6 @@ import jax
 from flax import linen as nn
 
 from jaxdistill import benchmark, fingerprints, report, saved, teachers
-from jaxdistill.data import Batches
 from jaxdistill.measures import MEASURES
 from jaxdistill.runs import Run
 from jaxdistill.study import Row, Study
@@ -140,8 +139,7 @@ def _step_ms(
     def job(row):
         teacher = None if row.teacher is None else trained[row.teacher]
         examples, lesson = study.lesson(row, study.examples(row, 0), teacher)
-        batches = Batches(len(examples["labels"]), study.batch_size)
-        index = study.run.split(batches.rows(0, steps), 1)
+        index = study.run.split(study.batches(examples).rows(0, steps), 1)
         resident = (lesson, study.place(examples))
         state = study.run.place(study.fresh(row, 0, study.run.fetch(teacher)))
 

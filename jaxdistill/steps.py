@@ -2,7 +2,8 @@
 """The pure train and eval steps, and the only reduction to a scalar."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ import optax
 
 from jaxdistill.losses.stable import divide
 from jaxdistill.precision import lower
+from jaxdistill.trimming import trimmed
 from jaxdistill.types import (
     Array,
     Batch,
@@ -73,6 +75,7 @@ def make_train_step(
     prepare: Callable[[Batch, Array], Batch] | None = None,
     rollout: Callable[[TrainState, Batch, Array], Batch] | None = None,
     micro_batches: int = 1,
+    trim_to: Sequence[int] = (),
     dtype: Any = None,
 ) -> Callable:
     """One optimizer step: `(state, teacher, batch) -> (state, metrics)`.
@@ -92,6 +95,8 @@ def make_train_step(
       micro_batches: parts in which the gradient is accumulated. For per-example terms
         the sum is the large batch's gradient. It is not for BatchNorm (statistics are
         each part's own), dropout draws, and terms that pair examples.
+      trim_to: lengths in tokens, to the shortest of which that holds its texts a batch
+        is cut (`trimming`); of inputs with `attention_mask`. () cuts nothing.
       dtype: what both forward passes and the backward pass compute in (`precision`),
         or None for the types of the parameters.
 
@@ -121,7 +126,7 @@ def make_train_step(
         )
         counts = replica.sum(_counts(forward, state, parts, micro_batches))
         model_state, (loss, sums, grads) = _gradient(
-            forward, state, parts, counts, micro_batches
+            forward, state, parts, counts, micro_batches, trim_to
         )
         loss, sums, grads = replica.sum((loss, sums, grads))
         model_state = _mean_state(model_state, replica)
@@ -244,7 +249,7 @@ def _counts(forward, state: TrainState, parts: Batch, micro_batches: int):
     return _accumulate(count, None, parts, micro_batches)[1]
 
 
-def _gradient(forward, state: TrainState, parts: Batch, counts, micro_batches: int):
+def _gradient(forward, state: TrainState, parts, counts, micro_batches, trim_to):
     """The last model state, and loss, sums and gradients added up over the parts."""
 
     def loss_of(params, model_state, i, part):
@@ -255,7 +260,8 @@ def _gradient(forward, state: TrainState, parts: Batch, counts, micro_batches: i
 
     def gradient(model_state, i, part):
         of = jax.value_and_grad(loss_of, has_aux=True)
-        (loss, (sums, model_state)), grads = of(state.params, model_state, i, part)
+        of_part = trimmed(partial(of, state.params, model_state, i), trim_to)
+        (loss, (sums, model_state)), grads = of_part(part)
         return model_state, (loss, sums, grads)
 
     return _accumulate(gradient, state.model_state, parts, micro_batches)

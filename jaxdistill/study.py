@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from jaxdistill import fingerprints, processes, sweep, teachers
+from jaxdistill import fingerprints, processes, sweep, teachers, trimming
 from jaxdistill.checkpoint import Checkpoints
 from jaxdistill.data import Batches, Orders, check_inputs, check_labels
 from jaxdistill.evaluate import Evaluator
@@ -86,6 +86,7 @@ class Study:
         stored: bool = False,
         precision: Precision = "float32",
         together: bool = False,
+        trim_to: Sequence[int] = (),
         progress: bool = True,
     ):
         """Everything the trainings share.
@@ -106,14 +107,20 @@ class Study:
           precision: what the steps compute in, see `precision`.
           together: train all seeds of a row in one program (`sweep`), divided over all
             devices of this process; `run` then is `parallel.jit()`.
+          trim_to: lengths in tokens: texts of like length train together, and a batch
+            is cut to the shortest of these that holds it (`steps.make_train_step`). A
+            teacher's outputs are stored of whole ones, and equal to rounding.
           progress: whether to show bars.
         """
         run.check_batch(batch_size)
+        if together and trim_to:
+            raise ValueError("seeds that train together take texts of any length")
         self.run, self.log, self.steps = run, log, steps
         self.examples, self.batch_size = examples, batch_size
         self.test, self.validation = test, validation
         self.evaluations, self.progress = evaluations, progress
         self.stored, self.together = stored, together
+        self.trim_to = tuple(trim_to)
         self.dtype = None if precision == "float32" else precision
         self._lessons = Lessons(run, log.path / "outputs", self.dtype, progress)
         self._compiled: dict[Row, Callable] = {}
@@ -159,7 +166,7 @@ class Study:
             self.compile(row),
             run=self.run,
             examples=self.place(examples),
-            batches=Batches(len(examples["labels"]), self.batch_size, seed),
+            batches=self.batches(examples, seed),
             steps=steps,
             teacher=lesson,
             evaluate=validation
@@ -291,6 +298,7 @@ class Study:
             "live": self.stored and row.live,
             "rollout": row.rollout is not None,
             "start": row.start is not None,
+            "trim_to": list(self.trim_to),
         }
         return {name: value for name, value in found.items() if value}
 
@@ -349,10 +357,22 @@ class Study:
         """A row's training step, over many steps and on this run's devices."""
         if row not in self._compiled:
             step = make_train_step(
-                student(row.module), row.objective, row.optimizer, **self._options(row)
+                student(row.module),
+                row.objective,
+                row.optimizer,
+                trim_to=self.trim_to,
+                **self._options(row),
             )
             self._compiled[row] = self.run.compile(scan_train(step), batch_axis=1)
         return self._compiled[row]
+
+    def batches(self, examples: Mapping[str, Any], seed: int = 0) -> Batches:
+        """A training's order of examples, see `Batches`."""
+        lengths = None
+        if self.trim_to:
+            mask = np.asarray(examples["inputs"]["attention_mask"])
+            lengths = tuple(trimming.lengths(mask).tolist())
+        return Batches(len(examples["labels"]), self.batch_size, seed, lengths)
 
     def place(self, examples: Mapping[str, np.ndarray]) -> Any:
         """Examples on all devices; the last ones stay there."""

@@ -341,6 +341,23 @@ class TestBatches:
                 whole[key],
             )
 
+    def test_texts_of_like_length_share_batches_in_random_order(self):
+        lengths = np.random.default_rng(0).integers(3, 48, 1_001)
+        batches = Batches(1_001, 10, seed=2, lengths=tuple(lengths.tolist()))
+        rows = batches.rows(0, 101)
+        real = rows["index"][rows["mask"] > 0]
+        assert sorted(real.tolist()) == list(range(1_001))
+        found = lengths[rows["index"][:-1]]
+        assert np.ptp(found, axis=1).mean() < 3  # of 45 in all
+        assert np.corrcoef(np.arange(100), found.mean(1))[0, 1] < 0.3
+        again = batches.rows(101, 202)
+        sharing = [len({*a} & {*b}) for a in rows["index"] for b in again["index"]]
+        assert max(sharing) < 10  # each epoch mixes them anew
+
+    def test_there_is_a_length_for_each_example(self):
+        with pytest.raises(DataError, match="2 lengths were given for 3 examples"):
+            Batches(3, 1, lengths=(1, 2))
+
     def test_the_order_is_the_seeds_and_the_epochs(self):
         first = Batches(50, 50, seed=0).rows(0, 2)["index"]
         again = Batches(50, 50, seed=0).rows(0, 2)["index"]

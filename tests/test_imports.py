@@ -28,6 +28,7 @@ FLOORS = {
     "parts": 2,
     "recipes": 2,
     "masking": 2,
+    "trimming": 2,
     "teachers": 2,
     "convert": 2,
     "augment": 2,

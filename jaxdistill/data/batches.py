@@ -11,6 +11,9 @@ import numpy as np
 from jaxdistill.data.errors import DataError
 from jaxdistill.data.inputs import some_of
 
+POOL = 50
+"""Batches among whose examples those of like length are put together"""
+
 
 @dataclass(frozen=True)
 class Batches:
@@ -23,11 +26,15 @@ class Batches:
       size: examples in the data set.
       batch_size: examples in a batch; the last of an epoch is padded and masked.
       seed: each epoch's permutation is drawn from (seed, epoch).
+      lengths: tokens of each example, whose batches then are of like length, in random
+        order, or None. Texts are sorted within pools of 50 batches, drawn anew in each
+        epoch, as `group_by_length` of Hugging Face's Trainer does.
     """
 
     size: int
     batch_size: int
     seed: int = 0
+    lengths: tuple[int, ...] | None = None
 
     def __post_init__(self):
         if self.size < 1:
@@ -36,6 +43,10 @@ class Batches:
             raise DataError(
                 f"a batch of {self.batch_size} cannot be drawn from {self.size} "
                 "examples"
+            )
+        if self.lengths is not None and len(self.lengths) != self.size:
+            raise DataError(
+                f"{len(self.lengths)} lengths were given for {self.size} examples"
             )
 
     @property
@@ -99,8 +110,19 @@ class Orders:
 
 @lru_cache(maxsize=2)
 def _epoch(batches: Batches, epoch: int) -> dict[str, np.ndarray]:
-    order = np.random.default_rng([batches.seed, epoch]).permutation(batches.size)
+    rng = np.random.default_rng([batches.seed, epoch])
+    order = rng.permutation(batches.size)
+    if batches.lengths is not None:
+        order = _of_like_length(order, batches, rng)
     return pad(order, batches.batch_size)
+
+
+def _of_like_length(order: np.ndarray, batches: Batches, rng: np.random.Generator):
+    lengths, size = np.asarray(batches.lengths), batches.batch_size
+    pools = np.split(order, range(POOL * size, len(order), POOL * size))
+    order = np.concatenate([pool[np.argsort(lengths[pool])] for pool in pools])
+    whole, rest = np.split(order, [len(order) // size * size])
+    return np.concatenate([rng.permutation(whole.reshape(-1, size)).ravel(), rest])
 
 
 @lru_cache(maxsize=2)

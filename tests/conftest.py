@@ -2,13 +2,19 @@
 """Eight virtual CPU devices, strict shapes, and the data sets that are not shipped."""
 
 import os
+import tempfile
 
 # Before jax is imported. NPROC: with few cores, jax 0.10 gives the collectives of eight
 # virtual devices too few threads to meet, and aborts the process.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("NPROC", "16")
-# What scripts compile here belongs in no user's cache.
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
+# Many tests compile the same programs: each is kept while they run, for all workers and
+# the scripts they start, in a folder of their own, not in the user's cache.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    COMPILED = tempfile.TemporaryDirectory(prefix="jaxdistill-compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 # Tests compile much and run little: LLVM need optimise little. Not 0: there XLA's CPU
 # compiler (0.8 to 0.12) gave NaN for a convolution's gradient below BatchNorm.
 os.environ["XLA_FLAGS"] = " ".join(

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The transformers side of text_speed: eager PyTorch, sdpa attention, tuned by hand.
 
-Nothing here knows of JAX. Tokens lie in memory, a batch is one gather, AdamW is fused,
-and no loss is read before the epoch ends.
+Nothing here knows of JAX: all it has of the package is the order of examples, in NumPy.
+Tokens lie in memory, a batch is one gather, AdamW is fused, and no loss is read before
+the epoch ends.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,6 +14,8 @@ import torch
 import transformers
 from torch import nn
 from torch.nn import functional
+
+from jaxdistill.data import Batches
 
 Batch = Mapping[str, torch.Tensor]
 
@@ -76,17 +79,28 @@ def adamw(model: nn.Module, learning_rate: float, decay: float):
 
 
 def make_epoch(
-    model: nn.Module, loss: Callable, optimizer, examples: Batch, size: int
+    model: nn.Module, loss: Callable, optimizer, examples: Batch, batches: Batches
 ) -> Callable[[], float]:
-    """A function that trains for an epoch; the mean of the batches' losses."""
+    """A function that trains for an epoch; the mean of the batches' losses.
+
+    A batch of texts of unlike length is padded to its longest.
+    """
     model.train()
-    count = len(examples["labels"])
+    done, length = 0, examples["input_ids"].shape[1]
 
     def epoch() -> float:
-        order = torch.randperm(count, device=DEVICE).split(size)
-        total = torch.zeros((), device=DEVICE)
-        for index in order:
+        nonlocal done
+        stop = done + batches.steps_per_epoch
+        order = torch.tensor(batches.rows(done, stop)["index"], device=DEVICE).long()
+        done, total = stop, torch.zeros((), device=DEVICE)
+        longest = [length] * len(order)
+        if "attention_mask" in examples:
+            longest = examples["attention_mask"].sum(1)[order].amax(1).tolist()
+        for index, size in zip(order, longest, strict=True):
             batch = {name: x.index_select(0, index) for name, x in examples.items()}
+            for name in ("input_ids", "attention_mask"):
+                if name in batch:
+                    batch[name] = batch[name][:, :size]
             total += step(model, loss, optimizer, batch)
         return total.item() / len(order)
 
@@ -103,7 +117,7 @@ def step(model: nn.Module, loss: Callable, optimizer, batch: Batch) -> torch.Ten
 def gradient(model: nn.Module, loss: Callable, batch: Batch) -> torch.Tensor:
     """Leaves the gradients in the parameters; the batch's loss."""
     model.zero_grad(set_to_none=True)
-    value = loss(model(input_ids=batch["input_ids"]).logits, batch)
+    value = loss(logits(model, batch), batch)
     value.backward()
     return value.detach()
 
@@ -112,7 +126,13 @@ def first_loss(model: nn.Module, loss: Callable, batch: Batch) -> float:
     """A batch's loss without dropout."""
     model.eval()
     with torch.no_grad():
-        return float(loss(model(input_ids=batch["input_ids"]).logits, batch))
+        return float(loss(logits(model, batch), batch))
+
+
+def logits(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """A batch's logits; without a mask it is told of no padding."""
+    mask = batch.get("attention_mask")
+    return model(input_ids=batch["input_ids"], attention_mask=mask).logits
 
 
 def make_stages(

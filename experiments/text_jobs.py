@@ -4,7 +4,7 @@
 A configuration is a Hugging Face one; the weights are drawn here and moved over.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,7 +25,7 @@ from jaxdistill.steps import init_state, make_train_step, scan_train
 from jaxdistill.types import TrainState
 
 THEIRS, OURS = "transformers, sdpa", "jaxdistill"
-SCANNED = "jaxdistill, layers scanned"
+SCANNED, TRIMMED = "jaxdistill, layers scanned", "jaxdistill, batches cut"
 CLASSES, CLOSE = 2, 1e-4
 """Of a classifier; how far the two sides' first losses may lie apart."""
 
@@ -122,12 +122,26 @@ def torch_side():
 class Work:
     """A model, its examples and its loss, the same on both sides."""
 
-    def __init__(self, make: Callable, shape: Shape, rule: Rule, seed: int):
+    def __init__(
+        self,
+        make: Callable,
+        shape: Shape,
+        rule: Rule,
+        seed: int,
+        lengths: np.ndarray | None = None,
+    ):
+        """A classifier's texts have these lengths, or all that of the shape."""
         self.shape, self.rule = shape, rule
         self.config = make(shape, rule.dropout)
         self.module: Any = module_of(self.config, maps=False)
         self.run = parallel.choose("jit")
-        self.examples = draw(shape, make is gpt, shape.batch * rule.steps, seed)
+        count = shape.batch * rule.steps
+        self.examples = draw(shape, make is gpt, count, seed)
+        if lengths is not None:
+            mask = np.arange(shape.length)[None] < lengths[:, None]
+            self.examples["inputs"]["attention_mask"] = mask.astype(np.int32)
+        alike = None if lengths is None else tuple(lengths.tolist())
+        self.batches = Batches(count, shape.batch, lengths=alike)
         self.optimizer = optax.adamw(rule.learning_rate, weight_decay=rule.weight_decay)
         terms: dict[str, Any] = {"hard": (rule.hard, hard_labels())}
         if rule.soft:
@@ -149,7 +163,7 @@ class Work:
         """Its outputs lie beside the examples, where the loss asks for them."""
         return teachers.Stored() if self.rule.soft else None
 
-    def ours(self, *, scan: bool = False) -> Callable:
+    def ours(self, *, scan: bool = False, trim_to: Sequence[int] = ()) -> Callable:
         """A function that trains for an epoch in one dispatch."""
         module, params = self.module, self.state.params
         if scan:
@@ -163,12 +177,12 @@ class Work:
             rng=self.state.rng,
         )
         student = models.student(module)
-        step = make_train_step(student, self.objective, self.optimizer)
+        step = make_train_step(student, self.objective, self.optimizer, trim_to=trim_to)
         return one_epoch(
             self.run,
             self.run.compile(scan_train(step), batch_axis=1),
             state,
-            Batches(len(self.examples["labels"]), self.shape.batch),
+            self.batches,
             self.run.place(self.teacher),
             self.run.replicate(self.examples),
         )
@@ -182,10 +196,7 @@ class Work:
         )
         loss = torch.make_loss(rule.temperature, rule.hard, rule.soft)
         optimizer = torch.adamw(model, rule.learning_rate, rule.weight_decay)
-        flat = {
-            "input_ids": self.examples["inputs"]["input_ids"],
-            "labels": self.examples["labels"],
-        }
+        flat = {**self.examples["inputs"], "labels": self.examples["labels"]}
         if rule.soft:
             flat["logits"] = self.examples["teacher"]["logits"][:, 0]
         return model, loss, optimizer, torch.place(flat)

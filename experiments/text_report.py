@@ -15,6 +15,7 @@ def tables(summary: Mapping[str, Any]) -> dict[str, str]:
     makers = {
         "train": _speed,
         "distill": _speed,
+        "lengths": _speed,
         "stages": _stages,
         "generate": _speed,
         "storage": _storage,

@@ -12,7 +12,9 @@ from experiments.text_jobs import Rule, Shape
 class Config:
     """Time text models beside transformers, and measure what storing them costs."""
 
-    part: Literal["train", "distill", "stages", "generate", "storage", "all"] = "all"
+    part: Literal[
+        "train", "distill", "lengths", "stages", "generate", "storage", "all"
+    ] = "all"
     """what to run"""
     smoke: bool = False
     """everything in a minute, with tiny models"""
@@ -28,6 +30,10 @@ class Config:
     """DistilGPT-2 at half its width, for generation"""
     steps: int = 10
     """optimizer steps in a round"""
+    length_steps: int = 40
+    """those in a round of the part `lengths`"""
+    trim_to: tuple[int, ...] = (16, 24, 32, 48)
+    """what batches of like length are cut to there"""
     rounds: int = 7
     """rounds timed of each side, after one that is not counted"""
     dropout: float = 0.1
@@ -80,6 +86,8 @@ SMOKE: dict[str, Any] = {
     "gpt": Shape(40, 16, 1, 2, 3, 8, 24),
     "writer": Shape(90, 16, 1, 2, 3, 8, 24),
     "steps": 2,
+    "length_steps": 3,
+    "trim_to": (6,),
     "rounds": 2,
     "prompts": (1, 2),
     "prompt": 4,

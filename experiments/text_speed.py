@@ -8,6 +8,9 @@ Question: tokens per second of the same text model, weights and batches, in tran
             nanoGPT's small GPT, float32, dropout on: ours with the layers one after
             another, and with the layers scanned.
   distill   the same steps, the loss being labels and a teacher's stored outputs.
+  lengths   the steps of the smaller classifier on texts of 4 to 64 tokens, all lengths
+            as likely, those of like length together: each batch padded to its longest
+            in transformers, and here to 64, or cut to one of a few lengths.
   stages    where a step's time goes: the loss, its gradient, dropout, AdamW.
   generate  greedy tokens behind a prompt with a key and value cache on both sides.
   storage   bytes of a token's stored outputs, dense and top-k, against the error of a
@@ -46,6 +49,7 @@ from experiments.text_jobs import (
     OURS,
     SCANNED,
     THEIRS,
+    TRIMMED,
     Rule,
     Shape,
     Work,
@@ -57,7 +61,7 @@ from experiments.text_settings import SMOKE, Config, rule
 from jaxdistill import benchmark, data, failures, report
 from jaxdistill.runs import Run, environment
 
-PARTS = ("train", "distill", "stages", "generate", "storage")
+PARTS = ("train", "distill", "lengths", "stages", "generate", "storage")
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -82,6 +86,7 @@ def execute(config: Config) -> dict[str, Any]:
     jobs: dict[str, Callable] = {
         "train": train,
         "distill": distill,
+        "lengths": lengths,
         "stages": stages,
         "generate": generate,
         "storage": storage,
@@ -126,9 +131,10 @@ def epochs(config: Config, part: str, weights: Rule) -> dict[str, Any]:
         work = Work(make, shape, weights, config.seed)
         model, loss, optimizer, examples = work.theirs()
         losses = work.losses(model, loss, examples)
-        epoch = torch_side().make_epoch(model, loss, optimizer, examples, shape.batch)
         jobs = {
-            THEIRS: epoch,
+            THEIRS: torch_side().make_epoch(
+                model, loss, optimizer, examples, work.batches
+            ),
             OURS: work.ours(),
             SCANNED: work.ours(scan=True),
         }
@@ -139,6 +145,32 @@ def epochs(config: Config, part: str, weights: Rule) -> dict[str, Any]:
             "about": about(shape),
         }
     return found
+
+
+def lengths(config: Config) -> dict[str, Any]:
+    """Seconds of a round on texts of unlike length; tokens without their padding."""
+    shape, count = config.bert_mini, config.bert_mini.batch * config.length_steps
+    rng, weights = np.random.default_rng(config.seed), rule(config, 1.0, 0.0)
+    sizes = rng.integers(4, shape.length + 1, count)
+    weights = replace(weights, steps=config.length_steps)
+    work = Work(bert, shape, weights, config.seed, sizes)
+    theirs = work.theirs()
+    jobs = {
+        THEIRS: torch_side().make_epoch(*theirs, work.batches),
+        OURS: work.ours(),
+        TRIMMED: work.ours(trim_to=config.trim_to),
+    }
+    losses = work.losses(theirs[0], theirs[1], theirs[3])
+    found = {
+        "seconds": in_turns(config, "lengths", jobs),
+        "tokens": int(sizes.sum()),
+        "losses": losses,
+        "about": f"{shape.depth} layers {shape.width} wide, {shape.batch} texts a step "
+        f"of 4 to {shape.length} tokens",
+    }
+    cuts = ", ".join(map(str, config.trim_to))
+    note = f"Real tokens; batches of like length, ours cut to {cuts} or not at all."
+    return {"jobs": {"bert_mini": found}, "note": note}
 
 
 def stages(config: Config) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def test_both_sides_train_alike(torch, make, soft):
     model, loss, optimizer, examples = work.theirs()
     first = work.losses(model, loss, examples)
     epochs = [
-        torch.make_epoch(model, loss, optimizer, examples, SHAPE.batch),
+        torch.make_epoch(model, loss, optimizer, examples, work.batches),
         work.ours(),
         work.ours(scan=True),
     ]
@@ -62,6 +62,20 @@ def test_both_sides_train_alike(torch, make, soft):
     for losses in found[1:]:
         np.testing.assert_allclose(losses, found[0], rtol=2e-4)
     assert found[0][-1] < found[0][0]
+
+
+def test_both_sides_train_alike_on_texts_of_unlike_length(torch):
+    work = Work(bert, SHAPE, RULE, 0, np.array([2, 4, 1, 3]))
+    model, loss, optimizer, examples = work.theirs()
+    work.losses(model, loss, examples)
+    epochs = [
+        torch.make_epoch(model, loss, optimizer, examples, work.batches),
+        work.ours(),
+        work.ours(trim_to=(4,)),
+    ]
+    found = [[epoch() for _ in range(4)] for epoch in epochs]
+    for losses in found[1:]:
+        np.testing.assert_allclose(losses, found[0], rtol=2e-4)
 
 
 def test_other_weights_are_not_timed(torch):
@@ -123,9 +137,11 @@ def test_all_parts_leave_their_tables(torch, tmp_path):
         Config(smoke=True, run_dir=str(tmp_path / "run"), save=saved, progress=False)
     )
     summary = json.loads((saved / "summary.json").read_text())
-    assert set(summary) == {"train", "distill", "stages", "generate", "storage"}
-    for part in ("train", "distill"):
-        assert set(summary[part]["jobs"]) == {"bert_mini", "bert_small", "gpt"}
+    assert set(summary) == set(text_speed.PARTS)
+    for part in ("train", "distill", "lengths"):
+        all_three = {"bert_mini", "bert_small", "gpt"}
+        expected = {"bert_mini"} if part == "lengths" else all_three
+        assert set(summary[part]["jobs"]) == expected
         for job in summary[part]["jobs"].values():
             assert {len(t) for t in job["seconds"].values()} == {SMOKE["rounds"]}
             assert job["losses"][THEIRS] == pytest.approx(job["losses"][OURS], abs=1e-4)

@@ -25,7 +25,7 @@ import numpy as np
 from etils import epath
 from tqdm.auto import tqdm
 
-from jaxdistill import fingerprints
+from jaxdistill import fingerprints, trimming
 from jaxdistill.augment import Prepare
 from jaxdistill.data import pad
 from jaxdistill.losses.stable import promote
@@ -40,6 +40,7 @@ from jaxdistill.manifest import (
     save_manifest,
 )
 from jaxdistill.precision import lower
+from jaxdistill.trimming import trimmed
 from jaxdistill.types import Array, Batch, Outputs, whole_logits
 from jaxdistill.views import view_of
 from jaxdistill.zarr import SHARD, DamagedError, open_array, read_array
@@ -66,7 +67,7 @@ def describe(
       split: which part of it.
       transform: what was done to the inputs, in words: normalisation, augmentation.
       options: `top_k`, `dtype`, `views`, `seed`, `layers`, `batch_size`, `devices`,
-        `compute`.
+        `trim_to`, `compute`.
 
     Raises:
       CacheError: K is larger than the number of classes, a layer is not there, the
@@ -256,6 +257,9 @@ def _outputs(teacher, batch: Batch, *, manifest: Manifest, prepare) -> dict[str,
         view = batch
         if prepare is not None:
             view = view_of(prepare, manifest.seed, batch, jnp.full(size, number))
+        return trimmed(of_view, manifest.trim_to)(view)
+
+    def of_view(view):
         outputs = teacher({**view, "inputs": lower(view["inputs"], manifest.compute)})
         hiddens = {
             f"hidden_{i}": outputs.hiddens[i].astype(manifest.dtype)
@@ -287,14 +291,19 @@ def _compute(forward, teacher, examples, index, manifest) -> dict[str, np.ndarra
 
     As many at once as one device has of a batch: it computes its part of it as alone.
     """
-    rows = pad(index, manifest.batch_size // manifest.devices)
     examples, parts = jax.tree.map(np.asarray, dict(examples)), []
+    order = np.arange(len(index))
+    if manifest.trim_to:
+        mask = examples["inputs"]["attention_mask"][index]
+        order = np.argsort(trimming.lengths(mask))
+    rows = pad(index[order], manifest.batch_size // manifest.devices)
     for at, mask in zip(rows["index"], rows["mask"], strict=True):
         batch = jax.tree.map(itemgetter(at), examples)
         arrays = forward(teacher, {**batch, "index": at, "mask": mask})
         real = int(mask.sum())  # padding comes last
         parts.append({name: np.asarray(x)[:real] for name, x in arrays.items()})
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    back = np.argsort(order)
+    return {k: np.concatenate([part[k] for part in parts])[back] for k in parts[0]}
 
 
 def _wait(files: Sequence[epath.Path], seconds: float = 3600.0) -> None:

@@ -17,17 +17,25 @@ from jaxdistill.parallel import Parallel
 class Lessons:
     """The stores of one run; the last lesson read stays in memory."""
 
-    def __init__(self, run: Parallel, folder: epath.Path, compute: Any, progress: bool):
+    def __init__(
+        self,
+        run: Parallel,
+        folder: epath.Path,
+        compute: Any,
+        trim_to: tuple[int, ...],
+        progress: bool,
+    ):
         """Nothing is written yet.
 
         Args:
           run: how the steps run that read them.
           folder: for stores, one for each teacher, data set and batch shape.
           compute: what the steps compute in, see `cache.Manifest`.
+          trim_to: likewise.
           progress: whether to show bars.
         """
         self.run, self.folder = run, folder
-        self.compute, self.progress = compute, progress
+        self.compute, self.trim_to, self.progress = compute, trim_to, progress
         self._last: tuple[str, Any, dict[str, Any]] = ("", None, {})
 
     def of(
@@ -75,6 +83,7 @@ class Lessons:
                 top_k=top_k,
                 batch_size=batch_size,
                 devices=devices,
+                trim_to=self.trim_to,
                 compute=self.compute,
             )
             path = self.folder / f"{name}-{manifest.content[:16]}"

@@ -15,7 +15,7 @@ from etils import epath
 from jaxdistill.teachers import Ensemble
 from jaxdistill.types import Outputs
 
-FORMAT = 2
+FORMAT = 3
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -43,6 +43,8 @@ class Manifest:
       batch_size: of the teacher's forward pass; a step of another one differs from a
         live teacher's by rounding.
       devices: over how many of them that batch is split; of another number, likewise.
+      trim_to: lengths to which batches of texts of like length were cut (`trimming`);
+        a step that cuts others differs by rounding.
       compute: what the teacher computes in (`precision`), or None for its own types.
       arrays: `{name: {"shape", "dtype"}}` of what is stored of one example.
       format: of the store.
@@ -62,6 +64,7 @@ class Manifest:
     layers: tuple[int, ...] = ()
     batch_size: int = 512
     devices: int = 1
+    trim_to: tuple[int, ...] = ()
     compute: str | None = None
     arrays: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     format: int = FORMAT
@@ -94,6 +97,11 @@ def check_outputs(outputs: Outputs, teacher: Any, manifest: Manifest) -> None:
             "a store takes logits of one model, [B, ..., C], got shape "
             f"{outputs.logits.shape} for a batch of {manifest.batch_size}; of an "
             "ensemble it can store the `mean_logits`"
+        )
+    if manifest.trim_to and (leading[1:] or manifest.layers):
+        raise CacheError(
+            "a store with trim_to takes one set of logits of each text; what is said "
+            "of every token is stored of whole texts"
         )
     if manifest.top_k is not None and not 0 < manifest.top_k <= classes:
         raise CacheError(

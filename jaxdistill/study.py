@@ -109,7 +109,7 @@ class Study:
             devices of this process; `run` then is `parallel.jit()`.
           trim_to: lengths in tokens: texts of like length train together, and a batch
             is cut to the shortest of these that holds it (`steps.make_train_step`). A
-            teacher's outputs are stored of whole ones, and equal to rounding.
+            teacher's stored outputs then are a live one's but for rounding.
           progress: whether to show bars.
         """
         run.check_batch(batch_size)
@@ -122,7 +122,9 @@ class Study:
         self.stored, self.together = stored, together
         self.trim_to = tuple(trim_to)
         self.dtype = None if precision == "float32" else precision
-        self._lessons = Lessons(run, log.path / "outputs", self.dtype, progress)
+        self._lessons = Lessons(
+            run, log.path / "outputs", self.dtype, self.trim_to, progress
+        )
         self._compiled: dict[Row, Callable] = {}
         self._placed: tuple[Any, Any] = (None, None)
 

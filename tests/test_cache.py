@@ -16,6 +16,7 @@ from flax import linen as nn
 from jaxdistill import cache, losses, models, teachers, zarr
 from jaxdistill.augment import flip
 from jaxdistill.cache import CacheError
+from jaxdistill.masking import mask_tokens
 from jaxdistill.objectives import combine, hard_labels, soft_targets
 from jaxdistill.steps import init_state, make_train_step, scan_train
 from jaxdistill.teachers import Stored
@@ -294,7 +295,7 @@ def test_no_flipped_bit_of_a_small_file_passes(store, name):
     assert passed <= (0.05 * len(bits) if name == "logits/zarr.json" else 0)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]", b'{"format": 2}'])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]", b'{"format": 3}'])
 def test_a_damaged_begin_is_named(store, content):
     path, manifest = store
     (path / "manifest.json").unlink()
@@ -432,6 +433,35 @@ def test_a_text_model_takes_a_mapping_and_says_every_token(top_k, tmp_path):
     assert found == {"difference": 0, "accuracy": pytest.approx(right)}
     other = {**examples, "inputs": {**inputs, "attention_mask": 1 - mask}}
     assert cache.describe(teacher, other, **OF).content != manifest.content
+    with pytest.raises(CacheError, match="trim_to takes one set of logits of each"):
+        cache.describe(teacher, examples, **OF, top_k=top_k, trim_to=(2,))
+
+
+@pytest.mark.parametrize("views", [1, 3])
+def test_texts_cut_to_their_batch_say_the_same_in_their_order(views, tmp_path):
+    rng = np.random.default_rng(0)
+    longest = rng.integers(1, 9, SIZE)
+    inputs = {
+        "input_ids": rng.integers(3, 11, (SIZE, 8), np.int32),
+        "attention_mask": (np.arange(8) < longest[:, None]).astype(np.int32),
+    }
+    examples = {"inputs": inputs, "labels": EXAMPLES["labels"]}
+    module = models.BagOfEmbeddings(11, 4, 3)
+    teacher = make_live(module, module.init(jax.random.key(0), inputs))
+    mask = None if views == 1 else mask_tokens(2, 11, (), share=0.5)
+
+    def stored(name, **options):
+        manifest = cache.describe(teacher, examples, **OF, views=views, **options)
+        path = tmp_path / name
+        write = partial(cache.write, path, teacher, examples, manifest)
+        write(prepare=mask, progress=False)
+        found = cache.verify(path, teacher, examples, manifest, prepare=mask)
+        assert found["difference"] < 1e-6
+        return cache.read(path, manifest)["logits"]
+
+    np.testing.assert_allclose(
+        stored("cut", trim_to=(3, 5)), stored("whole"), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_verify_computes_random_rows_again(store):

@@ -38,7 +38,7 @@ def test_a_step_is_bit_equal_to_live(kind, dtype, parts, tmp_path):
     )
     step = way.compile(scan_train(step), batch_axis=1)
     teacher = way.place(TEACHER)
-    lessons = Lessons(way, tmp_path, dtype, progress=False)
+    lessons = Lessons(way, tmp_path, dtype, (), progress=False)
     taught = lessons.of(EXAMPLES, teacher, BATCH // parts)
     assert lessons.of(EXAMPLES, teacher, BATCH // parts) is taught
 
@@ -58,7 +58,7 @@ def test_a_step_is_bit_equal_to_live(kind, dtype, parts, tmp_path):
 def test_other_devices_have_outputs_of_their_own(tmp_path):
     for count in (1, 2):
         way = parallel.choose("auto", jax.devices()[:count])
-        lessons = Lessons(way, tmp_path, None, progress=False)
+        lessons = Lessons(way, tmp_path, None, (), progress=False)
         lessons.of(EXAMPLES, way.place(TEACHER), BATCH)
         assert len(list(tmp_path.iterdir())) == count
 

@@ -18,9 +18,13 @@ Students, each from scratch and distilled (soft targets and labels):
   bilstm       the network of Tang et al. 2019, Distilling Task-Specific Knowledge from
                BERT into Simple Neural Networks; they match logits, here as all others.
   bag          the mean of embeddings.
-and two of two layers as wide as the teacher, both distilled in fewer steps: `layers`
-starts as two of the teacher's layers, with its embeddings, pooler and head (Sanh et al.
-2019, DistilBERT, section 3), `drawn` from random weights, at the other students' rate.
+`transformer_masked` and `bilstm_masked` see texts of which a tenth of the tokens is
+hidden (Tang et al., section 3.3), in four ways each, whose outputs are stored; their
+controls the labels of texts hidden anew in each step. Two of two layers are as wide as
+the teacher, both distilled in fewer steps: `layers` starts as two of the teacher's
+layers, with its embeddings, pooler and head (Sanh et al. 2019, DistilBERT, section 3),
+`drawn` from random weights, at the other students' rate. Texts of like length train
+together, in batches cut behind their longest.
 
 Nothing is tuned; the last epoch is tested on the labelled test, with the validation
 texts beside it, which are SST-2's dev where its files are read. AdamW, a tenth of the
@@ -98,6 +102,10 @@ class Config:
     """weight of the labels beside soft targets, whose weight is 0.9"""
     stage_epochs: int = 1
     """passes of these in which `transformer_stages` matches layers"""
+    views: int = 4
+    """ways in which the rows `masked` see a text"""
+    masked: float = 0.1
+    """the share of the tokens that is hidden there"""
     wide_epochs: int = 1
     """passes of the students as wide as the teacher"""
     seeds: int = 3
@@ -136,6 +144,7 @@ SMOKE: dict[str, Any] = {
     "batch_size": 16,
     "teacher_epochs": 2,
     "epochs": 2,
+    "views": 2,
     "seeds": 2,
 }
 
@@ -159,6 +168,8 @@ def execute(config: Config) -> dict[str, Any]:
         "transformer": ["transformer_scratch"],
         "transformer_stages": ["transformer_scratch", "transformer"],
         "bilstm": ["bilstm_scratch"],
+        "transformer_masked": ["transformer_masked_scratch", "transformer_scratch"],
+        "bilstm_masked": ["bilstm_masked_scratch", "bilstm_scratch"],
         "bag": ["bag_scratch"],
         "layers": ["drawn"],
     }

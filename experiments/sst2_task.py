@@ -15,12 +15,14 @@ from jaxdistill import (
     huggingface,
     layers,
     losses,
+    masking,
     matching,
     models,
     parallel,
     pretrained,
     tokens,
 )
+from jaxdistill.augment import Prepare
 from jaxdistill.data import Batches
 from jaxdistill.evaluate import Evaluator
 from jaxdistill.objectives import combine, hard_labels, soft_targets
@@ -28,6 +30,8 @@ from jaxdistill.runs import Run, settings
 from jaxdistill.study import Row, Study
 from jaxdistill.types import Objective
 
+HIDDEN_BY = ("[MASK]", "[CLS]", "[SEP]", "[PAD]")
+"""What hides a token, and what it never hides"""
 SMOKE_TEXTS = ("a fine film", "a dull film , again", "so fine", "again dull", "fine !")
 
 
@@ -133,6 +137,7 @@ class Task:
             )
         }
         small = self.bert(*config.transformer)
+        hide = self.hide()
         students: dict[str, nn.Module] = {
             "transformer": small,
             "bilstm": models.BiLSTM(
@@ -146,8 +151,21 @@ class Task:
         for name, module in students.items():
             rows[f"{name}_scratch"] = Row(module, labels, optimizer)
             rows[name] = Row(module, self.soft, optimizer, "teacher")
+        for name in ("transformer", "bilstm"):
+            # The control sees ever new ones: it asks no teacher.
+            rows[f"{name}_masked_scratch"] = rows[f"{name}_scratch"]._replace(
+                prepare=hide
+            )
+            rows[f"{name}_masked"] = rows[name]._replace(
+                prepare=hide, views=config.views
+            )
         rows["transformer_stages"] = self.in_stages(small)
         return {**rows, **self.wide()}
+
+    def hide(self) -> Prepare:
+        """Hides some tokens of a text."""
+        mask, *others = (self.tokenizer.token_to_id(token) for token in HIDDEN_BY)
+        return masking.hide_tokens(mask, others, share=self.config.masked)
 
     def in_stages(self, small: nn.Module) -> Row:
         """TinyBERT's two stages in as many steps as the other rows take.

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BERT's masked tokens, drawn anew in each step: a `prepare` as those of `augment`."""
+"""Masked tokens, drawn anew in each step: a `prepare` as those of `augment`.
+
+`mask_tokens` is BERT's task, `hide_tokens` leaves the task as it is.
+"""
 
 from collections.abc import Sequence
 
@@ -39,15 +42,12 @@ def mask_tokens(
     for i in (mask_id, *special):
         if not 0 <= i < vocab:
             raise ValueError(f"mask_tokens: id {i} is not in a vocabulary of {vocab}")
-    if not 0 <= share <= 1:
-        raise ValueError(f"mask_tokens needs a share from 0 to 1, got {share}")
+    _check(share, "mask_tokens")
 
     def prepare(batch: Batch, rng: Array) -> Batch:
         ids = batch["inputs"]["input_ids"]
-        real = padding_mask(batch, ids.shape) * token_mask(batch, ids.shape) > 0
-        word = jnp.isin(ids, jnp.array((mask_id, *special)), invert=True)
         choice, way, other = jax.random.split(rng, 3)
-        chosen = real & word & jax.random.bernoulli(choice, share, ids.shape)
+        chosen = _some_words(batch, (mask_id, *special), share, choice)
         at = jax.random.uniform(way, ids.shape)
         random = jax.random.randint(other, ids.shape, 0, vocab, ids.dtype)
         hidden = jnp.where(at < 0.8, mask_id, jnp.where(at < 0.9, random, ids))
@@ -57,3 +57,47 @@ def mask_tokens(
         return {**batch, "inputs": inputs, "labels": ids, "token_mask": chosen}
 
     return prepare
+
+
+def hide_tokens(mask_id: int, special: Sequence[int], *, share: float = 0.1) -> Prepare:
+    """Puts the mask in place of some tokens; labels and all else stay as they are.
+
+    A text of which a word is missing is another one, and a teacher says what it now
+    means where its label may no longer be true. The paper hides whole words, and then
+    cuts out pieces of the texts too.
+
+    Args:
+      mask_id: of [MASK].
+      special: ids that are no words, such as those of [CLS], [SEP] and [PAD].
+      share: of the tokens, to be hidden.
+
+    Raises:
+      ValueError: a share outside 0 to 1.
+
+    References:
+      Tang et al. 2019, Distilling Task-Specific Knowledge from BERT into Simple Neural
+      Networks, section 3.3 (masking).
+    """
+    special = tuple(int(i) for i in special)
+    _check(share, "hide_tokens")
+
+    def prepare(batch: Batch, rng: Array) -> Batch:
+        ids = batch["inputs"]["input_ids"]
+        chosen = _some_words(batch, (mask_id, *special), share, rng)
+        hidden = jnp.where(chosen, mask_id, ids).astype(ids.dtype)
+        return {**batch, "inputs": {**batch["inputs"], "input_ids": hidden}}
+
+    return prepare
+
+
+def _some_words(batch: Batch, never: Sequence[int], share: float, rng: Array) -> Array:
+    """`[B, L]`, where a token is chosen: each alone, of real ones that may be."""
+    ids = batch["inputs"]["input_ids"]
+    real = padding_mask(batch, ids.shape) * token_mask(batch, ids.shape) > 0
+    word = jnp.isin(ids, jnp.array(never), invert=True)
+    return real & word & jax.random.bernoulli(rng, share, ids.shape)
+
+
+def _check(share: float, name: str) -> None:
+    if not 0 <= share <= 1:
+        raise ValueError(f"{name} needs a share from 0 to 1, got {share}")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxdistill.augment import describe
-from jaxdistill.masking import mask_tokens
+from jaxdistill.masking import hide_tokens, mask_tokens
 
 VOCAB, MASK, SPECIAL = 37, 4, (0, 1, 2)
 SHAPE = (512, 64)
@@ -119,9 +119,27 @@ def test_without_an_attention_mask_all_tokens_are_real():
     np.testing.assert_array_equal(chosen, ~np.isin(IDS, (*SPECIAL, MASK)))
 
 
+def test_tokens_are_hidden_and_the_task_stays():
+    batch = {**BATCH, "labels": np.arange(SHAPE[0])}
+    found = hide_tokens(MASK, SPECIAL, share=0.1)(batch, KEY)
+    ids = np.asarray(found["inputs"]["input_ids"])
+    gone = ids != IDS
+    assert_share(gone.sum(), WORDS.sum(), 0.1)
+    assert (ids[gone] == MASK).all()
+    assert not (gone & ~WORDS).any()
+    assert ids.dtype == IDS.dtype
+    for name in ("labels", "mask"):
+        assert found[name] is batch[name]
+    assert set(found) == set(batch)
+    every = hide_tokens(MASK, SPECIAL, share=1.0)(batch, KEY)["inputs"]
+    np.testing.assert_array_equal(every["input_ids"], np.where(WORDS, MASK, IDS))
+
+
 def test_it_is_described_by_its_numbers():
     expected = "mask_tokens(mask_id=4, share=0.15, special=(0, 1, 2), vocab=37)"
     assert describe(PREPARE) == expected
+    hidden = describe(hide_tokens(MASK, SPECIAL))
+    assert hidden == "hide_tokens(mask_id=4, share=0.1, special=(0, 1, 2))"
 
 
 @pytest.mark.parametrize(
@@ -130,6 +148,7 @@ def test_it_is_described_by_its_numbers():
         (lambda: mask_tokens(37, VOCAB, ()), "id 37 is not in a vocabulary of 37"),
         (lambda: mask_tokens(4, VOCAB, (-1,)), "id -1 is not in a vocabulary of 37"),
         (lambda: mask_tokens(4, VOCAB, (), share=1.5), "a share from 0 to 1, got 1.5"),
+        (lambda: hide_tokens(4, (), share=-1), "hide_tokens needs a share from 0 to 1"),
     ],
 )
 def test_bad_numbers_are_named(call, message):

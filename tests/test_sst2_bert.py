@@ -16,7 +16,9 @@ pytestmark = pytest.mark.slow
 
 SMOKE = ["--smoke", "--no-progress", "--no-compilation-cache"]
 ROWS = ["teacher", "transformer_scratch", "transformer", "bilstm_scratch", "bilstm"]
-ROWS += ["bag_scratch", "bag", "transformer_stages", "drawn", "layers"]
+ROWS += ["bag_scratch", "bag", "transformer_masked_scratch", "transformer_masked"]
+ROWS += ["bilstm_masked_scratch", "bilstm_masked"]
+ROWS += ["transformer_stages", "drawn", "layers"]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,8 @@ def test_all_students_are_compared(run_dir):
 
 def test_outputs_are_stored_once_a_teacher(run_dir):
     stores = [path.name for path in (run_dir / "outputs").iterdir()]
-    assert len(stores) == 2  # a seed each; hidden states are asked of a live teacher
+    # A seed's texts, and their views; hidden states are asked of a live teacher.
+    assert len(stores) == 4
 
 
 def test_a_pretrained_teacher_is_where_the_students_start(tmp_path):

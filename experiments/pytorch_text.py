@@ -83,7 +83,8 @@ def make_epoch(
 ) -> Callable[[], float]:
     """A function that trains for an epoch; the mean of the batches' losses.
 
-    A batch of texts of unlike length is padded to its longest.
+    A batch of texts of unlike length is padded to its longest; transformers then looks
+    in each pass whether anything is masked.
     """
     model.train()
     done, length = 0, examples["input_ids"].shape[1]

@@ -168,8 +168,8 @@ def execute(config: Config) -> dict[str, Any]:
         "transformer": ["transformer_scratch"],
         "transformer_stages": ["transformer_scratch", "transformer"],
         "bilstm": ["bilstm_scratch"],
-        "transformer_masked": ["transformer_masked_scratch", "transformer_scratch"],
-        "bilstm_masked": ["bilstm_masked_scratch", "bilstm_scratch"],
+        "transformer_masked": ["transformer_masked_scratch", "transformer"],
+        "bilstm_masked": ["bilstm_masked_scratch", "bilstm"],
         "bag": ["bag_scratch"],
         "layers": ["drawn"],
     }

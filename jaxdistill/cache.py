@@ -294,8 +294,8 @@ def _compute(forward, teacher, examples, index, manifest) -> dict[str, np.ndarra
     examples, parts = jax.tree.map(np.asarray, dict(examples)), []
     order = np.arange(len(index))
     if manifest.trim_to:
-        mask = examples["inputs"]["attention_mask"][index]
-        order = np.argsort(trimming.lengths(mask))
+        mask = trimming.mask_of(examples["inputs"])[index]
+        order = np.argsort(trimming.lengths(mask), kind="stable")
     rows = pad(index[order], manifest.batch_size // manifest.devices)
     for at, mask in zip(rows["index"], rows["mask"], strict=True):
         batch = jax.tree.map(itemgetter(at), examples)

@@ -31,7 +31,7 @@ class Lessons:
           run: how the steps run that read them.
           folder: for stores, one for each teacher, data set and batch shape.
           compute: what the steps compute in, see `cache.Manifest`.
-          trim_to: likewise.
+          trim_to: lengths that batches of texts are cut to, likewise.
           progress: whether to show bars.
         """
         self.run, self.folder = run, folder
@@ -51,7 +51,8 @@ class Lessons:
         """The examples with a placed teacher's outputs, from disk if they are there.
 
         They are computed as in a step on `batch_size` examples, split over the run's
-        devices and in its precision, and so are equal to the live teacher's.
+        devices and in its precision, and so are equal to the live teacher's; where
+        batches are cut they differ by rounding.
 
         Args:
           examples: the same object again is asked of the disk once.
@@ -72,6 +73,8 @@ class Lessons:
             name = f"{name}-{views}-{seen}"
         if top_k is not None:
             name = f"{name}-top{top_k}"
+        if self.trim_to:
+            name = f"{name}-cut{'-'.join(map(str, self.trim_to))}"
         if self._last[0] != name or self._last[1] is not examples:
             manifest = cache.describe(
                 teacher,

@@ -100,8 +100,8 @@ def check_outputs(outputs: Outputs, teacher: Any, manifest: Manifest) -> None:
         )
     if manifest.trim_to and (leading[1:] or manifest.layers):
         raise CacheError(
-            "a store with trim_to takes one set of logits of each text; what is said "
-            "of every token is stored of whole texts"
+            "a store with trim_to takes one set of logits of each text; store what a "
+            "teacher says of every token without it, or keep the teacher live"
         )
     if manifest.top_k is not None and not 0 < manifest.top_k <= classes:
         raise CacheError(

@@ -96,7 +96,8 @@ def make_train_step(
         the sum is the large batch's gradient. It is not for BatchNorm (statistics are
         each part's own), dropout draws, and terms that pair examples.
       trim_to: lengths in tokens, to the shortest of which that holds its texts a batch
-        is cut (`trimming`); of inputs with `attention_mask`. () cuts nothing.
+        is cut (`trimming`); of inputs with `attention_mask`, and terms to which
+        padding does not matter. () cuts nothing.
       dtype: what both forward passes and the backward pass compute in (`precision`),
         or None for the types of the parameters.
 

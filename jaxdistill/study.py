@@ -109,12 +109,15 @@ class Study:
             devices of this process; `run` then is `parallel.jit()`.
           trim_to: lengths in tokens: texts of like length train together, and a batch
             is cut to the shortest of these that holds it (`steps.make_train_step`). A
-            teacher's stored outputs then are a live one's but for rounding.
+            teacher's stored outputs then are of texts, not of tokens, and a live one's
+            but for rounding. Evaluation cuts nothing.
           progress: whether to show bars.
         """
         run.check_batch(batch_size)
         if together and trim_to:
-            raise ValueError("seeds that train together take texts of any length")
+            raise ValueError(
+                "together and trim_to exclude each other: all lengths would be computed"
+            )
         self.run, self.log, self.steps = run, log, steps
         self.examples, self.batch_size = examples, batch_size
         self.test, self.validation = test, validation
@@ -372,7 +375,7 @@ class Study:
         """A training's order of examples, see `Batches`."""
         lengths = None
         if self.trim_to:
-            mask = np.asarray(examples["inputs"]["attention_mask"])
+            mask = np.asarray(trimming.mask_of(examples["inputs"]))
             lengths = tuple(trimming.lengths(mask).tolist())
         return Batches(len(examples["labels"]), self.batch_size, seed, lengths)
 

@@ -4,17 +4,14 @@
 It pays where a batch's texts are of like length, see `data.Batches`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdistill.types import Batch
-
-BY_TOKEN = {"inputs": 2, "labels": 2, "token_mask": 2, "teacher": 3}
-"""Parts of a batch, and how many axes they have at least where the second is tokens"""
+from jaxdistill.types import Array, Batch
 
 
 def trimmed(function: Callable[[Batch], Any], to: Sequence[int]) -> Callable:
@@ -23,32 +20,46 @@ def trimmed(function: Callable[[Batch], Any], to: Sequence[int]) -> Callable:
     Each length is compiled, and one of them runs. Over a vmapped batch all would.
 
     Args:
-      function: its result's shapes are the same at each length.
-      to: lengths in tokens; beside them there is always the whole.
+      function: its result's shapes are the same at each length, and padding does not
+        matter to it, but for the draws of dropout.
+      to: lengths in tokens, from 1 up; beside them there is always the whole. Without
+        any the function is returned as it is.
 
     Returns:
-      `batch -> result`; `batch["inputs"]` has `attention_mask` `[B, L]`.
+      `batch -> result`; `batch["inputs"]` has `attention_mask` `[B, L]`. Tokens that
+      count though they are padding, by a `token_mask` or as labels `[B, L]` without
+      one, are held too.
 
     Raises:
-      ValueError: the inputs have no such mask.
+      ValueError: a length below 1, or inputs without such a mask.
     """
+    if not to:
+        return function
+    if min(to) < 1:
+        raise ValueError(f"lengths to cut batches to start at 1, got {min(to)}")
 
     def call(batch: Batch) -> Any:
-        inputs = batch["inputs"]
-        if not isinstance(inputs, dict) or "attention_mask" not in inputs:
-            raise ValueError(
-                "lengths to cut a batch to need inputs with an attention_mask"
-            )
-        mask = inputs["attention_mask"]
-        whole = mask.shape[1]
+        counts = _counting(batch)
+        whole = counts.shape[1]
         sizes = [*sorted(size for size in set(to) if size < whole), whole]
-        which = jnp.searchsorted(jnp.array(sizes), lengths(mask).max())
+        which = jnp.searchsorted(jnp.array(sizes), lengths(counts).max())
         branches = [
             lambda batch, size=size: function(cut(batch, size)) for size in sizes
         ]
         return jax.lax.switch(which, branches, batch)
 
-    return call if to else function
+    return call
+
+
+def mask_of(inputs: Any) -> Any:
+    """The inputs' `attention_mask` `[B, L]`.
+
+    Raises:
+      ValueError: they have none.
+    """
+    if not isinstance(inputs, Mapping) or "attention_mask" not in inputs:
+        raise ValueError("trim_to needs inputs with an attention_mask")
+    return inputs["attention_mask"]
 
 
 def lengths(mask: Any) -> Any:
@@ -63,13 +74,29 @@ def lengths(mask: Any) -> Any:
 def cut(batch: Batch, length: int) -> Batch:
     """A batch's first tokens, of whatever it has by token.
 
-    These are its inputs, its labels and masks `[B, L]`, and outputs `[B, L, ...]` that
-    are stored of it.
+    These are inputs `[B, L, ...]`, labels and masks `[B, L]`, and what is stored of a
+    teacher's outputs on tokens, `[B, views, L, ...]`.
     """
+    whole = mask_of(batch["inputs"]).shape[1]
 
-    def first(name: str, value: Any) -> Any:
-        axes = BY_TOKEN.get(name)
-        whole = lambda x: axes is None or x.ndim < axes  # noqa: E731
-        return jax.tree.map(lambda x: x if whole(x) else x[:, :length], value)
+    def first(x: Array, axis: int) -> Array:
+        by_token = x.ndim > axis and x.shape[axis] == whole
+        return jax.lax.slice_in_dim(x, 0, length, axis=axis) if by_token else x
 
-    return {name: first(name, value) for name, value in batch.items()}
+    parts = dict(batch)
+    for name in {"inputs", "labels", "token_mask"} & set(batch):
+        parts[name] = jax.tree.map(lambda x: first(x, 1), batch[name])
+    stored = batch.get("teacher", {})
+    # [B, views, C] of a text is one axis less than [B, views, L, C] of its tokens.
+    if any(x.ndim > 3 for x in stored.values()):
+        parts["teacher"] = {name: first(x, 2) for name, x in stored.items()}
+    return parts
+
+
+def _counting(batch: Batch) -> Array:
+    """`[B, L]`, which tokens are real, or count though they are not."""
+    mask = mask_of(batch["inputs"]) > 0
+    if "token_mask" in batch:
+        return mask | (batch["token_mask"] > 0)
+    by_token = "labels" in batch and batch["labels"].ndim > 1
+    return jnp.ones_like(mask) if by_token else mask

@@ -10,11 +10,12 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("NPROC", "16")
 # Many tests compile the same programs: each is kept while they run, for all workers and
 # the scripts they start, in a folder of their own, not in the user's cache.
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+if "JAXDISTILL_COMPILED" not in os.environ:  # CI has one for several runs
     COMPILED = tempfile.TemporaryDirectory(prefix="jaxdistill-compiled-")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+    os.environ["JAXDISTILL_COMPILED"] = COMPILED.name
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["JAXDISTILL_COMPILED"]
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 # Tests compile much and run little: LLVM need optimise little. Not 0: there XLA's CPU
 # compiler (0.8 to 0.12) gave NaN for a convolution's gradient below BatchNorm.
 os.environ["XLA_FLAGS"] = " ".join(

@@ -35,8 +35,8 @@ print(json.dumps({
 
 def run(home: Path, *flags: str, **settings: str) -> dict:
     """What a script's process says of its cache, with a home of its own."""
-    hidden = ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE")
-    kept = {k: v for k, v in os.environ.items() if k not in hidden}
+    hidden = ("JAX_COMPILATION_CACHE", "JAX_ENABLE_COMPILATION", "JAX_PERSISTENT_CACHE")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(hidden)}
     env = {**kept, "XDG_CACHE_HOME": str(home), **settings}
     command = [sys.executable, "-c", SCRIPT, *flags]
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=True)

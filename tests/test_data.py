@@ -353,6 +353,18 @@ class TestBatches:
         again = batches.rows(101, 202)
         sharing = [len({*a} & {*b}) for a in rows["index"] for b in again["index"]]
         assert max(sharing) < 10  # each epoch mixes them anew
+        # A resumed run sees the very batches that were left; the last is of any length.
+        part = batches.rows(40, 140)["index"]
+        np.testing.assert_array_equal(part[:61], rows["index"][40:])
+        np.testing.assert_array_equal(part[61:], again["index"][:39])
+
+    @pytest.mark.parametrize("size", [40, 400])
+    def test_of_few_texts_too_each_epoch_has_other_batches(self, size):
+        batches = Batches(size, 10, lengths=tuple(range(size)))
+        count = batches.steps_per_epoch
+        rows = batches.rows(0, 2 * count)["index"]
+        first, second = ({*map(frozenset, x)} for x in np.split(rows, [count]))
+        assert not first & second
 
     def test_there_is_a_length_for_each_example(self):
         with pytest.raises(DataError, match="2 lengths were given for 3 examples"):

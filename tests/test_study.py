@@ -11,6 +11,7 @@ from jaxdistill.augment import shift
 from jaxdistill.checkpoint import CheckpointError
 from jaxdistill.comparison import compare
 from jaxdistill.evaluate import Evaluator
+from jaxdistill.masking import hide_tokens
 from jaxdistill.objectives import combine, hard_labels, soft_targets
 from jaxdistill.runs import Run
 from jaxdistill.study import Row, Study
@@ -133,6 +134,46 @@ def test_texts_are_trained_on_unless_one_is_all_padding(tmp_path):
     keep[3] = 0
     with pytest.raises(data.DataError, match="row 3 is all padding"):
         study.train("other", row, 0)
+
+
+@pytest.fixture
+def of_texts(tmp_path):
+    """A study on texts of 2 to 9 tokens: `make(**options)`."""
+    rng = np.random.default_rng(0)
+    mask = (np.arange(9) < rng.integers(2, 10, (48, 1))).astype(np.int32)
+    ids = rng.integers(3, 20, (48, 9)).astype(np.int32)
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    examples = {"inputs": inputs, "labels": rng.integers(0, 2, 48).astype(np.int32)}
+    run = parallel.jit()
+
+    def make(**options):
+        log = Run(tmp_path, {})
+        test, shared = Evaluator(run, examples), {"steps": 12, "batch_size": 8}
+        shared |= {"evaluations": 2, "stored": True, "progress": False, **options}
+        return Study(run, log, examples=lambda *_: examples, test=test, **shared)
+
+    return make
+
+
+@pytest.mark.parametrize("views", [0, 2])
+def test_texts_may_be_cut_and_their_teachers_outputs_with_them(of_texts, views):
+    """A student that is its own teacher, and stays it, differs by rounding."""
+    hide = hide_tokens(2, (), share=0.5) if views else None
+    bag = models.BagOfEmbeddings(20, 4, 2)
+    row = ROW._replace(module=bag, prepare=hide, views=views)
+    study = of_texts(trim_to=(4, 6))
+    itself = study.run.place(teachers.trained(bag, study.fresh(row, 0)))
+    trained = study.train("same", row, 0, itself)
+    np.testing.assert_allclose(loss(study, "same"), 0, atol=1e-6)
+    again = of_texts(trim_to=(4, 6)).train("same", row, 0, itself)
+    jax.tree.map(np.testing.assert_array_equal, trained, again)
+    with pytest.raises(CheckpointError):
+        of_texts(trim_to=(5,)).train("same", row, 0, itself)
+
+
+def test_seeds_together_are_not_cut(of_texts):
+    with pytest.raises(ValueError, match="together and trim_to exclude each other"):
+        of_texts(trim_to=(4,), together=True)
 
 
 def test_a_row_may_keep_the_largest_probabilities_alone(study):

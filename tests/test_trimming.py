@@ -37,16 +37,13 @@ def bert():
 
 
 def by_token(length):
-    """A batch that has everything by token, and stored outputs by class."""
-    tokens = np.arange(2 * length).reshape(2, length)
-    return {
-        "inputs": {"attention_mask": np.ones((2, length))},
-        "labels": tokens,
-        "token_mask": np.ones((2, length)),
-        "teacher": np.ones((2, length, 5)),
-        "mask": np.ones(2),
-        "index": np.arange(2),
-    }
+    """A batch that has everything by token."""
+    tokens = np.ones((2, length))
+    stored = {"logits": np.ones((2, 1, length, 5)), "logsumexp": tokens[:, None]}
+    inputs = {"attention_mask": tokens, "vectors": np.ones((2, length, 3))}
+    alone = {"mask": np.ones(2), "index": np.arange(2)}
+    masks = {"labels": tokens, "token_mask": tokens}
+    return {"inputs": inputs, "teacher": stored, **masks, **alone}
 
 
 def test_everything_by_token_is_cut():
@@ -54,9 +51,15 @@ def test_everything_by_token_is_cut():
     assert shapes == jax.tree.map(np.shape, by_token(4))
 
 
-def test_what_is_by_example_stays_though_it_is_as_long():
-    batch = {"labels": np.arange(6), "teacher": np.ones((6, 6)), "mask": np.ones(6)}
-    assert jax.tree.map(np.shape, cut(batch, 2)) == jax.tree.map(np.shape, batch)
+def test_what_is_by_text_stays_though_it_is_as_long():
+    stored = {"logits": np.ones((6, 6, 6)), "logsumexp": np.ones((6, 6))}
+    text = {"labels": np.arange(6), "mask": np.ones(6), "teacher": stored}
+    batch = {"inputs": {"attention_mask": np.ones((6, 6))}, **text}
+    shapes = jax.tree.map(np.shape, cut(batch, 2))
+    assert shapes == {
+        **jax.tree.map(np.shape, batch),
+        "inputs": {"attention_mask": (6, 2)},
+    }
 
 
 def test_lengths_count_up_to_the_last_token():
@@ -76,9 +79,26 @@ def test_the_shortest_length_that_holds_the_batch_is_taken(longest, expected):
     assert jax.jit(of)({"inputs": {"attention_mask": mask}}) == expected
 
 
-def test_inputs_without_a_mask_are_refused():
-    with pytest.raises(ValueError, match="need inputs with an attention_mask"):
+@pytest.mark.parametrize(
+    ("extra", "expected"),
+    [
+        ({"labels": np.zeros(1)}, 3),
+        ({"labels": np.zeros((1, 8))}, 8),  # padding counts
+        ({"labels": np.zeros((1, 8)), "token_mask": np.eye(8)[None, 1]}, 3),
+        ({"token_mask": np.eye(8)[None, 4]}, 6),  # a token counts that is padding
+    ],
+)
+def test_what_counts_is_held(extra, expected):
+    mask = (np.arange(8) < 2).astype(np.int32)[None]
+    of = trimmed(lambda batch: batch["inputs"]["attention_mask"].shape[1], (3, 6))
+    assert jax.jit(of)({"inputs": {"attention_mask": mask}, **extra}) == expected
+
+
+def test_senseless_cuts_are_refused():
+    with pytest.raises(ValueError, match="needs inputs with an attention_mask"):
         trimmed(lambda batch: 0, (3,))({"inputs": np.ones((2, 4))})
+    with pytest.raises(ValueError, match="start at 1, got 0"):
+        trimmed(lambda batch: 0, (3, 0))
 
 
 @pytest.mark.parametrize(
@@ -113,6 +133,40 @@ def test_a_training_is_the_same(examples, kind, micro_batches):
     whole, trimmed_too = train(()), train(TRIM_TO)
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)  # noqa: E731
     jax.tree.map(close, whole, trimmed_too)
+
+
+@pytest.mark.parametrize("top_k", [None, 4])
+@pytest.mark.parametrize("masked", [True, False])
+def test_a_language_models_loss_is_the_same(examples, masked, top_k):
+    """With stored outputs of every token, and padding that counts or does not."""
+    size = models.Size(
+        20, 8, 1, 2, positions=LENGTH, dropout=0.0, attention_dropout=0.0
+    )
+    student = models.student(models.BertMaskedLM(models.Encoder(size)))
+    ids = examples["inputs"]["input_ids"]
+    logits = np.random.default_rng(1).normal(size=(SIZE, 1, LENGTH, 20))
+    stored = {"logits": logits.astype(np.float32)}
+    if top_k:
+        kept, chosen = jax.lax.top_k(logits, top_k)
+        total = jax.nn.logsumexp(logits, axis=-1)
+        stored = {"ids": chosen, "log_probs": kept - total[..., None]}
+        stored["logsumexp"] = total
+    batch = {**examples, "labels": ids, "mask": np.ones(SIZE), "teacher": stored}
+    if masked:
+        batch["token_mask"] = examples["inputs"]["attention_mask"]
+    batch = jax.tree.map(lambda x: x[:4], batch)  # short ones
+    optimizer = optax.sgd(0.1)
+    soft = soft_targets()  # sparse where what is stored is
+    objective = combine({"soft": (0.5, soft), "hard": (0.5, hard_labels())})
+    state = init_state(jax.random.key(0), student, optimizer, batch)
+
+    def step(trim_to):
+        train = make_train_step(student, objective, optimizer, trim_to=trim_to)
+        state_, metrics = jax.jit(train)(state, teachers.Stored(), batch)
+        return state_.params, metrics
+
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)  # noqa: E731
+    jax.tree.map(close, step(()), step(TRIM_TO))
 
 
 def test_a_short_batch_computes_only_its_tokens(examples):

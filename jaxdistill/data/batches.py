@@ -27,8 +27,9 @@ class Batches:
       batch_size: examples in a batch; the last of an epoch is padded and masked.
       seed: each epoch's permutation is drawn from (seed, epoch).
       lengths: tokens of each example, whose batches then are of like length, in random
-        order, or None. Texts are sorted within pools of 50 batches, drawn anew in each
-        epoch, as `group_by_length` of Hugging Face's Trainer does.
+        order, or None. As with `group_by_length` of Hugging Face's Trainer examples are
+        sorted within pools, which are drawn anew in each epoch: of 50 batches, or of a
+        quarter of all where there are fewer than 200.
     """
 
     size: int
@@ -119,10 +120,15 @@ def _epoch(batches: Batches, epoch: int) -> dict[str, np.ndarray]:
 
 def _of_like_length(order: np.ndarray, batches: Batches, rng: np.random.Generator):
     lengths, size = np.asarray(batches.lengths), batches.batch_size
-    pools = np.split(order, range(POOL * size, len(order), POOL * size))
-    order = np.concatenate([pool[np.argsort(lengths[pool])] for pool in pools])
-    whole, rest = np.split(order, [len(order) // size * size])
-    return np.concatenate([rng.permutation(whole.reshape(-1, size)).ravel(), rest])
+    count = len(order) // size
+    # What is left for a batch that is not full are texts of any length.
+    whole, rest = np.split(order, [count * size])
+    pool = size * max(1, min(POOL, count // 4))
+    pools = np.split(whole, range(pool, len(whole), pool))
+    # A stable sort: others put ties in another order on another processor.
+    alike = [pool[np.argsort(lengths[pool], kind="stable")] for pool in pools]
+    rows = np.concatenate(alike).reshape(-1, size)
+    return np.concatenate([rng.permutation(rows).ravel(), rest])
 
 
 @lru_cache(maxsize=2)

@@ -39,9 +39,9 @@ dropout. It has no `nanogpt`, whose loss is of characters.
   python -m experiments.shakespeare_gpt --preset wikitext2 --data-dir ~/wikitext2
   python -m experiments.shakespeare_gpt --smoke
 
-Cost, estimated from operations at 1e11 a second, two cores: `shakespeare` an hour and a
-quarter (8.5e13 a seed, 5 seeds), `wikitext2` an hour (1.1e14 a seed, 3 seeds); small
-matrices and the softmax over words may take twice that. A minute with --smoke.
+Cost: `shakespeare` two hours and a quarter on one core, with other work on the second;
+`wikitext2` a quarter of an hour there for its first teacher and student, of 3 and 27. A
+minute with --smoke.
 """
 
 from collections.abc import Sequence

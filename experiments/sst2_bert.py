@@ -37,9 +37,9 @@ median length without padding.
   python -m experiments.sst2_bert --preset ag_news --data-dir ~/ag_news
   python -m experiments.sst2_bert --smoke
 
-Needs jaxdistill[huggingface]. Cost: SST-2 with the MiniLM took two cores half an hour to
-three quarters a seed, without the rows of masked texts. Two minutes with --smoke, nearly
-all of it compilation.
+Needs jaxdistill[huggingface]. Cost: SST-2 with the MiniLM took two cores half an hour
+to three quarters a seed, without the rows of masked texts. Two minutes with --smoke,
+nearly all of it compilation.
 """
 
 from collections.abc import Sequence

@@ -29,6 +29,9 @@ LISTED = 4
 KEPT = (".json", ".jsonl", ".md", ".png")
 """Ends of the names of what `save` copies."""
 
+LEFT = "tokenizer.json"
+"""Not of it: it may be another's work, and no table needs it."""
+
 LARGEST = 500_000
 """Most bytes of such a file."""
 
@@ -187,7 +190,7 @@ def save(directory: Any, destination: Path) -> None:
     """
     destination.mkdir(parents=True, exist_ok=True)
     for source in sorted(epath.Path(directory).iterdir()):
-        if source.name.endswith(KEPT):
+        if source.name.endswith(KEPT) and source.name != LEFT:
             content = source.read_bytes()
             if len(content) > LARGEST:
                 raise ValueError(f"{source} has {len(content)} bytes, too many to keep")

@@ -210,6 +210,7 @@ class TestWrite:
 
     def test_save_keeps_what_report_needs(self, directory, tmp_path_factory):
         (directory / "models").mkdir()
+        (directory / "tokenizer.json").write_text("{}")
         target = tmp_path_factory.mktemp("results") / "new" / "run"
         report.save(directory, target)
         assert {p.name for p in target.iterdir()} == {

@@ -30,8 +30,6 @@ from jaxdistill.runs import Run, settings
 from jaxdistill.study import Row, Study
 from jaxdistill.types import Objective
 
-HIDDEN_BY = ("[MASK]", "[CLS]", "[SEP]", "[PAD]")
-"""What hides a token, and what it never hides"""
 SMOKE_TEXTS = ("a fine film", "a dull film , again", "so fine", "again dull", "fine !")
 
 
@@ -164,7 +162,8 @@ class Task:
 
     def hide(self) -> Prepare:
         """Hides some tokens of a text."""
-        mask, *others = (self.tokenizer.token_to_id(token) for token in HIDDEN_BY)
+        names = ("[MASK]", "[CLS]", "[SEP]", "[PAD]")
+        mask, *others = map(self.tokenizer.token_to_id, names)
         return masking.hide_tokens(mask, others, share=self.config.masked)
 
     def in_stages(self, small: nn.Module) -> Row:

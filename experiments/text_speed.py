@@ -129,48 +129,37 @@ def epochs(config: Config, part: str, weights: Rule) -> dict[str, Any]:
     found = {}
     for name, make, shape in networks(config):
         work = Work(make, shape, weights, config.seed)
-        model, loss, optimizer, examples = work.theirs()
-        losses = work.losses(model, loss, examples)
-        jobs = {
-            THEIRS: torch_side().make_epoch(
-                model, loss, optimizer, examples, work.batches
-            ),
-            OURS: work.ours(),
-            SCANNED: work.ours(scan=True),
-        }
-        found[name] = {
-            "seconds": in_turns(config, f"{part} {name}", jobs),
-            "tokens": weights.steps * shape.batch * shape.length,
-            "losses": losses,
-            "about": about(shape),
-        }
+        tokens = weights.steps * shape.batch * shape.length
+        ours = {OURS: work.ours(), SCANNED: work.ours(scan=True)}
+        found[name] = rounds_of(config, f"{part} {name}", work, ours, tokens)
+        found[name]["about"] = about(shape)
     return found
 
 
 def lengths(config: Config) -> dict[str, Any]:
     """Seconds of a round on texts of unlike length; tokens without their padding."""
     shape, count = config.bert_mini, config.bert_mini.batch * config.length_steps
-    rng, weights = np.random.default_rng(config.seed), rule(config, 1.0, 0.0)
-    sizes = rng.integers(4, shape.length + 1, count)
-    weights = replace(weights, steps=config.length_steps)
+    sizes = np.random.default_rng(config.seed).integers(4, shape.length + 1, count)
+    weights = replace(rule(config, 1.0, 0.0), steps=config.length_steps)
     work = Work(bert, shape, weights, config.seed, sizes)
-    theirs = work.theirs()
-    jobs = {
-        THEIRS: torch_side().make_epoch(*theirs, work.batches),
-        OURS: work.ours(),
-        TRIMMED: work.ours(trim_to=config.trim_to),
-    }
-    losses = work.losses(theirs[0], theirs[1], theirs[3])
-    found = {
-        "seconds": in_turns(config, "lengths", jobs),
-        "tokens": int(sizes.sum()),
-        "losses": losses,
-        "about": f"{shape.depth} layers {shape.width} wide, {shape.batch} texts a step "
-        f"of 4 to {shape.length} tokens",
-    }
+    ours = {OURS: work.ours(), TRIMMED: work.ours(trim_to=config.trim_to)}
+    found = rounds_of(config, "lengths", work, ours, int(sizes.sum()))
+    found["about"] = (
+        f"{shape.depth} layers {shape.width} wide, {shape.batch} texts a step of 4 to "
+        f"{shape.length} tokens"
+    )
     cuts = ", ".join(map(str, config.trim_to))
     note = f"Real tokens; batches of like length, ours cut to {cuts} or not at all."
     return {"jobs": {"bert_mini": found}, "note": note}
+
+
+def rounds_of(config: Config, name: str, work: Work, ours, tokens: int):
+    """Seconds of rounds of transformers and of ours, once their first losses agree."""
+    model, loss, optimizer, examples = work.theirs()
+    losses = work.losses(model, loss, examples)
+    epoch = torch_side().make_epoch(model, loss, optimizer, examples, work.batches)
+    seconds = in_turns(config, name, {THEIRS: epoch, **ours})
+    return {"seconds": seconds, "tokens": tokens, "losses": losses}
 
 
 def stages(config: Config) -> dict[str, Any]:

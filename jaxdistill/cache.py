@@ -40,7 +40,6 @@ from jaxdistill.manifest import (
     save_manifest,
 )
 from jaxdistill.precision import lower
-from jaxdistill.trimming import trimmed
 from jaxdistill.types import Array, Batch, Outputs, whole_logits
 from jaxdistill.views import view_of
 from jaxdistill.zarr import SHARD, DamagedError, open_array, read_array
@@ -257,7 +256,7 @@ def _outputs(teacher, batch: Batch, *, manifest: Manifest, prepare) -> dict[str,
         view = batch
         if prepare is not None:
             view = view_of(prepare, manifest.seed, batch, jnp.full(size, number))
-        return trimmed(of_view, manifest.trim_to)(view)
+        return trimming.trimmed(of_view, manifest.trim_to)(view)
 
     def of_view(view):
         outputs = teacher({**view, "inputs": lower(view["inputs"], manifest.compute)})
@@ -287,23 +286,26 @@ def _logits(logits: Array, manifest: Manifest) -> dict[str, Array]:
 
 
 def _compute(forward, teacher, examples, index, manifest) -> dict[str, np.ndarray]:
-    """What is stored of the examples at `index`, in its order.
+    """What is stored of the examples at `index`, in its order."""
+    if not manifest.trim_to:
+        return _in_turn(forward, teacher, examples, index, manifest)
+    mask = np.asarray(trimming.mask_of(examples["inputs"]))[index]
+    order = np.argsort(trimming.lengths(mask), kind="stable")
+    arrays = _in_turn(forward, teacher, examples, index[order], manifest)
+    back = np.argsort(order)
+    return {name: array[back] for name, array in arrays.items()}
 
-    As many at once as one device has of a batch: it computes its part of it as alone.
-    """
+
+def _in_turn(forward, teacher, examples, index, manifest) -> dict[str, np.ndarray]:
+    """As many at once as one device has of a batch: it computes its part as alone."""
+    rows = pad(index, manifest.batch_size // manifest.devices)
     examples, parts = jax.tree.map(np.asarray, dict(examples)), []
-    order = np.arange(len(index))
-    if manifest.trim_to:
-        mask = trimming.mask_of(examples["inputs"])[index]
-        order = np.argsort(trimming.lengths(mask), kind="stable")
-    rows = pad(index[order], manifest.batch_size // manifest.devices)
     for at, mask in zip(rows["index"], rows["mask"], strict=True):
         batch = jax.tree.map(itemgetter(at), examples)
         arrays = forward(teacher, {**batch, "index": at, "mask": mask})
         real = int(mask.sum())  # padding comes last
         parts.append({name: np.asarray(x)[:real] for name, x in arrays.items()})
-    back = np.argsort(order)
-    return {k: np.concatenate([part[k] for part in parts])[back] for k in parts[0]}
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _wait(files: Sequence[epath.Path], seconds: float = 3600.0) -> None:

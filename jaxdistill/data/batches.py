@@ -12,7 +12,7 @@ from jaxdistill.data.errors import DataError
 from jaxdistill.data.inputs import some_of
 
 POOL = 50
-"""Batches among whose examples those of like length are put together"""
+"""Most batches among whose examples those of like length are put together."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,8 @@ def _of_like_length(order: np.ndarray, batches: Batches, rng: np.random.Generato
     count = len(order) // size
     # What is left for a batch that is not full are texts of any length.
     whole, rest = np.split(order, [count * size])
-    pool = size * max(1, min(POOL, count // 4))
-    pools = np.split(whole, range(pool, len(whole), pool))
+    together = size * max(1, min(POOL, count // 4))
+    pools = np.split(whole, range(together, len(whole), together))
     # A stable sort: others put ties in another order on another processor.
     alike = [pool[np.argsort(lengths[pool], kind="stable")] for pool in pools]
     rows = np.concatenate(alike).reshape(-1, size)

@@ -54,8 +54,9 @@ from jaxdistill import data, huggingface, models, parallel, report, tokens
 from jaxdistill.comparison import compare
 from jaxdistill.evaluate import Evaluator
 from jaxdistill.objectives import combine, hard_labels, soft_targets
+from jaxdistill.row import Row
 from jaxdistill.runs import Run
-from jaxdistill.study import Row, Study
+from jaxdistill.study import Study
 
 print("devices:", jax.devices())
 

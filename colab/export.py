@@ -50,8 +50,9 @@ from jaxdistill.comparison import compare
 from jaxdistill.deployment import finished
 from jaxdistill.evaluate import Evaluator
 from jaxdistill.objectives import combine, hard_labels, soft_targets
+from jaxdistill.row import Row
 from jaxdistill.runs import Run
-from jaxdistill.study import Row, Study
+from jaxdistill.study import Study
 
 FAST = os.environ.get("JAXDISTILL_FAST") == "1"  # for the test of this notebook
 

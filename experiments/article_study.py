@@ -41,8 +41,9 @@ from jaxdistill.augment import shift
 from jaxdistill.comparison import compare
 from jaxdistill.evaluate import Evaluator
 from jaxdistill.objectives import combine, hard_labels, soft_targets
+from jaxdistill.row import Row
 from jaxdistill.runs import Run, parse, settings
-from jaxdistill.study import Row, Study
+from jaxdistill.study import Study
 from jaxdistill.sweep import Division, divide
 
 ARMS = ("scratch", "label_smoothing", "distilled", "untrained_teacher")

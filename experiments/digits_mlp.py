@@ -32,8 +32,9 @@ from jaxdistill.comparison import compare
 from jaxdistill.evaluate import Evaluator
 from jaxdistill.objectives import combine, hard_labels, soft_targets
 from jaxdistill.precision import Precision
+from jaxdistill.row import Row
 from jaxdistill.runs import Run, parse, settings
-from jaxdistill.study import Row, Study
+from jaxdistill.study import Study
 from jaxdistill.sweep import Division, divide
 
 

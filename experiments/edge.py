@@ -61,8 +61,9 @@ from jaxdistill import (
 from jaxdistill.evaluate import Evaluator
 from jaxdistill.objectives import combine, hard_labels
 from jaxdistill.quantize import quantized
+from jaxdistill.row import Row
 from jaxdistill.runs import Run, parse, settings
-from jaxdistill.study import Row, Study
+from jaxdistill.study import Study
 from jaxdistill.teachers import Live
 
 

@@ -16,7 +16,8 @@ from jaxdistill import models, report, teachers
 from jaxdistill.comparison import compare
 from jaxdistill.data import few_labels
 from jaxdistill.figures import words
-from jaxdistill.study import Row, Study
+from jaxdistill.row import Row
+from jaxdistill.study import Study
 
 SHIFTED = ("jittered", "matching", "conv_matching", "ensemble_matching")
 """Rows that see shifted images, each at its own temperature and rate."""

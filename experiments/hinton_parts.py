@@ -10,7 +10,7 @@ import numpy as np
 from experiments.hinton_task import CHOICE_SEED, Task, adam, errors, labels, logits_of
 from jaxdistill import report, sweep, teachers
 from jaxdistill.comparison import compare
-from jaxdistill.study import Row
+from jaxdistill.row import Row
 
 BIASES = np.arange(0.0, 20.05, 0.1)
 """What is tried for a class's bias: the paper's are 3.5 and 7.6."""

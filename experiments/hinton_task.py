@@ -18,8 +18,9 @@ from jaxdistill.constraints import max_norm
 from jaxdistill.data import Batches
 from jaxdistill.evaluate import Evaluator
 from jaxdistill.objectives import combine, hard_labels, soft_targets
+from jaxdistill.row import Row
 from jaxdistill.runs import Run
-from jaxdistill.study import Row, Study
+from jaxdistill.study import Study
 
 CHOICE_SEED = 1_000
 """The seed of what is chosen on the validation images: none of the final seeds."""

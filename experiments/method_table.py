@@ -45,8 +45,9 @@ from jaxdistill.evaluate import Evaluator
 from jaxdistill.objectives import combine, hard_labels
 from jaxdistill.parallel import Kind
 from jaxdistill.precision import Precision
+from jaxdistill.row import Row
 from jaxdistill.runs import Run, parse, settings
-from jaxdistill.study import Row, Study
+from jaxdistill.study import Study
 
 SEARCH_SEED = 1_000
 """The seed of the search: none of the final seeds."""

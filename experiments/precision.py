@@ -35,10 +35,11 @@ from jaxdistill import cache, data, failures, losses, models, processes
 from jaxdistill.comparison import compare
 from jaxdistill.evaluate import Evaluator
 from jaxdistill.objectives import combine, hard_labels, soft_targets
+from jaxdistill.row import Row
 from jaxdistill.runs import Run, parse, settings
 from jaxdistill.saved import load_model
 from jaxdistill.statistics import paired, spread
-from jaxdistill.study import Row, Study
+from jaxdistill.study import Study
 from jaxdistill.sweep import divide
 from jaxdistill.types import TopK
 

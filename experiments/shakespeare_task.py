@@ -16,8 +16,9 @@ from jaxdistill.evaluate import Evaluator, language
 from jaxdistill.generate import on_policy
 from jaxdistill.models.gpt import gpt_size
 from jaxdistill.objectives import combine, hard_labels, on_logits, soft_targets
+from jaxdistill.row import Row
 from jaxdistill.runs import Run, settings
-from jaxdistill.study import Row, Study
+from jaxdistill.study import Study
 
 SMOKE_TEXT = "a rose is a rose is a rose, and a daisy is a daisy. " * 40
 

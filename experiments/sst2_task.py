@@ -26,8 +26,9 @@ from jaxdistill.augment import Prepare
 from jaxdistill.data import Batches
 from jaxdistill.evaluate import Evaluator
 from jaxdistill.objectives import combine, hard_labels, soft_targets
+from jaxdistill.row import Row
 from jaxdistill.runs import Run, settings
-from jaxdistill.study import Row, Study
+from jaxdistill.study import Study
 from jaxdistill.types import Objective
 
 SMOKE_TEXTS = ("a fine film", "a dull film , again", "so fine", "again dull", "fine !")

@@ -14,8 +14,9 @@ from flax import linen as nn
 
 from jaxdistill import benchmark, fingerprints, report, saved, teachers
 from jaxdistill.measures import MEASURES
+from jaxdistill.row import Row
 from jaxdistill.runs import Run
-from jaxdistill.study import Row, Study
+from jaxdistill.study import Study
 
 
 def compare(

@@ -9,12 +9,10 @@ student = study.train("distilled", Row(...), 0, study.run.place(teacher))
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
-import optax
-from flax import linen as nn
 
 from jaxdistill import fingerprints, processes, sweep, teachers, trimming
 from jaxdistill.checkpoint import Checkpoints
@@ -25,48 +23,10 @@ from jaxdistill.loop import fit
 from jaxdistill.models import student
 from jaxdistill.parallel import Parallel
 from jaxdistill.precision import Precision
+from jaxdistill.row import Row
 from jaxdistill.runs import Run, RunError
 from jaxdistill.steps import init_state, make_train_step, scan_train
-from jaxdistill.types import Batch, Objective, TrainState
-from jaxdistill.views import replay
-
-
-class Row(NamedTuple):
-    """One line of a table: a network, what it learns, and from whom.
-
-    Attributes:
-      module: the linen module that is trained.
-      objective: see `objectives.combine`.
-      optimizer: an optax transformation.
-      teacher: the row whose trained model teaches this one, or None.
-      prepare: augmentation, see `steps.make_train_step`.
-      views: of each example, shown again in place of ever new ones where the study
-        stores a teacher's outputs (`views.replay`); 0 leaves the teacher live.
-      micro_batches: see `steps.make_train_step`.
-      rollout: likewise; the teacher then is live.
-      top_k: learn from stored outputs, whatever the study does, that keep only so many
-        of the teacher's classes (`losses.sparse_forward_kl`).
-      live: ask the teacher in every step, also where the study stores outputs: only
-        logits are stored, and hidden states and attention maps are not.
-      start: `(state, teacher, seed) -> state`, another start than the drawn one, such
-        as pretrained weights, layers of the teacher, which is None without one, or what
-        a first stage has trained.
-      steps: optimizer steps, or None for as many as the study's; 0 leaves it as it
-        starts.
-    """
-
-    module: nn.Module
-    objective: Objective
-    optimizer: optax.GradientTransformation
-    teacher: str | None = None
-    prepare: Callable[[Batch, jax.Array], Batch] | None = None
-    views: int = 0
-    micro_batches: int = 1
-    rollout: Callable[[TrainState, Batch, jax.Array], Batch] | None = None
-    top_k: int | None = None
-    live: bool = False
-    start: Callable[[TrainState, Any, int], TrainState] | None = None
-    steps: int | None = None
+from jaxdistill.types import TrainState
 
 
 class Study:
@@ -159,8 +119,9 @@ class Study:
                 "teacher": taught_by,
                 "steps": steps,
                 "objective": fingerprints.described(row.objective),
-                "views": self._views(row),
-                **self._unusual(row),
+                "views": row.replays(self.stored),
+                **row.unusual(self.stored),
+                **({"trim_to": list(self.trim_to)} if self.trim_to else {}),
             },
             best=self._best,
         )
@@ -237,7 +198,8 @@ class Study:
             evaluations=self.evaluations,
             best=self._best,
             progress=self.progress,
-            **self._options(row),
+            dtype=self.dtype,
+            **row.options(self.stored),
         )
         students = jax.device_get(students)
         return [sweep.cell(students, i) for i in range(len(seeds))]
@@ -270,54 +232,19 @@ class Study:
     def lesson(self, row: Row, examples, teacher: Any) -> tuple[Any, Any]:
         """Examples and a teacher as the step has them: live, or its stored outputs.
 
-        What the student makes itself (`Row.rollout`) has no stored outputs.
-
         Raises:
           ValueError: the row has views or `top_k`, but nothing that can be stored so.
         """
-        one = isinstance(teacher, teachers.Live | teachers.MeanLogits)
-        views = self._views(row)
-        if views and not (one and row.prepare):
-            raise ValueError(
-                "a row with views needs an augmentation and one teacher's logits; of "
-                "several teachers teachers.mean_logits has them"
-            )
-        known = one and row.rollout is None and (row.prepare is None or views)
-        if row.top_k is not None and (row.live or not known):
-            raise ValueError(
-                "a row with top_k needs one teacher's logits, of the examples as they "
-                "are or of views, and cannot be live"
-            )
-        if row.live or not known or not (self.stored or row.top_k is not None):
+        if not row.learns_from_disk(teacher, self.stored):
             return examples, teacher
         size = self.batch_size // row.micro_batches
         options: dict[str, Any] = {"top_k": row.top_k}
-        if views:
+        if views := row.replays(self.stored):
             options |= {"prepare": row.prepare, "views": views}
         return self._lessons.of(examples, teacher, size, **options), teachers.Stored()
 
-    def _unusual(self, row: Row) -> dict[str, Any]:
-        """What else tells a row's training from that of another row of its name."""
-        found = {
-            "top_k": row.top_k,
-            "live": self.stored and row.live,
-            "rollout": row.rollout is not None,
-            "start": row.start is not None,
-            "trim_to": list(self.trim_to),
-        }
-        return {name: value for name, value in found.items() if value}
-
     def _steps(self, row: Row) -> int:
         return self.steps if row.steps is None else row.steps
-
-    def _views(self, row: Row) -> int:
-        kept = self.stored or row.top_k is not None
-        return row.views if kept and not row.live and row.rollout is None else 0
-
-    def _prepare(self, row: Row) -> Any:
-        """A row's augmentation; with stored views, the one that shows them again."""
-        views = self._views(row)
-        return replay(row.prepare, 0, views) if views and row.prepare else row.prepare
 
     def fresh(self, row: Row, seed: int, teacher: Any = None) -> TrainState:
         """The row's state before its first step.
@@ -350,14 +277,6 @@ class Study:
 
         return jax.eval_shape(logits, self.example(row, seed)).shape[-1]
 
-    def _options(self, row: Row) -> dict[str, Any]:
-        return {
-            "prepare": self._prepare(row),
-            "rollout": row.rollout,
-            "micro_batches": row.micro_batches,
-            "dtype": self.dtype,
-        }
-
     def compile(self, row: Row) -> Callable:
         """A row's training step, over many steps and on this run's devices."""
         if row not in self._compiled:
@@ -365,8 +284,9 @@ class Study:
                 student(row.module),
                 row.objective,
                 row.optimizer,
+                dtype=self.dtype,
                 trim_to=self.trim_to,
-                **self._options(row),
+                **row.options(self.stored),
             )
             self._compiled[row] = self.run.compile(scan_train(step), batch_axis=1)
         return self._compiled[row]

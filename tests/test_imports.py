@@ -70,6 +70,7 @@ FLOORS = {
     "deployed": 4,
     "deployment": 4,
     "report": 4,
+    "row": 3,
     "study": 4,
     "comparison": 4,
     "cli": 5,

@@ -13,8 +13,9 @@ from jaxdistill.evaluate import Evaluator, language
 from jaxdistill.generate import generate, on_policy
 from jaxdistill.models.gpt import gpt_size
 from jaxdistill.objectives import combine, hard_labels, on_logits
+from jaxdistill.row import Row
 from jaxdistill.runs import Run
-from jaxdistill.study import Row, Study
+from jaxdistill.study import Study
 
 LENGTH, PROMPT = 8, 3
 PLAIN = {"dropout": 0.0, "attention_dropout": 0.0, "positions": LENGTH}

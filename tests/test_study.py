@@ -13,8 +13,9 @@ from jaxdistill.comparison import compare
 from jaxdistill.evaluate import Evaluator
 from jaxdistill.masking import hide_tokens
 from jaxdistill.objectives import combine, hard_labels, soft_targets
+from jaxdistill.row import Row
 from jaxdistill.runs import Run
-from jaxdistill.study import Row, Study
+from jaxdistill.study import Study
 
 MODULE = models.MLP((8, 10))
 SOURCE = data.load("digits")

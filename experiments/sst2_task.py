@@ -63,7 +63,10 @@ class Task:
         )
         self.median = median_text(tested["inputs"])
         run = parallel.choose(config.parallel)
-        held, test = Evaluator(run, held_out), Evaluator(run, tested)
+        held, test = (
+            Evaluator(run, split, trim_to=config.trim_to)
+            for split in (held_out, tested)
+        )
         log = Run(config.run_dir.format(preset=config.preset), settings(config))
         log.write_bytes("tokenizer.json", self.tokenizer.to_str().encode())
         self.study = Study(

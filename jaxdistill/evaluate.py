@@ -5,18 +5,19 @@ Every metric is a (sum, count) pair until the very end. Sums of a batch are take
 device in float32; batches add up on the host in float64 (counts stay exact integers).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdistill import trimming
 from jaxdistill.data.batches import pad
 from jaxdistill.losses.stable import divergence
 from jaxdistill.parallel import Parallel
 from jaxdistill.steps import WHOLE, make_eval_step, masked_sum, scan_eval
-from jaxdistill.teachers import mean_log_probs
+from jaxdistill.teachers import Stored, mean_log_probs
 from jaxdistill.terms import token_mask
 from jaxdistill.types import Batch, Metrics, Outputs
 
@@ -117,7 +118,11 @@ def summarize(metrics: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
 
 
 class Evaluator:
-    """Evaluates models on one data set, resident on the devices; compiles once."""
+    """Evaluates models on one data set, resident on the devices; compiles once.
+
+    Of the classes that the last teacher gave, the probabilities are kept, so that it
+    runs once for all its students; other metrics ask it each time.
+    """
 
     def __init__(
         self,
@@ -127,6 +132,7 @@ class Evaluator:
         batch_size: int = 512,
         metrics=classification,
         cells: bool = False,
+        trim_to: Sequence[int] = (),
     ):
         """Places the examples.
 
@@ -136,25 +142,34 @@ class Evaluator:
           batch_size: rounded up to a multiple of the devices.
           metrics: `(student, teacher, batch) -> {name: (sum, count)}`.
           cells: whether a student is many at once, a sweep's (see `sweep`).
+          trim_to: lengths in tokens: texts are sorted by length, and a batch is cut to
+            the shortest of these that holds it (`trimming`).
         """
         size = len(examples["labels"])
         devices = len(run.devices)
         batch_size = -(-min(batch_size, size) // devices) * devices
-        self._run = run
-        self._examples = run.replicate(dict(examples))
-        self._rows = run.split(pad(np.arange(size), batch_size), 1)
-        step = make_eval_step(metrics)
-        self._cells = cells
-        self._step = run.compile(
-            scan_eval(_over_cells(step) if cells else step), batch_axis=1, donate=False
-        )
+        self._run, self._metrics, self._cells = run, metrics, cells
+        self._examples, self._order = run.replicate(dict(examples)), np.arange(size)
+        if trim_to:
+            mask = np.asarray(trimming.mask_of(examples["inputs"]))
+            self._order = np.argsort(trimming.lengths(mask), kind="stable")
+        rows = pad(self._order, batch_size)
+        slot = np.broadcast_to(np.arange(batch_size), rows["index"].shape)
+        self._rows = run.split({**rows, "slot": slot}, 1)
+        step = make_eval_step(metrics, trim_to)
+        self._step = self._compiled(_over_cells(step) if cells else step)
+        self._ask = self._compiled(_log_probs_step(batch_size, trim_to))
+        self._answered: tuple[Any, Any] = (None, None)
 
     def __call__(self, student: Any, teacher: Any = None) -> Any:
         """The summary of placed models (see `teachers.trained`) on the whole set.
 
         Of a sweep's students a list, a summary for each.
         """
-        sums = self._step((student, teacher), self._examples, self._rows)
+        examples = self._examples
+        if teacher is not None and self._metrics is classification:
+            examples, teacher = self._taught(teacher), Stored()
+        sums = self._step((student, teacher), examples, self._rows)
         sums = jax.tree.map(np.asarray, self._run.fetch(sums))
         if not self._cells:
             return summarize(sums)
@@ -162,6 +177,34 @@ class Evaluator:
         leaves, tree = jax.tree.flatten(sums)
         by_cell = zip(*(np.moveaxis(x, 1, 0) for x in leaves), strict=True)
         return [summarize(jax.tree.unflatten(tree, cell)) for cell in by_cell]
+
+    def _compiled(self, step: Callable) -> Callable:
+        return self._run.compile(scan_eval(step), batch_axis=1, donate=False)
+
+    def _taught(self, teacher: Any) -> Any:
+        """The placed examples with a teacher's log-probabilities, as it stores them."""
+        if self._answered[0] is not teacher:
+            found = self._ask(teacher, self._examples, self._rows)
+            found = np.concatenate(np.asarray(self._run.fetch(found)))
+            logits = np.empty((len(self._order), 1, *found.shape[1:]), found.dtype)
+            logits[self._order, 0] = found[: len(self._order)]
+            stored = self._run.replicate({"logits": logits})
+            self._answered = (teacher, {**self._examples, "teacher": stored})
+        return self._answered[1]
+
+
+def _log_probs_step(size: int, trim_to: Sequence[int]) -> Callable:
+    """A teacher's log-probabilities on a whole batch of `size`, on every device."""
+
+    def step(teacher, batch: Batch, *, replica=WHOLE):
+        def log_probs(batch):
+            return mean_log_probs(teacher(batch).logits, batch["labels"].ndim + 1)
+
+        own = trimming.trimmed(log_probs, trim_to)(batch)
+        whole = jnp.zeros((size, *own.shape[1:]), own.dtype)
+        return replica.sum(whole.at[batch["slot"]].set(own))
+
+    return step
 
 
 def _over_cells(eval_step: Callable) -> Callable:

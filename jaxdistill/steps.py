@@ -138,11 +138,15 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(metrics: Callable[[Outputs, Outputs | None, Batch], Metrics]):
+def make_eval_step(
+    metrics: Callable[[Outputs, Outputs | None, Batch], Metrics],
+    trim_to: Sequence[int] = (),
+) -> Callable:
     """Sums of metrics on one batch: `((student, teacher), batch) -> metrics`.
 
     Args:
       metrics: `(student, teacher, batch) -> {name: (sum, count)}`, see `evaluate`.
+      trim_to: see `make_train_step`.
 
     Returns:
       The step; student and teacher are pytrees of `teachers`, the teacher may be None.
@@ -150,8 +154,12 @@ def make_eval_step(metrics: Callable[[Outputs, Outputs | None, Batch], Metrics])
 
     def eval_step(models, batch: Batch, *, replica=WHOLE) -> Metrics:
         student, teacher = models
-        lesson = None if teacher is None else teacher(batch)
-        return replica.sum(metrics(student(batch), lesson, batch))
+
+        def sums(batch):
+            lesson = None if teacher is None else teacher(batch)
+            return metrics(student(batch), lesson, batch)
+
+        return replica.sum(trimmed(sums, trim_to)(batch))
 
     return eval_step
 

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluation against NumPy on the whole set, whatever the batches and devices."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
 from builders import CLASSES, live, make_batch
+from flax import struct
 from test_parallel import SOME, choose
 
 from jaxdistill import models, teachers
@@ -100,6 +103,34 @@ def test_an_ensemble_and_a_lone_student_are_evaluated_too():
 def test_the_batch_size_does_not_matter(batch_size):
     evaluate = Evaluator(choose("jit"), EXAMPLES, batch_size=batch_size)
     assert_agrees(evaluate(STUDENT, TEACHER), by_hand(STUDENT, TEACHER))
+
+
+@struct.dataclass
+class Counted:
+    """A teacher that tells when it runs."""
+
+    model: teachers.Live
+    tell: Any = struct.field(pytree_node=False)
+
+    def __call__(self, batch):
+        jax.debug.callback(self.tell)
+        return self.model(batch)
+
+
+def test_a_teacher_runs_once_for_all_its_students():
+    runs = []
+    counted = Counted(TEACHER, lambda: runs.append(1))
+    evaluate = Evaluator(choose("jit"), EXAMPLES, batch_size=16)
+    for student in (STUDENT, ENSEMBLE, STUDENT):
+        assert_agrees(evaluate(student, counted), by_hand(student, TEACHER))
+        jax.effects_barrier()
+        assert len(runs) == 4  # batches of the 53 examples
+    # Another teacher is asked, and then the first again.
+    for teacher in (ENSEMBLE, TEACHER):
+        assert_agrees(evaluate(STUDENT, teacher), by_hand(STUDENT, teacher))
+    evaluate(STUDENT, counted)
+    jax.effects_barrier()
+    assert len(runs) == 8
 
 
 def test_masked_classes_leave_the_kl_finite():

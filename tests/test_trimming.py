@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from jaxdistill import models, parallel, teachers
+from jaxdistill.evaluate import Evaluator
 from jaxdistill.objectives import combine, hard_labels, soft_targets
 from jaxdistill.steps import init_state, make_train_step, scan_train
 from jaxdistill.trimming import cut, lengths, trimmed
@@ -182,3 +183,23 @@ def test_a_short_batch_computes_only_its_tokens(examples):
     step({"inputs": {name: x[:2] for name, x in ids.items()}})
     jax.effects_barrier()
     assert seen == [5]
+
+
+@pytest.mark.parametrize("kind", ["jit", "pmap"])
+def test_evaluation_of_cut_batches_is_the_same(examples, kind):
+    """In another order too: the texts are not sorted here as they come."""
+    order = np.random.default_rng(1).permutation(SIZE)
+    examples = jax.tree.map(lambda x: x[order], examples)
+    run = parallel.choose(kind)
+    batch = {**examples, "mask": np.ones(SIZE, np.float32)}
+    variables = [bert().init(jax.random.key(i), batch["inputs"]) for i in (0, 1)]
+    student, teacher = (run.place(teachers.live(bert(), v)) for v in variables)
+    whole, parts = (
+        Evaluator(run, examples, batch_size=BATCH, trim_to=to) for to in ((), TRIM_TO)
+    )
+    expected = whole(student, teacher)
+    assert expected["kl"] > 0
+    found = parts(student, teacher)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-5, err_msg=name)

@@ -108,8 +108,9 @@ def encode(
       pairs: N strings that follow the texts, or None; the longer of two is cut first.
 
     Returns:
-      `input_ids`, `attention_mask` (0 for padding) and `token_type_ids` (1 for the
-      second text), each int32 `[N, L]`. Padding is [PAD], or 0 where there is none.
+      `input_ids`, `attention_mask` (0 for padding) and, where the tokenizer's special
+      tokens tell texts apart, as BERT's do, `token_type_ids` (1 for the second text),
+      each int32 `[N, L]`. Padding is [PAD], or 0 where there is none.
 
     Raises:
       ValueError: L has no room beside the special tokens, a row has no tokens at all,
@@ -143,7 +144,8 @@ def encode(
             )
         ids[row, :size], types[row, :size] = encoding.ids, encoding.type_ids
         keep[row, :size] = 1
-    return {"input_ids": ids, "attention_mask": keep, "token_type_ids": types}
+    inputs = {"input_ids": ids, "attention_mask": keep}
+    return {**inputs, "token_type_ids": types} if special else inputs
 
 
 def check_tokenizer(tokenizer: Any, size: Size, padded: bool = False) -> None:

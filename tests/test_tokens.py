@@ -69,9 +69,8 @@ def assert_as_theirs(mine, theirs, length=12):
         expected = theirs(
             NEW, pairs, padding="max_length", truncation=True, max_length=length
         )
-        for name in ("input_ids", "attention_mask", "token_type_ids"):
-            if name in expected:
-                np.testing.assert_array_equal(found[name], expected[name])
+        for name, array in expected.items():
+            np.testing.assert_array_equal(found[name], array)
 
 
 class TestTrained:
@@ -193,6 +192,11 @@ class TestEncode:
         assert found["attention_mask"].sum(1).tolist() == [4, 2, 6]
         assert not found["token_type_ids"].any()
         assert {x.dtype for x in found.values()} == {np.dtype(np.int32)}
+
+    def test_texts_without_special_tokens_have_no_types(self, gpt2):
+        """GPT-2 would add the embedding of token 0 for them."""
+        found = tokens.encode(tokens.load_tokenizer(gpt2), ["the"], 4)
+        assert {*found} == {"input_ids", "attention_mask"}
 
     def test_pairs_have_types(self, trained):
         found = tokens.encode(trained, ["the film"], 8, ["the"])

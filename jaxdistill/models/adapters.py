@@ -22,9 +22,18 @@ class Projector(nn.Module):
 
     @nn.compact
     def __call__(self, hiddens) -> tuple[Any, ...]:
-        """The projected states by layer, None where there is no projection."""
+        """The projected states by layer, None where there is no projection.
+
+        Raises:
+          ValueError: a layer that the student does not return.
+        """
         projected: list[Any] = [None] * len(hiddens)
         for layer, width in self.widths:
+            if not -len(hiddens) <= layer < len(hiddens):
+                raise ValueError(
+                    f"a projection is of layer {layer} of the student, which returns "
+                    f"{len(hiddens)} layers"
+                )
             dense = nn.Dense(width, name=f"layer_{layer % len(hiddens)}")
             projected[layer] = dense(hiddens[layer])
         return tuple(projected)

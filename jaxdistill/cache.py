@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from jaxdistill import fingerprints, trimming
 from jaxdistill.augment import Prepare
-from jaxdistill.data import pad
+from jaxdistill.data import check_inputs, pad
 from jaxdistill.losses.stable import promote
 from jaxdistill.manifest import (
     DTYPES,
@@ -40,6 +40,7 @@ from jaxdistill.manifest import (
     save_manifest,
 )
 from jaxdistill.precision import lower
+from jaxdistill.terms import token_mask
 from jaxdistill.types import Array, Batch, Outputs, whole_logits
 from jaxdistill.views import view_of
 from jaxdistill.zarr import SHARD, DamagedError, open_array, read_array
@@ -71,7 +72,9 @@ def describe(
     Raises:
       CacheError: K is larger than the number of classes, a layer is not there, the
         teacher is an ensemble, or an option is senseless.
+      DataError: a text is all padding.
     """
+    check_inputs(examples["inputs"])
     inputs = jax.tree.map(np.asarray, examples["inputs"])
     manifest = Manifest(
         teacher=fingerprints.of_model(teacher),
@@ -240,9 +243,10 @@ def verify(
         else stored["ids"][:, 0, ..., 0]
     )
     right = guess == np.asarray(examples["labels"])
+    real = {**examples, "mask": np.ones(len(right))}
     return {
         "difference": float(abs(found - expected).max() / abs(expected).max()),
-        "accuracy": float(np.average(right, weights=examples.get("token_mask"))),
+        "accuracy": float(np.average(right, weights=token_mask(real, right.shape))),
     }
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxdistill import trimming
 from jaxdistill.data.batches import pad
+from jaxdistill.data.inputs import check_inputs
 from jaxdistill.losses.stable import divergence
 from jaxdistill.parallel import Parallel
 from jaxdistill.steps import WHOLE, make_eval_step, masked_sum, scan_eval
@@ -67,7 +68,7 @@ def classification(student: Outputs, teacher: Outputs | None, batch: Batch) -> M
 def language(student: Outputs, teacher: Outputs | None, batch: Batch) -> Metrics:
     """Sums of a language model's metrics over one batch, by token.
 
-    `labels` `[B, L]` are the tokens to predict; those of padded examples, and where
+    `labels` `[B, L]` are the tokens to predict; those of padding, and where
     `token_mask` is 0, do not count. `nll` is in nats, `perplexity` its exponential,
     `accuracy` the share of tokens whose label is the most likely one; given a teacher,
     `agreement` (same most likely token) and `kl` (teacher to student, nats, temperature
@@ -144,7 +145,11 @@ class Evaluator:
           cells: whether a student is many at once, a sweep's (see `sweep`).
           trim_to: lengths in tokens: texts are sorted by length, and a batch is cut to
             the shortest of these that holds it (`trimming`).
+
+        Raises:
+          DataError: a text is all padding.
         """
+        check_inputs(examples["inputs"])
         size = len(examples["labels"])
         devices = len(run.devices)
         batch_size = -(-min(batch_size, size) // devices) * devices

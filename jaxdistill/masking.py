@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxdistill.augment import Prepare
-from jaxdistill.matching import padding_mask
 from jaxdistill.terms import token_mask
 from jaxdistill.types import Array, Batch
 
@@ -93,7 +92,7 @@ def hide_tokens(mask_id: int, special: Sequence[int], *, share: float = 0.1) -> 
 def _some_words(batch: Batch, never: Sequence[int], share: float, rng: Array) -> Array:
     """`[B, L]`, where a token is chosen: each alone, of real ones that may be."""
     ids = batch["inputs"]["input_ids"]
-    real = padding_mask(batch, ids.shape) * token_mask(batch, ids.shape) > 0
+    real = token_mask(batch, ids.shape) > 0
     word = jnp.isin(ids, jnp.array(never), invert=True)
     return real & word & jax.random.bernoulli(rng, share, ids.shape)
 

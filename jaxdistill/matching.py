@@ -8,19 +8,14 @@ the end. A term's value is the sum over its pairs.
              "hint": (100.0, on_hiddens(losses.hint_mse, ((1, 1),)))})
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 
+from jaxdistill.losses import BATCH_COUPLED
 from jaxdistill.losses.stable import promote
-from jaxdistill.terms import (
-    Settled,
-    broadcast_mask,
-    check_settings,
-    taught,
-    wanted,
-)
+from jaxdistill.terms import Settled, check_settings, padding_mask, taught, wanted
 from jaxdistill.types import Array, Batch, Outputs
 
 LayerMap = Sequence[tuple[int, int]]
@@ -59,8 +54,8 @@ def on_hiddens(loss: Callable, layers: LayerMap, **settings: Any) -> Settled:
     A student with a projector (`models.with_projector`) is compared through it in the
     layers it projects. Values per position of a feature map are averaged over it; those
     per token stay, and padding does not count. A loss of relations between examples
-    takes all of an example's states for one vector, padded tokens too. An ensemble has
-    no hidden states.
+    takes all of an example's states for one vector, in which padded tokens are 0. An
+    ensemble has no hidden states.
 
     Args:
       loss: `(student, teacher, ...) -> values`; a parameter called `labels` or `mask`
@@ -77,8 +72,10 @@ def on_hiddens(loss: Callable, layers: LayerMap, **settings: Any) -> Settled:
         mine = _layer("student", student.hiddens, i)
         if student.projected and student.projected[i] is not None:
             mine = student.projected[i]
-        given = wanted(loss, batch, batch["mask"])
-        return mine, _layer("teacher", teacher.hiddens, j), given
+        theirs = _layer("teacher", teacher.hiddens, j)
+        if any(loss is x for x in BATCH_COUPLED):
+            mine, theirs = (_without_padding(x, batch) for x in (mine, theirs))
+        return mine, theirs, wanted(loss, batch, batch["mask"])
 
     return _through("on_hiddens", loss, layers, settings, pair)
 
@@ -163,18 +160,6 @@ def on_extras(loss: Callable, name: str, layers: LayerMap, **settings: Any) -> S
     return _through("on_extras", loss, layers, settings, pair, name)
 
 
-def padding_mask(batch: Batch, shape: tuple[int, ...]) -> Array:
-    """The mask of values of `shape`, `[B]` or `[B, L]`: real tokens of real examples.
-
-    A text model's inputs say which tokens are padding in their `attention_mask`.
-    """
-    mask = broadcast_mask(batch["mask"], shape)
-    inputs = batch["inputs"]
-    if len(shape) > 1 and isinstance(inputs, Mapping) and "attention_mask" in inputs:
-        return mask * inputs["attention_mask"]
-    return mask
-
-
 def _through(name, loss, layers, settings, pair, *given) -> Settled:
     layers = tuple((int(i), int(j)) for i, j in layers)
     if not layers:
@@ -192,6 +177,13 @@ def _through(name, loss, layers, settings, pair, *given) -> Settled:
         return total, padding_mask(batch, total.shape)
 
     return Settled(name, (loss, *given, layers), settings, function)
+
+
+def _without_padding(states: Array, batch: Batch) -> Array:
+    """0 for padded tokens of states `[B, L, D]`; others are as they are."""
+    if states.ndim != 3:
+        return states
+    return jnp.where(padding_mask(batch, states.shape[:2])[..., None] > 0, states, 0)
 
 
 def _scores(side: str, outputs: Outputs, i: int) -> Array:

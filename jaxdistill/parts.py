@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A term on a part of what it sees: some of the classes, or all real tokens."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,11 +55,8 @@ class _RealTokens:
     term: Term
 
     def __call__(self, student, teacher, batch: Batch, step):
-        batch = {name: x for name, x in batch.items() if name != "token_mask"}
-        inputs = batch["inputs"]
-        if isinstance(inputs, Mapping) and "attention_mask" in inputs:
-            batch["token_mask"] = inputs["attention_mask"]
-        return self.term(student, teacher, batch, step)
+        whole = {name: x for name, x in batch.items() if name != "token_mask"}
+        return self.term(student, teacher, whole, step)
 
     def __repr__(self) -> str:
         return f"real_tokens({self.term!r})"

@@ -46,13 +46,24 @@ def couples_batch(term: Term) -> bool:
     return coupled or (inner is not None and couples_batch(inner))
 
 
+def padding_mask(batch: Batch, shape: tuple[int, ...]) -> Array:
+    """The mask of values of `shape`, `[B]` or `[B, L]`: real tokens of real examples.
+
+    A text model's inputs say which tokens are padding in their `attention_mask`.
+    """
+    mask = broadcast_mask(batch["mask"], shape)
+    inputs = batch.get("inputs")
+    if len(shape) > 1 and isinstance(inputs, Mapping) and "attention_mask" in inputs:
+        return mask * inputs["attention_mask"]
+    return mask
+
+
 def token_mask(batch: Batch, shape: tuple[int, ...]) -> Array:
     """The mask of a term whose values have `shape`: `[B]`, or `[B, L]` for tokens.
 
-    A padded example masks all its tokens; a batch's own `token_mask` masks tokens of
-    real examples.
+    Of the real tokens (`padding_mask`) those that a batch's own `token_mask` counts.
     """
-    mask = broadcast_mask(batch["mask"], shape)
+    mask = padding_mask(batch, shape)
     return (
         mask * batch["token_mask"] if len(shape) > 1 and "token_mask" in batch else mask
     )

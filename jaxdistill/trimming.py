@@ -26,9 +26,7 @@ def trimmed(function: Callable[[Batch], Any], to: Sequence[int]) -> Callable:
         any the function is returned as it is.
 
     Returns:
-      `batch -> result`; `batch["inputs"]` has `attention_mask` `[B, L]`. Tokens that
-      count though they are padding, by a `token_mask` or as labels `[B, L]` without
-      one, are held too.
+      `batch -> result`; `batch["inputs"]` has `attention_mask` `[B, L]`.
 
     Raises:
       ValueError: a length below 1, or inputs without such a mask.
@@ -39,10 +37,10 @@ def trimmed(function: Callable[[Batch], Any], to: Sequence[int]) -> Callable:
         raise ValueError(f"lengths to cut batches to start at 1, got {min(to)}")
 
     def call(batch: Batch) -> Any:
-        counts = _counting(batch)
-        whole = counts.shape[1]
+        mask = mask_of(batch["inputs"])
+        whole = mask.shape[1]
         sizes = [*sorted(size for size in set(to) if size < whole), whole]
-        which = jnp.searchsorted(jnp.array(sizes), lengths(counts).max())
+        which = jnp.searchsorted(jnp.array(sizes), lengths(mask).max())
         branches = [
             lambda batch, size=size: function(cut(batch, size)) for size in sizes
         ]
@@ -91,12 +89,3 @@ def cut(batch: Batch, length: int) -> Batch:
     if any(x.ndim > 3 for x in stored.values()):
         parts["teacher"] = {name: first(x, 2) for name, x in stored.items()}
     return parts
-
-
-def _counting(batch: Batch) -> Array:
-    """`[B, L]`, which tokens are real, or count though they are not."""
-    mask = mask_of(batch["inputs"]) > 0
-    if "token_mask" in batch:
-        return mask | (batch["token_mask"] > 0)
-    by_token = "labels" in batch and batch["labels"].ndim > 1
-    return jnp.ones_like(mask) if by_token else mask

@@ -16,7 +16,8 @@ Batch = Mapping[str, Any]
 `mask`      `[B]` float, 1 for a real example, 0 for padding (a repeated valid row)
 `index`     `[B]` integers, optional: the example's position in the data set
 `labelled`  `[B]` float, optional: 0 where the label must not be used
-`token_mask` `[B, L]` float, optional: 0 for tokens of real examples that do not count
+`token_mask` `[B, L]` float, optional: 0 for tokens that do not count, beside those that
+            are padding by the `attention_mask` `[B, L]` of the inputs
 `teacher`   optional: a teacher's stored outputs for these examples (`cache.read`)
 `partner`   `[B]` integers and `share` `[B]` float, optional: the other label of a mixed
             image, and how much the first one weighs (`augment.mixup`)

@@ -412,6 +412,7 @@ class Words(nn.Module):
 def test_a_text_model_takes_a_mapping_and_says_every_token(top_k, tmp_path):
     rng = np.random.default_rng(0)
     mask = (rng.random((SIZE, 4)) < 0.7).astype(np.float32)
+    mask[:, 0], mask[:, 1] = 1, 0  # each text has a token, and padding
     inputs = {
         "input_ids": rng.integers(0, 11, (SIZE, 4), np.int32),
         "attention_mask": mask,

@@ -96,10 +96,10 @@ def test_scanned_layers_write_the_same(model):
     np.testing.assert_array_equal(a, b)
 
 
-def test_padding_before_a_prompt_changes_nothing(model):
-    """Also with garbage in it."""
+@pytest.mark.parametrize("garbage", [(7, 3), (400, -100)])
+def test_padding_before_a_prompt_changes_nothing(model, garbage):
     alone = prompt(rows=1, length=4)
-    ids = np.concatenate([[[7, 3]], alone["input_ids"]], 1).astype(np.int32)
+    ids = np.concatenate([[garbage], alone["input_ids"]], 1).astype(np.int32)
     mask = np.concatenate([[[0, 0]], alone["attention_mask"]], 1).astype(np.int32)
     padded = {"input_ids": ids, "attention_mask": mask}
     for temperature in (0, 1.0):

@@ -15,11 +15,11 @@ from jaxdistill.matching import (
     on_extras,
     on_hiddens,
     on_scores,
-    padding_mask,
     uniform,
 )
 from jaxdistill.objectives import combine, hard_labels, mutual_targets
 from jaxdistill.steps import init_state, make_train_step
+from jaxdistill.terms import padding_mask
 from jaxdistill.types import Outputs
 
 BATCH = make_batch(0, 4, mask=[1, 1, 0, 1])
@@ -125,6 +125,12 @@ def test_scores_are_those_whose_softmax_is_the_attention():
     np.testing.assert_array_equal(mask, padding * BATCH["mask"][:, None])
     np.testing.assert_allclose(values * mask, 0, atol=1e-6)
     assert repr(term) == "on_scores(compare, ((0, 0),))"
+
+
+def test_a_projection_is_of_a_layer_that_is_there():
+    for layer in (2, -3):
+        with pytest.raises(ValueError, match=f"of layer {layer} of the student, which"):
+            models.Projector(((layer, 5),)).init(jax.random.key(0), STUDENT.hiddens)
 
 
 def test_projected_embeddings_are_compared_in_place_of_narrow_ones():

@@ -80,21 +80,6 @@ def test_the_shortest_length_that_holds_the_batch_is_taken(longest, expected):
     assert jax.jit(of)({"inputs": {"attention_mask": mask}}) == expected
 
 
-@pytest.mark.parametrize(
-    ("extra", "expected"),
-    [
-        ({"labels": np.zeros(1)}, 3),
-        ({"labels": np.zeros((1, 8))}, 8),  # padding counts
-        ({"labels": np.zeros((1, 8)), "token_mask": np.eye(8)[None, 1]}, 3),
-        ({"token_mask": np.eye(8)[None, 4]}, 6),  # a token counts that is padding
-    ],
-)
-def test_what_counts_is_held(extra, expected):
-    mask = (np.arange(8) < 2).astype(np.int32)[None]
-    of = trimmed(lambda batch: batch["inputs"]["attention_mask"].shape[1], (3, 6))
-    assert jax.jit(of)({"inputs": {"attention_mask": mask}, **extra}) == expected
-
-
 def test_senseless_cuts_are_refused():
     with pytest.raises(ValueError, match="needs inputs with an attention_mask"):
         trimmed(lambda batch: 0, (3,))({"inputs": np.ones((2, 4))})

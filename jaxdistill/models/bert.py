@@ -17,6 +17,7 @@ from jaxdistill.models.transformer import (
     dense,
     layer_norm,
     outputs_of,
+    readable,
 )
 from jaxdistill.types import Array, Factored, Outputs
 
@@ -80,8 +81,9 @@ class Encoder(nn.Module):
         Raises:
           ValueError: a sequence is longer than the positions.
         """
+        check_length(inputs["input_ids"], self.size)
+        inputs = readable(inputs, self.size, self.size.types)
         ids = inputs["input_ids"]
-        check_length(ids, self.size)
         places = inputs.get("position_ids", jnp.arange(ids.shape[1])[None])
         x = self.words(ids) + self.places(places)
         if self.size.types:

@@ -18,6 +18,7 @@ from jaxdistill.models.transformer import (
     check_length,
     layer_norm,
     outputs_of,
+    readable,
 )
 from jaxdistill.types import Array, Factored, Outputs
 
@@ -95,8 +96,10 @@ class GPT(nn.Module):
           ValueError: a sequence is longer than the positions.
         """
         del mask
-        ids, size = inputs["input_ids"], self.size
-        check_length(ids, size)
+        size = self.size
+        check_length(inputs["input_ids"], size)
+        inputs = readable(inputs, size, size.vocab)
+        ids = inputs["input_ids"]
         start = 0 if cache is None else cache.layers.length
         at = start + jnp.arange(ids.shape[1])
         places = inputs.get("position_ids", at[None])

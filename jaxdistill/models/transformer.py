@@ -5,7 +5,7 @@ Every array that distillation matches is returned: hidden states, attention
 probabilities, and the queries, keys and values of each layer.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -299,6 +299,35 @@ def check_length(ids: Array, size: Size) -> None:
             f"a sequence of {ids.shape[-1]} tokens is longer than the model's "
             f"{size.positions} positions"
         )
+
+
+def readable(
+    inputs: Mapping[str, Array], size: Size, types: int
+) -> Mapping[str, Array]:
+    """A text model's inputs, whose padding has rows in its tables, whatever it holds.
+
+    A row that is not there is NaN, and would reach the real tokens as 0 times NaN. Real
+    tokens stay as they are.
+
+    Args:
+      inputs: see `bert.Encoder`.
+      size: the model's numbers.
+      types: rows of the token types' table.
+    """
+    if "attention_mask" not in inputs:
+        return inputs
+    padding = inputs["attention_mask"] == 0
+    rows = {
+        "input_ids": size.vocab,
+        "token_type_ids": types,
+        "position_ids": size.positions,
+    }
+    known = {
+        name: jnp.where(padding, jnp.clip(inputs[name], 0, count - 1), inputs[name])
+        for name, count in rows.items()
+        if name in inputs
+    }
+    return {**inputs, **known}
 
 
 def outputs_of(embeddings: Array, hiddens: Any, layers: Layer | None) -> Any:

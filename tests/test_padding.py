@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tokens of padding change no loss, no gradient and no metric, whatever they are."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from jaxdistill import cache, losses, models, steps, teachers
+from jaxdistill.data import DataError
+from jaxdistill.evaluate import Evaluator, language
+from jaxdistill.matching import last, on_hiddens
+from jaxdistill.objectives import (
+    combine,
+    hard_labels,
+    on_logits,
+    soft_targets,
+    teacher_labels,
+)
+from jaxdistill.parallel import jit
+
+VOCAB, LENGTHS = 23, np.array([3, 2, 3, 1])
+SIZE = models.Size(
+    VOCAB, 12, 2, 3, positions=9, dropout=0.0, attention_dropout=0.0, epsilon=1e-5
+)
+MODULES = {
+    "bert": models.BertMaskedLM(models.Encoder(SIZE)),
+    "gpt": models.GPT(SIZE),
+}
+OBJECTIVE = combine(
+    {
+        "soft": (1.0, soft_targets(temperature=2.0)),
+        "reverse": (1.0, on_logits(losses.reverse_kl)),
+        "hard": (1.0, hard_labels()),
+        "pseudo": (1.0, teacher_labels()),
+        "distances": (1.0, on_hiddens(losses.relational_distance, last())),
+        "angles": (1.0, on_hiddens(losses.relational_angle, last())),
+        "similarity": (1.0, on_hiddens(losses.similarity_preserving, last())),
+        "kernel": (1.0, on_hiddens(losses.linear_cka, last())),
+    }
+)
+
+
+def batch(length, garbage):
+    """Four texts of up to three tokens, padded to a length."""
+    keep = (np.arange(length) < LENGTHS[:, None]).astype(np.int32)
+
+    def padded(seed):
+        real = np.random.default_rng(seed).integers(1, VOCAB, (4, 3))
+        wide = np.full((4, length), garbage)
+        wide[:, :3] = real
+        return np.where(keep > 0, wide, garbage).astype(np.int32)
+
+    return {
+        "inputs": {"input_ids": padded(0), "attention_mask": keep},
+        "labels": padded(1),
+        "mask": np.ones(4, np.float32),
+    }
+
+
+def step(module, given):
+    """Metrics and gradients of one step."""
+    student = models.student(module)
+    teacher = teachers.live(module, module.init(jax.random.key(1), given["inputs"]))
+    state = steps.init_state(jax.random.key(0), student, optax.sgd(1.0), given)
+    train = steps.make_train_step(student, OBJECTIVE, optax.sgd(1.0))
+    moved, metrics = jax.jit(train)(state, teacher, given)
+    return metrics, jax.tree.map(np.subtract, state.params, moved.params)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_step_is_the_same(name):
+    expected = step(MODULES[name], batch(3, 0))
+    assert all(total > 0 for total, _ in expected[0].values())
+    for garbage in (0, 11, 400, -100):
+        found = step(MODULES[name], batch(7, garbage))
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+            found,
+            expected,
+        )
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_an_evaluation_is_the_same(name):
+    module = MODULES[name]
+    student, teacher = (
+        teachers.live(module, module.init(jax.random.key(i), batch(3, 0)["inputs"]))
+        for i in (0, 1)
+    )
+    expected, found = (
+        Evaluator(jit(), given, metrics=language)(student, teacher)
+        for given in (batch(3, 0), batch(7, 400))
+    )
+    assert expected["kl"] > 0
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_text_that_is_all_padding_is_refused():
+    given = batch(3, 0)
+    given["inputs"]["attention_mask"][2] = 0
+    teacher = teachers.live(MODULES["bert"], {})
+    with pytest.raises(DataError, match="row 2 is all padding"):
+        Evaluator(jit(), given)
+    with pytest.raises(DataError, match="row 2 is all padding"):
+        cache.describe(teacher, given, data="", split="", transform="")

@@ -47,7 +47,7 @@ def generate(
     if steps < 1:
         raise ValueError(f"steps is at least 1 token to draw, got {steps}")
     ids = prompt["input_ids"]
-    mask = prompt.get("attention_mask", jnp.ones_like(ids))
+    mask = jnp.asarray(prompt.get("attention_mask", jnp.ones_like(ids)), jnp.int32)
     batch, length = ids.shape
     kind = jax.tree.leaves(model.variables)[0].dtype
     # Nothing is asked of the model about the last token.

@@ -100,7 +100,7 @@ def test_scanned_layers_write_the_same(model):
 def test_padding_before_a_prompt_changes_nothing(model, garbage):
     alone = prompt(rows=1, length=4)
     ids = np.concatenate([[garbage], alone["input_ids"]], 1).astype(np.int32)
-    mask = np.concatenate([[[0, 0]], alone["attention_mask"]], 1).astype(np.int32)
+    mask = np.concatenate([[[0, 0]], alone["attention_mask"]], 1).astype(np.float32)
     padded = {"input_ids": ids, "attention_mask": mask}
     for temperature in (0, 1.0):
         a, b = (
@@ -143,6 +143,13 @@ def test_lengths_beyond_the_positions_are_refused(model):
         generate(model, prompt(), jax.random.key(0), steps=13)
     with pytest.raises(ValueError, match="a sequence of 17 tokens is longer"):
         model.module.apply(model.variables, prompt(length=17))
+
+
+@pytest.mark.parametrize("name", ["attention_mask", "token_type_ids"])
+def test_inputs_of_other_shapes_are_refused(model, name):
+    given = {**prompt(), name: np.ones((3, 1), np.int32)}
+    with pytest.raises(ValueError, match=rf"{name} has the shape \(3, 1\)"):
+        model.module.apply(model.variables, given)
 
 
 def test_published_parameter_counts():

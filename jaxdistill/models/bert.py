@@ -13,7 +13,7 @@ from jaxdistill.models.transformer import (
     NORMAL,
     Blocks,
     Size,
-    check_length,
+    check_shapes,
     dense,
     layer_norm,
     outputs_of,
@@ -79,9 +79,10 @@ class Encoder(nn.Module):
           `queries`, `keys`, `values`, each a tuple by layer.
 
         Raises:
-          ValueError: a sequence is longer than the positions.
+          ValueError: a sequence is longer than the positions, or a mask or types have
+            another shape than the tokens.
         """
-        check_length(inputs["input_ids"], self.size)
+        check_shapes(inputs, self.size)
         inputs = readable(inputs, self.size, self.size.types)
         ids = inputs["input_ids"]
         places = inputs.get("position_ids", jnp.arange(ids.shape[1])[None])

@@ -15,7 +15,7 @@ from jaxdistill.models.transformer import (
     Blocks,
     KeyValues,
     Size,
-    check_length,
+    check_shapes,
     layer_norm,
     outputs_of,
     readable,
@@ -93,11 +93,12 @@ class GPT(nn.Module):
           `values`, each a tuple by layer.
 
         Raises:
-          ValueError: a sequence is longer than the positions.
+          ValueError: a sequence is longer than the positions, or a mask or types have
+            another shape than the tokens.
         """
         del mask
         size = self.size
-        check_length(inputs["input_ids"], size)
+        check_shapes(inputs, size)
         inputs = readable(inputs, size, size.vocab)
         ids = inputs["input_ids"]
         start = 0 if cache is None else cache.layers.length

@@ -292,13 +292,20 @@ def layer_norm(size: Size, name: str | None = None) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=size.epsilon, use_fast_variance=False, name=name)
 
 
-def check_length(ids: Array, size: Size) -> None:
-    """Raise ValueError where a sequence is longer than the positions."""
+def check_shapes(inputs: Mapping[str, Array], size: Size) -> None:
+    """Raise ValueError where a sequence is longer than the positions, or inputs differ
+    in their shapes."""
+    ids = inputs["input_ids"]
     if ids.shape[-1] > size.positions:
         raise ValueError(
             f"a sequence of {ids.shape[-1]} tokens is longer than the model's "
             f"{size.positions} positions"
         )
+    for name in ("attention_mask", "token_type_ids"):
+        if name in inputs and inputs[name].shape != ids.shape:
+            raise ValueError(
+                f"{name} has the shape {inputs[name].shape}, and input_ids {ids.shape}"
+            )
 
 
 def readable(

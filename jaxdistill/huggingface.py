@@ -10,6 +10,7 @@ together are the identity.
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from jaxdistill.huggingface_names import (
     BUFFERS,
     HEADS,
     LEAVES,
+    NOTHING,
     OLDER,
     PREFIXES,
     TIED,
@@ -46,8 +48,11 @@ WEIGHTS = "model.safetensors"
 INDEX, SHARDS = f"{WEIGHTS}.index.json", "model-*-of-*.safetensors"
 TOKENIZERS = ("*.txt", "tokenizer*.json", "vocab.json")
 
-Placed = tuple[Place, list[str], tuple[str, ...]]
+ParamPath = tuple[str, ...]
+Placed = tuple[Place, list[str], ParamPath]
 """A place, the names of its tensors' layers, and its path in `params`."""
+Tensors = dict[str, tuple[str, np.ndarray]]
+"""Tensors by the names they have today, each with its name in the file."""
 
 
 def load(
@@ -86,53 +91,86 @@ def to_linen(
       ValueError: a tensor without a place, a place without a tensor, or a shape that
         is not the module's; it names the first.
     """
-    state, prefix = with_todays_names(state), PREFIXES[kind_of(config)]
-    if not any(name.startswith(prefix) for name in state):  # a body saved by itself
-        state = {k if k in TIED else prefix + k: v for k, v in state.items()}
-    state = _without_copies(state)
-    found, used = place(state, _places(config))
-    beside = BESIDE.get(architecture_of(config), ())
-    left = sorted(k for k in {*state} - used if k.rpartition(".")[0] not in beside)
-    if left:
-        raise ValueError(f"the weights hold {left[0]!r}, which has no place here")
-    _check_shapes(found, config)
+    tensors = _without_copies(by_todays_names(state, kind_of(config)))
+    beside = BESIDE.get(architecture_of(config), NOTHING)
+    found = place(tensors, _places(config), module_of(config), beside)
     params = traverse_util.unflatten_dict(found)
     return {"params": stack_layers(params) if scan else params}
 
 
 def place(
-    state: Mapping[str, np.ndarray], places: Iterable[Placed]
-) -> tuple[dict[tuple[str, ...], np.ndarray], set[str]]:
-    """Tensors at their places: `{path: array}`, and the names of those used.
+    tensors: Tensors,
+    places: Iterable[Placed],
+    module: nn.Module,
+    beside: re.Pattern[str],
+) -> dict[ParamPath, np.ndarray]:
+    """Tensors at their places: `{path: array}`.
+
+    Args:
+      tensors: see `by_todays_names`.
+      places: of the parameters that are read.
+      module: which has them, not scanned.
+      beside: how the names begin of what is left out.
 
     Raises:
-      ValueError: a place without a tensor.
+      ValueError: a place without a tensor, a tensor without a place, or one of another
+        shape; it names the first, as in the file.
     """
-    found, used = {}, set()
+    left, found = dict(tensors), {}
     for where, names, path in places:
         for theirs, leaf in LEAVES[where.kind].items():
             keys = [f"{name}.{theirs}" for name in names]
-            missing = [key for key in keys if key not in state]
+            missing = [key for key in keys if key not in left]
             if missing:
                 raise ValueError(f"the weights lack {missing[0]!r}")
-            parts = [np.asarray(state[key]) for key in keys]
-            if where.kind == "linear" and leaf == "kernel":
-                parts = [part.T for part in parts]
-            # A copy: the module may train on, and a device may share the host's memory.
-            found[(*path, leaf)] = np.concatenate(parts, axis=-1)
-            used |= {*keys}
-    return found, used
+            turned = where.kind == "linear" and leaf == "kernel"
+            found[*path, leaf] = [left.pop(key) for key in keys], turned
+    over = sorted(
+        theirs for name, (theirs, _) in left.items() if not beside.match(name)
+    )
+    if over:
+        raise ValueError(f"the weights hold {over[0]!r}, which has no place here")
+    shapes = shapes_of(module)
+    return {path: _joined(*parts, shapes[path]) for path, parts in found.items()}
 
 
-def with_todays_names(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What older files hold, without the constants beside the weights."""
-    kept = {name: array for name, array in state.items() if not BUFFERS.search(name)}
-    for name in [*kept]:
+def _joined(
+    parts: list[tuple[str, np.ndarray]], turned: bool, shape: tuple[int, ...]
+) -> np.ndarray:
+    """Tensors side by side in an array of this shape, each an equal part of it."""
+    *rows, columns = shape
+    each = (*rows, columns // len(parts))
+    each = each[::-1] if turned else each
+    for name, array in parts:
+        if array.shape != each:
+            raise ValueError(
+                f"the weights hold {name!r} of shape {array.shape}; config.json asks "
+                f"for {each}"
+            )
+    # A copy: the module may train on, and a device may share the host's memory.
+    return np.concatenate([x.T if turned else x for _, x in parts], axis=-1)
+
+
+def by_todays_names(state: Mapping[str, np.ndarray], kind: str) -> Tensors:
+    """Tensors by the names they have today in a whole model, each with its own name.
+
+    Older files have other names, and constants beside the weights, which are left out;
+    the names in a body saved by itself have no prefix.
+    """
+    found = {
+        name: (name, np.asarray(array))
+        for name, array in state.items()
+        if not BUFFERS.search(name)
+    }
+    for name in [*found]:
         for old, new in OLDER.items():
             today = name.removesuffix(old) + new
-            if name.endswith(old) and today not in kept:
-                kept[today] = kept.pop(name)
-    return kept
+            if name.endswith(old) and today not in found:
+                found[today] = found.pop(name)
+    prefix = PREFIXES[kind]
+    if any(name.startswith(prefix) for name in found):
+        return found
+    return {k if k in TIED else prefix + k: tensor for k, tensor in found.items()}
 
 
 def from_linen(
@@ -176,33 +214,40 @@ def body_places(config: Mapping[str, Any], prefix: str) -> Iterator[Placed]:
             yield where, names, (*root, *where.ours.format(i).split("/"))
 
 
-def _check_shapes(flat: Mapping[tuple, np.ndarray], config) -> None:
+def shapes_of(module: nn.Module) -> dict[ParamPath, tuple[int, ...]]:
+    """The shapes of a text model's parameters, by path; its layers are apart."""
     inputs = {"input_ids": jnp.zeros((1, 1), jnp.int32)}
-    shapes = jax.eval_shape(module_of(config).init, jax.random.key(0), inputs)
-    expected = traverse_util.flatten_dict(dict(shapes["params"]))
+    params = jax.eval_shape(module.init, jax.random.key(0), inputs)["params"]
+    return {k: v.shape for k, v in traverse_util.flatten_dict(dict(params)).items()}
+
+
+def _check_shapes(flat: Mapping[ParamPath, np.ndarray], config) -> None:
+    expected = shapes_of(module_of(config))
     for path in sorted({*expected, *flat}):
         name = "/".join(path)
         if path not in flat or path not in expected:
             side = "lack" if path in expected else "hold"
             raise ValueError(f"the variables {side} {name!r}")
-        if flat[path].shape != expected[path].shape:
+        if flat[path].shape != expected[path]:
             raise ValueError(
                 f"{name!r} has the shape {flat[path].shape}, config.json asks for "
-                f"{expected[path].shape}"
+                f"{expected[path]}"
             )
 
 
-def _without_copies(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _without_copies(tensors: Tensors) -> Tensors:
     """Without what a file holds twice, which must be equal."""
-    kept = dict(state)
+    kept = dict(tensors)
     for copy, source in TIED.items():
         if copy not in kept:
             continue
+        theirs, array = kept.pop(copy)
         if source not in kept:
-            kept[source] = kept.pop(copy)
-        elif not np.array_equal(kept.pop(copy), kept[source]):
+            kept[source] = theirs, array
+        elif not np.array_equal(array, kept[source][1]):
             raise ValueError(
-                f"the weights hold {copy!r} other than {source!r}; here the two are one"
+                f"the weights hold {theirs!r} other than {kept[source][0]!r}; here the "
+                "two are one"
             )
     return kept
 

@@ -101,10 +101,13 @@ BUFFERS = re.compile(r"(position_ids|\.attn\.(masked_)?bias)$")
 OLDER = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 """Ends of names in older files, as in bert-base-uncased, and what they are now."""
 BESIDE = {
-    "BertForMaskedLM": ("bert.pooler.dense", "cls.seq_relationship"),
+    "BertForMaskedLM": re.compile(
+        r"(bert\.pooler\.dense|cls\.seq_relationship)\.(weight|bias)$"
+    ),
 }
-"""Layers that a file may hold beside its model's, as bert-base-uncased's does: BERT's
+"""Tensors that a file may hold beside its model's, as bert-base-uncased's does: BERT's
 head for the next sentence, which a masked LM does not compute."""
+NOTHING = re.compile(r"(?!)")
 LEAVES = {
     "linear": {"weight": "kernel", "bias": "bias"},
     "conv1d": {"weight": "kernel", "bias": "bias"},

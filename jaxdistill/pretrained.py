@@ -19,10 +19,10 @@ from flax import traverse_util
 from jaxdistill.huggingface import (
     WEIGHTS,
     body_places,
+    by_todays_names,
     find,
     place,
     read_weights,
-    with_todays_names,
 )
 from jaxdistill.huggingface_config import read_config, size_of
 from jaxdistill.huggingface_names import PREFIXES, Place
@@ -31,7 +31,7 @@ from jaxdistill.models.bert import BertClassifier, Encoder
 
 OTHER_HEADS = re.compile(r"(cls|classifier|pre_classifier|qa_outputs|vocab_\w+)\.")
 """Names of the heads that a pretrained encoder may have, and which are left out."""
-POOLER = Place(("pooler.dense",), "pooler")
+POOLER = "bert.pooler.dense"
 
 
 def load_classifier(
@@ -65,20 +65,16 @@ def load_classifier(
     kind = config["model_type"]
     if kind not in ("bert", "distilbert"):
         raise ValueError(f"{folder} is a {kind}, and a classifier needs an encoder")
-    encoder = Encoder(size_of(config), scan=scan, remat=remat, maps=maps)
+    size = size_of(config)
     pool = "relu" if kind == "distilbert" else "tanh"
+    encoder = Encoder(size, scan=scan, remat=remat, maps=maps)
     module = BertClassifier(encoder, num_classes, pool)
-    state = with_todays_names(read_weights(folder / WEIGHTS))
-    # A body saved by itself has no prefix.
-    prefix = PREFIXES[kind] if any(k.startswith(PREFIXES[kind]) for k in state) else ""
-    places = list(body_places(config, prefix))
-    if f"{prefix}pooler.dense.weight" in state:
-        places.append((POOLER, [f"{prefix}pooler.dense"], ("pooler",)))
-    found, used = place(state, places)
-    left = sorted(k for k in {*state} - used if not OTHER_HEADS.match(k))
-    if left:
-        raise ValueError(f"the weights hold {left[0]!r}, which has no place here")
-    read = traverse_util.unflatten_dict(found)
+    tensors = by_todays_names(read_weights(folder / WEIGHTS), kind)
+    places = list(body_places(config, PREFIXES[kind]))
+    if f"{POOLER}.weight" in tensors:
+        places.append((Place((POOLER,), "pooler"), [POOLER], ("pooler",)))
+    apart = BertClassifier(Encoder(size), num_classes, pool)
+    read = traverse_util.unflatten_dict(place(tensors, places, apart, OTHER_HEADS))
     drawn = module.init(rng, {"input_ids": jnp.zeros((1, 2), jnp.int32)})
     return module, {
         "params": _put(drawn["params"], stack_layers(read) if scan else read)
@@ -86,18 +82,8 @@ def load_classifier(
 
 
 def _put(drawn: Mapping[str, Any], read: Mapping[str, Any]) -> dict[str, Any]:
-    """The drawn parameters, but for those that were read, in the drawn ones' types.
-
-    Raises:
-      ValueError: their shapes differ.
-    """
+    """The drawn parameters, but for those that were read, in the drawn ones' types."""
     whole = traverse_util.flatten_dict(dict(drawn))
     for path, array in traverse_util.flatten_dict(dict(read)).items():
-        expected = whole[path].shape
-        if np.shape(array) != expected:
-            raise ValueError(
-                f"{'/'.join(path)!r} has the shape {np.shape(array)}, config.json asks "
-                f"for {expected}"
-            )
         whole[path] = np.asarray(array, whole[path].dtype)
     return traverse_util.unflatten_dict(whole)

@@ -2,6 +2,7 @@
 """Text models against transformers': odd sizes, padding; folders that do not fit."""
 
 import json
+import re
 import shutil
 
 import jax
@@ -218,6 +219,49 @@ def test_what_a_scan_returns_is_indexed_by_layer(saved):
             np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+LAYER = "bert.encoder.layer.1."
+
+
+@pytest.mark.parametrize(
+    ("shapes", "first", "expected"),
+    [
+        (
+            {
+                "attention.self.query.weight": (20, 21),
+                "attention.self.key.weight": (22, 21),
+            },
+            "attention.self.query.weight",
+            (21, 21),
+        ),
+        ({"attention.self.value.bias": (20,)}, "attention.self.value.bias", (21,)),
+        ({"attention.self.key.weight": (21,)}, "attention.self.key.weight", (21, 21)),
+        ({"attention.self.query.bias": ()}, "attention.self.query.bias", (21,)),
+        (
+            {"intermediate.dense.weight": (21, 17)},
+            "intermediate.dense.weight",
+            (17, 21),
+        ),
+        ({"output.LayerNorm.gamma": (1, 21)}, "output.LayerNorm.gamma", (21,)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_tensor_of_another_shape_is_named(shapes, first, expected):
+    """Also where queries and keys together are as long as they should be."""
+    model = torch_model("bert-classes")
+    config = {
+        **model.config.to_dict(),
+        "architectures": ["BertForSequenceClassification"],
+    }
+    state = {k: v.numpy() for k, v in model.state_dict().items()}
+    for name, shape in shapes.items():
+        state.pop(LAYER + name.replace("gamma", "weight"))
+        state[LAYER + name] = np.zeros(shape, np.float32)
+    given, wanted = map(re.escape, map(str, (shapes[first], expected)))
+    said = f"hold '{LAYER}{first}' of shape {given}; config.json asks for {wanted}"
+    with pytest.raises(ValueError, match=said):
+        huggingface.to_linen(state, config)
+
+
 @pytest.fixture
 def bert(tmp_path):
     """A folder to damage."""
@@ -240,7 +284,10 @@ def change(folder, **values):
         ({"model_type": "t5"}, "describes a model of type 't5'; known: bert"),
         ({"num_hidden_layers": 4}, "lack 'bert.encoder.layer.3.attention.self.query"),
         ({"num_hidden_layers": 2}, "hold 'bert.encoder.layer.2.attention.output.La"),
-        ({"vocab_size": 30}, r"'encoder/words/embedding' has the shape \(31, 21\)"),
+        (
+            {"vocab_size": 30},
+            r"'bert\.embeddings\.word_embeddings\.weight' of shape \(31, 21\);.* \(30,",
+        ),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type = 'rel"),
         ({"hidden_act": "swish2"}, "unknown activation 'swish2'; known: gelu"),
         ({"num_attention_heads": 4}, "4 heads do not divide a width of 21"),

@@ -79,9 +79,9 @@ def test_a_decoder_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"num_hidden_layers": 4}, "the weights lack 'encoder.layer.3."),
+        ({"num_hidden_layers": 4}, "the weights lack 'bert.encoder.layer.3."),
         ({"num_hidden_layers": 2}, "the weights hold 'encoder.layer.2."),
-        ({"vocab_size": 40}, "'encoder/words/embedding' has the shape"),
+        ({"vocab_size": 40}, "hold 'embeddings.word_embeddings.weight' of shape"),
     ],
 )
 def test_a_file_that_does_not_fit_is_named(change, said, tmp_path):

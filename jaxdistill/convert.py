@@ -38,11 +38,13 @@ def from_torch(
       Variables like `like`, as NumPy arrays.
 
     Raises:
-      ValueError: a layer without a partner, a weight left over, a shape that differs.
+      ValueError: a layer without a partner, a weight left over, a shape that differs,
+        or two layers of one module whose weights are not equal.
     """
     names = names or in_order(state_dict, like)
     expected = traverse_util.flatten_dict(_as_dict(like))
-    found = {}
+    found: dict[tuple[str, ...], np.ndarray] = {}
+    keys: dict[tuple[str, ...], str] = {}
     for key, value in _weights(state_dict).items():
         layer, _, kind = key.rpartition(".")
         if layer not in names:
@@ -62,6 +64,12 @@ def from_torch(
                 f"PyTorch weight {key!r} gives {'/'.join(path)} the shape "
                 f"{array.shape}, the module needs {expected[path].shape}"
             )
+        if path in found and not np.array_equal(found[path], array):
+            raise ValueError(
+                f"PyTorch weights {keys[path]!r} and {key!r} differ, and both go to "
+                f"{'/'.join(path)}"
+            )
+        keys[path] = key
         # A copy: the module may train on, and a device may share the host's memory.
         found[path] = np.array(array, order="C")
     missing = ["/".join(path) for path in expected if path not in found]

@@ -205,6 +205,15 @@ class TestErrors:
         with pytest.raises(ValueError, match=message):
             convert.from_torch(state, self.like)
 
+    def test_two_layers_of_one_module_must_be_the_same(self):
+        state, names = self.state(), {**self.names, "4": "Dense_1"}
+        state["4.weight"] = state["2.weight"].copy()
+        convert.from_torch(state, self.like, names)
+        state["4.weight"][0, 0] += 1
+        message = "'2.weight' and '4.weight' differ, and both go to params/Dense_1/ker"
+        with pytest.raises(ValueError, match=message):
+            convert.from_torch(state, self.like, names)
+
     def test_missing_here(self):
         variables = convert.from_torch(self.state(), self.like)
         del variables["params"]["Dense_1"]["bias"]

@@ -304,11 +304,15 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
     """Tensors by their names, of a safetensors file or of its shards.
 
     Raises:
-      ValueError: see `convert.load_state_dict`.
+      ValueError: two shards hold the same tensor, or see `convert.load_state_dict`.
     """
     state: dict[str, np.ndarray] = {}
     for shard in _shards(path):
-        state |= load_state_dict(shard)
+        part = load_state_dict(shard)
+        twice = sorted({*part} & {*state})
+        if twice:
+            raise ValueError(f"{shard} holds {twice[0]!r}, as another shard does")
+        state |= part
     return state
 
 
@@ -318,6 +322,9 @@ def _shards(path: Path) -> list[Path]:
         return [path]
     try:
         names = json.loads(index.read_text())["weight_map"].values()
-        return sorted({path.with_name(name) for name in names})
+        found = sorted({path.with_name(name) for name in names})
+        if not found:
+            raise ValueError("an empty weight_map")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{index} is damaged: it names no shards") from error
+    return found

@@ -161,13 +161,18 @@ def test_shards_are_one_file(saved, tmp_path):
     assert not (tmp_path / "model.safetensors").exists()
     found, expected = (huggingface.load(one)[1] for one in (tmp_path, folder))
     assert_same_variables(found, expected)
-    last = max(tmp_path.glob("model-*.safetensors"))
+    first, *_, last = sorted(tmp_path.glob("model-*.safetensors"))
+    last.write_bytes(first.read_bytes())
+    twice = min(huggingface.read_weights(first))
+    with pytest.raises(ValueError, match=f"{last.name} holds '{twice}', as another"):
+        huggingface.load(tmp_path)
     last.unlink()
     with pytest.raises(ValueError, match=f"{last.name} does not exist"):
         huggingface.load(tmp_path)
-    (tmp_path / "model.safetensors.index.json").write_text("[]")
-    with pytest.raises(ValueError, match="index.json is damaged: it names no shards"):
-        huggingface.load(tmp_path)
+    for index in ("[]", '{"weight_map": {}}'):
+        (tmp_path / "model.safetensors.index.json").write_text(index)
+        with pytest.raises(ValueError, match="index.json is damaged: it names no shar"):
+            huggingface.load(tmp_path)
 
 
 def test_names_in_older_files_are_known(saved):

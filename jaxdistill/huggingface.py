@@ -91,7 +91,7 @@ def to_linen(
       ValueError: a tensor without a place, a place without a tensor, or a shape that
         is not the module's; it names the first.
     """
-    tensors = _without_copies(by_todays_names(state, kind_of(config)))
+    tensors = _without_copies(by_todays_names(state, config))
     beside = BESIDE.get(architecture_of(config), NOTHING)
     found = place(tensors, _places(config), module_of(config), beside)
     params = traverse_util.unflatten_dict(found)
@@ -151,26 +151,29 @@ def _joined(
     return np.concatenate([x.T if turned else x for _, x in parts], axis=-1)
 
 
-def by_todays_names(state: Mapping[str, np.ndarray], kind: str) -> Tensors:
+def by_todays_names(
+    state: Mapping[str, np.ndarray], config: Mapping[str, Any]
+) -> Tensors:
     """Tensors by the names they have today in a whole model, each with its own name.
 
     Older files have other names, and constants beside the weights, which are left out;
     the names in a body saved by itself have no prefix.
     """
-    found = {
-        name: (name, np.asarray(array))
-        for name, array in state.items()
-        if not BUFFERS.search(name)
-    }
+    kind = kind_of(config)
+    found = {name: (name, np.asarray(array)) for name, array in state.items()}
     for name in [*found]:
         for old, new in OLDER.items():
             today = name.removesuffix(old) + new
             if name.endswith(old) and today not in found:
                 found[today] = found.pop(name)
     prefix = PREFIXES[kind]
-    if any(name.startswith(prefix) for name in found):
-        return found
-    return {k if k in TIED else prefix + k: tensor for k, tensor in found.items()}
+    if not any(name.startswith(prefix) for name in found):
+        found = {k if k in TIED else prefix + k: v for k, v in found.items()}
+    depth = min(size_of(config).depth, len(found))
+    for name in BUFFERS[kind]:
+        for i in range(depth):
+            found.pop(name.format(i), None)
+    return found
 
 
 def from_linen(

@@ -96,8 +96,12 @@ TIED = {
     "lm_head.weight": "transformer.wte.weight",
 }
 """Names under which a file may hold a tensor a second time."""
-BUFFERS = re.compile(r"(position_ids|\.attn\.(masked_)?bias)$")
-"""Constants that older files hold beside the weights."""
+BUFFERS = {
+    "bert": ("bert.embeddings.position_ids",),
+    "distilbert": ("distilbert.embeddings.position_ids",),
+    "gpt2": ("transformer.h.{}.attn.bias", "transformer.h.{}.attn.masked_bias"),
+}
+"""Constants that older files hold beside the weights; `{}` is the block's number."""
 OLDER = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 """Ends of names in older files, as in bert-base-uncased, and what they are now."""
 BESIDE = {

@@ -69,7 +69,7 @@ def load_classifier(
     pool = "relu" if kind == "distilbert" else "tanh"
     encoder = Encoder(size, scan=scan, remat=remat, maps=maps)
     module = BertClassifier(encoder, num_classes, pool)
-    tensors = by_todays_names(read_weights(folder / WEIGHTS), kind)
+    tensors = by_todays_names(read_weights(folder / WEIGHTS), config)
     places = list(body_places(config, PREFIXES[kind]))
     if f"{POOLER}.weight" in tensors:
         places.append((Place((POOLER,), "pooler"), [POOLER], ("pooler",)))

@@ -11,6 +11,7 @@ import pytest
 
 from jaxdistill import huggingface
 from jaxdistill.huggingface_config import read_config
+from jaxdistill.huggingface_names import BUFFERS
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 transformers = pytest.importorskip(
@@ -183,13 +184,18 @@ def test_names_in_older_files_are_known(saved):
         name = name.replace("LayerNorm.weight", "LayerNorm.gamma")
         name = name.replace("LayerNorm.bias", "LayerNorm.beta")
         older[name.removeprefix("transformer.")] = array
-    older["h.0.attn.bias"] = np.ones((1, 1, 3, 3), np.float32)
+    kind = config["model_type"]
+    for name in BUFFERS[kind]:
+        name = name.format(1).removeprefix("transformer.")
+        older[name] = np.ones((1, 1, 3, 3), np.float32)
     found, expected = (huggingface.to_linen(one, config) for one in (older, state))
     assert_same_variables(found, expected)
-    bert = config["model_type"] == "bert"
-    twice = "bert.embeddings.LayerNorm.gamma" if bert else "wte.weight"
-    with pytest.raises(ValueError, match=f"hold '{twice}', which has no place"):
-        huggingface.to_linen({**state, twice: np.zeros(3, np.float32)}, config)
+    others = ["x.position_ids", "x.attn.masked_bias"]
+    others += ["transformer.h.3.attn.bias", "bert.encoder.layer.0.attn.bias"]
+    others += ["bert.embeddings.LayerNorm.gamma" if kind == "bert" else "wte.weight"]
+    for other in others:
+        with pytest.raises(ValueError, match=f"hold '{other}', which has no place"):
+            huggingface.to_linen({**state, other: np.zeros(3, np.float32)}, config)
 
 
 def test_a_masked_lm_is_read_from_what_bert_was_pretrained_as(tmp_path):

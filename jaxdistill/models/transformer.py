@@ -21,8 +21,11 @@ NORMAL = nn.initializers.normal(0.02)
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": partial(nn.gelu, approximate=False),
+    "gelu_python": partial(nn.gelu, approximate=False),
     "gelu_new": partial(nn.gelu, approximate=True),
     "gelu_pytorch_tanh": partial(nn.gelu, approximate=True),
+    "gelu_fast": lambda x: x / 2 * (1 + jnp.tanh(0.7978845608 * (x + 0.044715 * x**3))),
+    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
     "relu": nn.relu,
     "silu": nn.silu,
     "swish": nn.silu,

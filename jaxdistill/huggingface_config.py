@@ -135,15 +135,14 @@ def architecture_of(config: Mapping[str, Any]) -> str:
     """The architecture's name.
 
     Raises:
-      ValueError: it is not known, or another model's.
+      ValueError: it is not named, not known, or another model's.
     """
     known = ARCHITECTURES[kind_of(config)]
-    found = config.get("architectures") or ["none"]
-    first = found[0] if isinstance(found, list | tuple) else found
+    found = config.get("architectures")
+    first = found[0] if isinstance(found, list | tuple) and found else found
     if first not in known:
-        raise ValueError(
-            f"config.json names the architecture {first!r}; known: {', '.join(known)}"
-        )
+        named = f"the architecture {first!r}" if first else "no architecture"
+        raise ValueError(f"config.json names {named}; known: {', '.join(known)}")
     return first
 
 

@@ -171,14 +171,15 @@ def _check(config: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
 
 
 def _value(config: Mapping[str, Any], name: str, usual: Any) -> Any:
-    """A value of the usual one's type; whole numbers are positive."""
+    """A value of the usual one's type; whole numbers are positive and have 32 bits."""
     found = config.get(name, usual)
     if isinstance(usual, float):
         fits, wanted = type(found) in (int, float) and found >= 0, "a number"
     elif isinstance(usual, str):
         fits, wanted = isinstance(found, str), "a name"
     else:
-        fits, wanted = type(found) is int and found > 0, "a positive whole number"
+        fits = type(found) is int and 0 < found < 2**31
+        wanted = "a positive whole number below 2**31"
     if found is not usual and not fits:
         raise ValueError(f"config.json has {name} = {found!r}; expected {wanted}")
     return found

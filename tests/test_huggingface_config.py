@@ -57,6 +57,7 @@ def test_names_that_every_model_has_are_read():
         ({**BERT, "layer_norm_eps": "1e-12"}, "eps = '1e-12'; expected a number"),
         ({**BERT, "hidden_act": ["gelu"]}, r"hidden_act = \['gelu'\]; expected a name"),
         ({**BERT, "num_labels": "x"}, "num_labels = 'x'; expected a positive whole"),
+        ({**BERT, "vocab_size": 10**12}, "vocab_size = 1000000000000; expected a"),
         ({**GPT2, "n_inner": 0}, "n_inner = 0; expected a positive whole number"),
         ({**GPT2, "is_causal": False}, "is_causal = False; only True is computed"),
         ({**GPT2, "tie_word_embeddings": False}, "tie_word_embeddings = False; only"),

@@ -34,6 +34,7 @@ from jaxdistill.huggingface_names import (
     BESIDE,
     BODIES,
     BUFFERS,
+    HEAD,
     HEADS,
     LEAVES,
     NOTHING,
@@ -157,7 +158,7 @@ def by_todays_names(
     """Tensors by the names they have today in a whole model, each with its own name.
 
     Older files have other names, and constants beside the weights, which are left out;
-    the names in a body saved by itself have no prefix.
+    the names of a body without a prefix get it.
     """
     kind = kind_of(config)
     found = {name: (name, np.asarray(array)) for name, array in state.items()}
@@ -168,7 +169,7 @@ def by_todays_names(
                 found[today] = found.pop(name)
     prefix = PREFIXES[kind]
     if not any(name.startswith(prefix) for name in found):
-        found = {k if k in TIED else prefix + k: v for k, v in found.items()}
+        found = {k if HEAD.match(k) else prefix + k: v for k, v in found.items()}
     depth = min(size_of(config).depth, len(found))
     for name in BUFFERS[kind]:
         for i in range(depth):

@@ -96,6 +96,8 @@ TIED = {
     "lm_head.weight": "transformer.wte.weight",
 }
 """Names under which a file may hold a tensor a second time."""
+HEAD = re.compile(r"(cls|classifier|pre_classifier|qa_outputs|vocab_\w+|lm_head)\.")
+"""How the names of heads begin, which have no prefix."""
 BUFFERS = {
     "bert": ("bert.embeddings.position_ids",),
     "distilbert": ("distilbert.embeddings.position_ids",),

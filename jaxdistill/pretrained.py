@@ -6,7 +6,6 @@ state = init_state(rng, models.student(module), optimizer, batch)
 state = state.replace(params=variables["params"])
 """
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,12 +24,10 @@ from jaxdistill.huggingface import (
     read_weights,
 )
 from jaxdistill.huggingface_config import read_config, size_of
-from jaxdistill.huggingface_names import PREFIXES, Place
+from jaxdistill.huggingface_names import HEAD, PREFIXES, Place
 from jaxdistill.layers import stack_layers
 from jaxdistill.models.bert import BertClassifier, Encoder
 
-OTHER_HEADS = re.compile(r"(cls|classifier|pre_classifier|qa_outputs|vocab_\w+)\.")
-"""Names of the heads that a pretrained encoder may have, and which are left out."""
 POOLER = "bert.pooler.dense"
 
 
@@ -74,7 +71,7 @@ def load_classifier(
     if f"{POOLER}.weight" in tensors:
         places.append((Place((POOLER,), "pooler"), [POOLER], ("pooler",)))
     apart = BertClassifier(Encoder(size), num_classes, pool)
-    read = traverse_util.unflatten_dict(place(tensors, places, apart, OTHER_HEADS))
+    read = traverse_util.unflatten_dict(place(tensors, places, apart, HEAD))
     drawn = module.init(rng, {"input_ids": jnp.zeros((1, 2), jnp.int32)})
     return module, {
         "params": _put(drawn["params"], stack_layers(read) if scan else read)

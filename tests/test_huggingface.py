@@ -11,7 +11,7 @@ import pytest
 
 from jaxdistill import huggingface
 from jaxdistill.huggingface_config import read_config
-from jaxdistill.huggingface_names import BUFFERS
+from jaxdistill.huggingface_names import BUFFERS, PREFIXES
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 transformers = pytest.importorskip(
@@ -177,16 +177,16 @@ def test_shards_are_one_file(saved, tmp_path):
 
 
 def test_names_in_older_files_are_known(saved):
-    """BERT's norms as TensorFlow names them; GPT-2 without its body's prefix."""
-    model, folder = saved
+    """BERT's norms as TensorFlow names them; a body without its prefix under a head."""
+    _, folder = saved
     config, state, older = read_config(folder), states(folder), {}
+    kind = config["model_type"]
     for name, array in state.items():
         name = name.replace("LayerNorm.weight", "LayerNorm.gamma")
         name = name.replace("LayerNorm.bias", "LayerNorm.beta")
-        older[name.removeprefix("transformer.")] = array
-    kind = config["model_type"]
+        older[name.removeprefix(PREFIXES[kind])] = array
     for name in BUFFERS[kind]:
-        name = name.format(1).removeprefix("transformer.")
+        name = name.format(1).removeprefix(PREFIXES[kind])
         older[name] = np.ones((1, 1, 3, 3), np.float32)
     found, expected = (huggingface.to_linen(one, config) for one in (older, state))
     assert_same_variables(found, expected)

@@ -4,9 +4,9 @@
 A folder holds `config.json` and `model.safetensors`, or the shards that
 `model.safetensors.index.json` names. Every tensor is accounted for: one without a
 place, or a place without a tensor, is an error that names it; only the head of BERT's
-next sentence is left out where a masked LM's file has it. Queries, keys and values are
-one product here; nothing else changes but the order of axes, so both directions
-together are the identity.
+next sentence is left out where a masked LM's file has it, and the pooler of a
+BertModel. Queries, keys and values are one product here; nothing else changes but the
+order of axes, so both directions together are the identity.
 """
 
 import json
@@ -31,6 +31,7 @@ from jaxdistill.huggingface_config import (
     size_of,
 )
 from jaxdistill.huggingface_names import (
+    BARE,
     BESIDE,
     BODIES,
     BUFFERS,
@@ -60,6 +61,9 @@ def load(
     folder: str | Path, *, scan: bool = False, remat: bool = False, maps: bool = True
 ) -> tuple[nn.Module, dict[str, Any]]:
     """A module and its variables from a folder, or by a hub's id.
+
+    A BertModel or DistilBertModel is an `Encoder`; a GPT2Model is a `GPT`, whose logits
+    take no weights of their own.
 
     Args:
       folder: with `config.json` and `model.safetensors`; where there is no such folder,
@@ -189,32 +193,35 @@ def from_linen(
     flat = traverse_util.flatten_dict(params)
     _check_shapes(flat, config)
     state = {}
+    prefix = PREFIXES[kind_of(config)] if architecture_of(config) in BARE else ""
     for where, names, path in _places(config):
         for theirs, leaf in LEAVES[where.kind].items():
             parts = np.split(flat[(*path, leaf)], len(names), axis=-1)
             for name, part in zip(names, parts, strict=True):
                 linear = where.kind == "linear" and leaf == "kernel"
                 array = part.T if linear else part
-                state[f"{name}.{theirs}"] = np.array(array, order="C")
+                key = f"{name}.{theirs}".removeprefix(prefix)
+                state[key] = np.array(array, order="C")
     return state
 
 
 def _places(config) -> Iterator[Placed]:
     """Every place of a model, its tensors' layer names, and its path in `params`."""
-    yield from body_places(config, PREFIXES[config["model_type"]])
-    for where in HEADS[architecture_of(config)]:
+    kind, architecture = kind_of(config), architecture_of(config)
+    root = () if kind == "gpt2" or architecture in BARE else ("encoder",)
+    yield from body_places(config, root)
+    for where in HEADS.get(architecture, ()):
         yield where, list(where.theirs), tuple(filter(None, (where.ours,)))
 
 
-def body_places(config: Mapping[str, Any], prefix: str) -> Iterator[Placed]:
-    """The places of a model's body, whose tensors' names have a prefix."""
-    kind, size = config["model_type"], size_of(config)
-    root = () if kind == "gpt2" else ("encoder",)
+def body_places(config: Mapping[str, Any], root: ParamPath) -> Iterator[Placed]:
+    """The places of a model's body, whose path in `params` is the root."""
+    kind, size = kind_of(config), size_of(config)
     for where in BODIES[kind]:
         if where.ours == "segments" and not size.types:
             continue
         for i in range(size.depth if "{}" in where.ours else 1):
-            names = [prefix + name.format(i) for name in where.theirs]
+            names = [PREFIXES[kind] + name.format(i) for name in where.theirs]
             yield where, names, (*root, *where.ours.format(i).split("/"))
 
 

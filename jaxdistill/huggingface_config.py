@@ -8,15 +8,20 @@ from typing import Any
 
 from flax import linen as nn
 
+from jaxdistill.huggingface_names import BARE
 from jaxdistill.models.bert import BertClassifier, BertMaskedLM, Encoder
 from jaxdistill.models.gpt import GPT
 from jaxdistill.models.transformer import Size
 
 CONFIG = "config.json"
 ARCHITECTURES = {
-    "bert": ("BertForSequenceClassification", "BertForMaskedLM"),
-    "distilbert": ("DistilBertForSequenceClassification", "DistilBertForMaskedLM"),
-    "gpt2": ("GPT2LMHeadModel",),
+    "bert": ("BertForSequenceClassification", "BertForMaskedLM", "BertModel"),
+    "distilbert": (
+        "DistilBertForSequenceClassification",
+        "DistilBertForMaskedLM",
+        "DistilBertModel",
+    ),
+    "gpt2": ("GPT2LMHeadModel", "GPT2Model"),
 }
 USUAL: dict[str, dict[str, Any]] = {
     "bert": {
@@ -125,6 +130,8 @@ def module_of(config: Mapping[str, Any], **flags: Any) -> nn.Module:
     if architecture.endswith("Classification"):
         pool = "relu" if kind_of(config) == "distilbert" else "tanh"
         return BertClassifier(Encoder(size, **flags), _classes(config), pool)
+    if architecture in BARE:
+        return (GPT if architecture == "GPT2Model" else Encoder)(size, **flags)
     _check(config, {"tie_word_embeddings": True})
     if architecture.endswith("MaskedLM"):
         return BertMaskedLM(Encoder(size, **flags))

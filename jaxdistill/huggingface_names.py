@@ -85,8 +85,9 @@ HEADS = {
         Place(("vocab_layer_norm",), "transform_norm", "norm"),
         Place(("vocab_projector",), "", "bias"),
     ),
-    "GPT2LMHeadModel": (),
 }
+BARE = {"BertModel", "DistilBertModel", "GPT2Model"}
+"""Bodies by themselves, whose names have no prefix."""
 BODIES = {"bert": _BERT, "distilbert": _DISTILBERT, "gpt2": _GPT2}
 PREFIXES = {"bert": "bert.", "distilbert": "distilbert.", "gpt2": "transformer."}
 TIED = {
@@ -107,12 +108,13 @@ BUFFERS = {
 OLDER = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 """Ends of names in older files, as in bert-base-uncased, and what they are now."""
 BESIDE = {
+    "BertModel": re.compile(r"bert\.pooler\.dense\.(weight|bias)$"),
     "BertForMaskedLM": re.compile(
         r"(bert\.pooler\.dense|cls\.seq_relationship)\.(weight|bias)$"
     ),
 }
 """Tensors that a file may hold beside its model's, as bert-base-uncased's does: BERT's
-head for the next sentence, which a masked LM does not compute."""
+head for the next sentence, which a masked LM does not compute, nor an encoder."""
 NOTHING = re.compile(r"(?!)")
 LEAVES = {
     "linear": {"weight": "kernel", "bias": "bias"},

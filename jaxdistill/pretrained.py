@@ -24,7 +24,7 @@ from jaxdistill.huggingface import (
     read_weights,
 )
 from jaxdistill.huggingface_config import read_config, size_of
-from jaxdistill.huggingface_names import HEAD, PREFIXES, Place
+from jaxdistill.huggingface_names import HEAD, Place
 from jaxdistill.layers import stack_layers
 from jaxdistill.models.bert import BertClassifier, Encoder
 
@@ -67,7 +67,7 @@ def load_classifier(
     encoder = Encoder(size, scan=scan, remat=remat, maps=maps)
     module = BertClassifier(encoder, num_classes, pool)
     tensors = by_todays_names(read_weights(folder / WEIGHTS), config)
-    places = list(body_places(config, PREFIXES[kind]))
+    places = list(body_places(config, ("encoder",)))
     if f"{POOLER}.weight" in tensors:
         places.append((Place((POOLER,), "pooler"), [POOLER], ("pooler",)))
     apart = BertClassifier(Encoder(size), num_classes, pool)

@@ -66,12 +66,15 @@ class Encoder(nn.Module):
         self.drop = Dropout(size.dropout)
         self.blocks = Blocks(size, False, self.scan, self.remat, self.maps)
 
-    def __call__(self, inputs: Mapping[str, Array], train: bool = False) -> Outputs:
+    def __call__(
+        self, inputs: Mapping[str, Array], mask=None, train: bool = False
+    ) -> Outputs:
         """Hidden states of tokens; there are no logits.
 
         Args:
           inputs: `input_ids` `[B, L]`; `attention_mask` `[B, L]`, 0 for padding,
             `token_type_ids` `[B, L]` and `position_ids` `[B, L]` may be missing.
+          mask: the batch's; no layer here looks across examples.
           train: whether dropout is on.
 
         Returns:
@@ -82,6 +85,7 @@ class Encoder(nn.Module):
           ValueError: a sequence is longer than the positions, or a mask or types have
             another shape than the tokens.
         """
+        del mask
         check_shapes(inputs, self.size)
         inputs = readable(inputs, self.size, self.size.types)
         ids = inputs["input_ids"]
@@ -113,7 +117,7 @@ class BertClassifier(nn.Module):
     def __call__(self, inputs, mask=None, train=False) -> Outputs:
         """Logits `[B, C]`, and what `Encoder` returns."""
         del mask  # no layer here looks across examples
-        outputs: Any = self.encoder(inputs, train)
+        outputs: Any = self.encoder(inputs, train=train)
         size = self.encoder.size
         pool = nn.tanh if self.pool == "tanh" else ACTIVATIONS[self.pool]
         first = pool(dense(size.width, "pooler")(outputs.hiddens[-1][:, 0]))
@@ -136,7 +140,7 @@ class BertMaskedLM(nn.Module):
     def __call__(self, inputs, mask=None, train=False) -> Outputs:
         """Logits `[B, L, V]`, and what `Encoder` returns."""
         del mask
-        outputs: Any = self.encoder(inputs, train)
+        outputs: Any = self.encoder(inputs, train=train)
         size = self.encoder.size
         x = dense(size.width, "transform")(outputs.hiddens[-1])
         x = layer_norm(size, "transform_norm")(ACTIVATIONS[size.activation](x))

@@ -21,7 +21,6 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
-from jaxdistill.convert import load_state_dict
 from jaxdistill.huggingface_config import (
     CONFIG,
     architecture_of,
@@ -30,6 +29,7 @@ from jaxdistill.huggingface_config import (
     read_config,
     size_of,
 )
+from jaxdistill.huggingface_files import WEIGHTS, find, read_weights
 from jaxdistill.huggingface_names import (
     BARE,
     BESIDE,
@@ -45,10 +45,6 @@ from jaxdistill.huggingface_names import (
     Place,
 )
 from jaxdistill.layers import stack_layers, unstack_layers
-
-WEIGHTS = "model.safetensors"
-INDEX, SHARDS = f"{WEIGHTS}.index.json", "model-*-of-*.safetensors"
-TOKENIZERS = ("*.txt", "tokenizer*.json", "vocab.json")
 
 ParamPath = tuple[str, ...]
 Placed = tuple[Place, list[str], ParamPath]
@@ -281,61 +277,3 @@ def save(folder: str | Path, variables: Mapping[str, Any], config: Mapping[str, 
     folder.mkdir(parents=True, exist_ok=True)
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(dict(config), indent=2) + "\n")
-
-
-def find(folder: str | Path) -> Path:
-    """The folder, or where the hub's library has put what has this id.
-
-    Raises:
-      ValueError: it is neither.
-    """
-    path = Path(folder)
-    if path.is_dir():
-        return path
-    try:
-        from huggingface_hub import snapshot_download
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"{folder} is no folder, and asking the hub for it needs huggingface_hub: "
-            "pip install 'jaxdistill[huggingface]'"
-        ) from error
-    try:
-        found = snapshot_download(
-            str(folder), allow_patterns=[CONFIG, WEIGHTS, INDEX, SHARDS, *TOKENIZERS]
-        )
-    except Exception as error:  # whatever the network says
-        raise ValueError(
-            f"{folder} is neither a folder nor to be had from the hub: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
-    return Path(found)
-
-
-def read_weights(path: Path) -> dict[str, np.ndarray]:
-    """Tensors by their names, of a safetensors file or of its shards.
-
-    Raises:
-      ValueError: two shards hold the same tensor, or see `convert.load_state_dict`.
-    """
-    state: dict[str, np.ndarray] = {}
-    for shard in _shards(path):
-        part = load_state_dict(shard)
-        twice = sorted({*part} & {*state})
-        if twice:
-            raise ValueError(f"{shard} holds {twice[0]!r}, as another shard does")
-        state |= part
-    return state
-
-
-def _shards(path: Path) -> list[Path]:
-    index = path.with_name(INDEX)
-    if path.is_file() or not index.is_file():
-        return [path]
-    try:
-        names = json.loads(index.read_text())["weight_map"].values()
-        found = sorted({path.with_name(name) for name in names})
-        if not found:
-            raise ValueError("an empty weight_map")
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{index} is damaged: it names no shards") from error
-    return found

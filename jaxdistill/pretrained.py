@@ -16,14 +16,12 @@ import numpy as np
 from flax import traverse_util
 
 from jaxdistill.huggingface import (
-    WEIGHTS,
     body_places,
     by_todays_names,
-    find,
     place,
-    read_weights,
 )
 from jaxdistill.huggingface_config import read_config, size_of
+from jaxdistill.huggingface_files import WEIGHTS, find, read_weights
 from jaxdistill.huggingface_names import HEAD, Place
 from jaxdistill.layers import stack_layers
 from jaxdistill.models.bert import BertClassifier, Encoder

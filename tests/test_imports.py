@@ -37,6 +37,7 @@ FLOORS = {
     "quantize": 2,
     "huggingface": 2,
     "huggingface_config": 2,
+    "huggingface_files": 2,
     "huggingface_names": 2,
     "pretrained": 2,
     "tokens": 2,

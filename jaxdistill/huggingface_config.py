@@ -32,8 +32,6 @@ USUAL: dict[str, dict[str, Any]] = {
     "distilbert": {},
     "gpt2": {
         "add_cross_attention": False,
-        "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": False,
         "is_causal": True,
     },
 }
@@ -74,6 +72,8 @@ NUMBERS: dict[str, dict[str, tuple[str, Any]]] = {
         "activation": ("activation_function", "gelu_new"),
         "dropout": ("resid_pdrop", 0.1),
         "attention_dropout": ("attn_pdrop", 0.1),
+        "scaled": ("scale_attn_weights", True),
+        "scaled_by_layer": ("scale_attn_by_inverse_layer_idx", False),
     },
 }
 """By our names of the numbers: a configuration's, and what it means where it is not."""
@@ -180,7 +180,9 @@ def _check(config: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
 def _value(config: Mapping[str, Any], name: str, usual: Any) -> Any:
     """A value of the usual one's type; whole numbers are positive and have 32 bits."""
     found = config.get(name, usual)
-    if isinstance(usual, float):
+    if isinstance(usual, bool):
+        fits, wanted = isinstance(found, bool), "true or false"
+    elif isinstance(usual, float):
         fits, wanted = type(found) in (int, float) and found >= 0, "a number"
     elif isinstance(usual, str):
         fits, wanted = isinstance(found, str), "a name"

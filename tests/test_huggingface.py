@@ -46,6 +46,7 @@ GPT2 = {
     "bos_token_id": 0,
     "eos_token_id": 0,
 }
+SCALES = {"scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True}
 MODELS = {
     "bert-classes": ("BertForSequenceClassification", {**BERT, "num_labels": 4}),
     "bert-masked": ("BertForMaskedLM", BERT),
@@ -54,7 +55,7 @@ MODELS = {
     "gpt2": ("GPT2LMHeadModel", GPT2),
     "bert-body": ("BertModel", BERT),
     "distilbert-body": ("DistilBertModel", DISTILBERT),
-    "gpt2-body": ("GPT2Model", GPT2),
+    "gpt2-body": ("GPT2Model", {**GPT2, **SCALES}),
 }
 
 

@@ -59,6 +59,7 @@ def test_names_that_every_model_has_are_read():
         ({**BERT, "num_labels": "x"}, "num_labels = 'x'; expected a positive whole"),
         ({**BERT, "vocab_size": 10**12}, "vocab_size = 1000000000000; expected a"),
         ({**GPT2, "n_inner": 0}, "n_inner = 0; expected a positive whole number"),
+        ({**GPT2, "scale_attn_weights": 1}, "weights = 1; expected true or false"),
         ({**GPT2, "is_causal": False}, "is_causal = False; only True is computed"),
         ({**GPT2, "tie_word_embeddings": False}, "tie_word_embeddings = False; only"),
         ({**MASKED, "tie_word_embeddings": False}, "tie_word_embeddings = False; only"),

@@ -50,6 +50,8 @@ class Size:
       activation: a name in `ACTIVATIONS`.
       dropout: rate after embeddings, attention and feed-forward networks.
       attention_dropout: rate on attention probabilities.
+      scaled: whether attention scores are divided by the square root of D / H.
+      scaled_by_layer: whether those of layer i, counted from 1, are also divided by i.
     """
 
     vocab: int
@@ -63,6 +65,8 @@ class Size:
     activation: str = "gelu"
     dropout: float = 0.1
     attention_dropout: float = 0.1
+    scaled: bool = True
+    scaled_by_layer: bool = False
 
     def __post_init__(self):
         if self.width % self.heads:
@@ -147,13 +151,17 @@ class SelfAttention(nn.Module):
     size: Size
 
     @nn.compact
-    def __call__(self, x, keep, train, before: KeyValues | None = None):
+    def __call__(self, x, keep, train, before: KeyValues | None = None, divisor=None):
         """`[B, L, D]` to `[B, L, D]`, its `Layer`, and the keys and values so far."""
         size = self.size
         qkv = dense(3 * size.width, "qkv")(x)
         q, k, v = jnp.split(qkv, 3, axis=-1)
         layer = Layer(None, q, k, v)
         q, k, v = (by_head(y, size.heads) for y in (q, k, v))
+        if not size.scaled:
+            q = q * q.shape[-1] ** 0.5  # by which `attend` divides
+        if divisor is not None:
+            q = q / divisor
         after = None
         if before is not None:
             zero = jnp.zeros_like(before.length)  # of its type, with 64 bits too
@@ -198,7 +206,7 @@ class Block(nn.Module):
     norm_first: bool
 
     @nn.compact
-    def __call__(self, x, keep, train, before: KeyValues | None = None):
+    def __call__(self, x, keep, train, before: KeyValues | None = None, divisor=None):
         """`[B, L, D]` to `[B, L, D]`, its `Layer`, and the keys and values so far."""
         size = self.size
         drop = partial(Dropout(size.dropout), train=train)
@@ -206,10 +214,10 @@ class Block(nn.Module):
         feed = FeedForward(size, name="feed_forward")
         norm = layer_norm(size, "attention_norm"), layer_norm(size, "feed_forward_norm")
         if self.norm_first:
-            y, layer, after = attention(norm[0](x), keep, train, before)
+            y, layer, after = attention(norm[0](x), keep, train, before, divisor)
             x = x + drop(y)
             return x + drop(feed(norm[1](x))), layer, after
-        y, layer, after = attention(x, keep, train, before)
+        y, layer, after = attention(x, keep, train, before, divisor)
         x = norm[0](x + drop(y))
         return norm[1](x + drop(feed(x))), layer, after
 
@@ -253,7 +261,8 @@ class Blocks(nn.Module):
             if before is not None:
                 mine = KeyValues(before.keys[i], before.values[i], before.length)
             one = block(self.size, self.norm_first, name=f"layer_{i}")
-            x, layer, after = one(x, keep, train, mine)
+            divisor = i + 1 if self.size.scaled_by_layer else None
+            x, layer, after = one(x, keep, train, mine, divisor)
             hiddens.append(x)
             layers.append(layer)
             afters.append(after)
@@ -264,10 +273,11 @@ class Blocks(nn.Module):
         return tuple(hiddens), found, KeyValues(keys, values, afters[0].length)
 
     def _scanned(self, block, x, keep, train, before):
-        def body(module, x, mine):
+        def body(module, x, by_layer):
+            mine, divisor = by_layer
             if mine is not None:
                 mine = KeyValues(mine[0], mine[1], before.length)
-            x, layer, after = module(x, keep, train, mine)
+            x, layer, after = module(x, keep, train, mine, divisor)
             return x, (x, layer if self.maps else None, after and after[:2])
 
         many = nn.scan(
@@ -278,7 +288,9 @@ class Blocks(nn.Module):
         )
         module = block(self.size, self.norm_first, name="layers")
         stacked = before and tuple(jnp.stack(side) for side in before[:2])
-        _, (hiddens, found, after) = many(module, x, stacked)
+        numbers = 1 + jnp.arange(self.size.depth)
+        divisors = numbers if self.size.scaled_by_layer else None
+        _, (hiddens, found, after) = many(module, x, (stacked, divisors))
         if before is not None:
             keys, values = (tuple(side) for side in after)
             after = KeyValues(keys, values, before.length + x.shape[1])

@@ -72,11 +72,18 @@ NUMBERS: dict[str, dict[str, tuple[str, Any]]] = {
         "activation": ("activation_function", "gelu_new"),
         "dropout": ("resid_pdrop", 0.1),
         "attention_dropout": ("attn_pdrop", 0.1),
+        "embedding_dropout": ("embd_pdrop", 0.1),
         "scaled": ("scale_attn_weights", True),
         "scaled_by_layer": ("scale_attn_by_inverse_layer_idx", False),
     },
 }
 """By our names of the numbers: a configuration's, and what it means where it is not."""
+CLASSIFIERS = {
+    "bert": ("tanh", "classifier_dropout", None),
+    "distilbert": ("relu", "seq_classif_dropout", 0.2),
+}
+"""The classifiers' activations, and the names of their dropout and what it usually is;
+None is that of the encoder."""
 ALIASES = {
     "width": "hidden_size",
     "depth": "num_hidden_layers",
@@ -128,14 +135,28 @@ def module_of(config: Mapping[str, Any], **flags: Any) -> nn.Module:
     """
     architecture, size = architecture_of(config), size_of(config)
     if architecture.endswith("Classification"):
-        pool = "relu" if kind_of(config) == "distilbert" else "tanh"
-        return BertClassifier(Encoder(size, **flags), _classes(config), pool)
+        return classifier_of(config, Encoder(size, **flags), _classes(config))
     if architecture in BARE:
         return (GPT if architecture == "GPT2Model" else Encoder)(size, **flags)
     _check(config, {"tie_word_embeddings": True})
     if architecture.endswith("MaskedLM"):
         return BertMaskedLM(Encoder(size, **flags))
     return GPT(size, **flags)
+
+
+def classifier_of(
+    config: Mapping[str, Any], encoder: Encoder, num_classes: int
+) -> BertClassifier:
+    """A classifier as a BERT's or a DistilBERT's configuration has it.
+
+    Raises:
+      ValueError: its dropout is no number.
+    """
+    pool, name, usual = CLASSIFIERS[kind_of(config)]
+    if config.get(name, usual) is None:
+        return BertClassifier(encoder, num_classes, pool)
+    rate = _value(config, name, 0.0 if usual is None else usual)
+    return BertClassifier(encoder, num_classes, pool, rate)
 
 
 def architecture_of(config: Mapping[str, Any]) -> str:
@@ -166,6 +187,8 @@ def size_of(config: Mapping[str, Any]) -> Size:
         alias = ALIASES.get(ours, name)
         known = name if name in config or alias not in config else alias
         numbers[ours] = _value(config, known, usual)
+    if numbers.get("embedding_dropout") == numbers["dropout"]:
+        del numbers["embedding_dropout"]  # whoever changes `dropout` then changes both
     return Size(**numbers)
 
 

@@ -20,7 +20,7 @@ from jaxdistill.huggingface import (
     by_todays_names,
     place,
 )
-from jaxdistill.huggingface_config import read_config, size_of
+from jaxdistill.huggingface_config import classifier_of, read_config, size_of
 from jaxdistill.huggingface_files import WEIGHTS, find, read_weights
 from jaxdistill.huggingface_names import HEAD, Place
 from jaxdistill.layers import stack_layers
@@ -61,14 +61,13 @@ def load_classifier(
     if kind not in ("bert", "distilbert"):
         raise ValueError(f"{folder} is a {kind}, and a classifier needs an encoder")
     size = size_of(config)
-    pool = "relu" if kind == "distilbert" else "tanh"
     encoder = Encoder(size, scan=scan, remat=remat, maps=maps)
-    module = BertClassifier(encoder, num_classes, pool)
+    module = classifier_of(config, encoder, num_classes)
     tensors = by_todays_names(read_weights(folder / WEIGHTS), config)
     places = list(body_places(config, ("encoder",)))
     if f"{POOLER}.weight" in tensors:
         places.append((Place((POOLER,), "pooler"), [POOLER], ("pooler",)))
-    apart = BertClassifier(Encoder(size), num_classes, pool)
+    apart = module.clone(encoder=Encoder(size))
     read = traverse_util.unflatten_dict(place(tensors, places, apart, HEAD))
     drawn = module.init(rng, {"input_ids": jnp.zeros((1, 2), jnp.int32)})
     return module, {

@@ -11,6 +11,10 @@ from jaxdistill.models.bert import BertClassifier
 from jaxdistill.models.transformer import ACTIVATIONS
 
 BERT = {"model_type": "bert", "architectures": ["BertForSequenceClassification"]}
+DISTILBERT = {
+    "model_type": "distilbert",
+    "architectures": ["DistilBertForSequenceClassification"],
+}
 MASKED = {"model_type": "bert", "architectures": ["BertForMaskedLM"]}
 GPT2 = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
 
@@ -56,6 +60,7 @@ def test_names_that_every_model_has_are_read():
         ({**BERT, "num_hidden_layers": 2.0}, "num_hidden_layers = 2.0; expected a"),
         ({**BERT, "layer_norm_eps": "1e-12"}, "eps = '1e-12'; expected a number"),
         ({**BERT, "hidden_act": ["gelu"]}, r"hidden_act = \['gelu'\]; expected a name"),
+        ({**BERT, "classifier_dropout": "x"}, "dropout = 'x'; expected a number"),
         ({**BERT, "num_labels": "x"}, "num_labels = 'x'; expected a positive whole"),
         ({**BERT, "vocab_size": 10**12}, "vocab_size = 1000000000000; expected a"),
         ({**GPT2, "n_inner": 0}, "n_inner = 0; expected a positive whole number"),
@@ -75,6 +80,38 @@ def test_names_that_every_model_has_are_read():
 def test_what_is_no_number_or_computed_otherwise_is_named(config, message):
     with pytest.raises(ValueError, match=message):
         module_of(config)
+
+
+@pytest.mark.parametrize(
+    ("config", "gone"),
+    [
+        ({**GPT2, "embd_pdrop": 1.0, "resid_pdrop": 0.0}, True),
+        ({**GPT2, "embd_pdrop": 0.0, "resid_pdrop": 1.0}, False),
+        ({**BERT, "hidden_dropout_prob": 0.0, "classifier_dropout": 1.0}, True),
+        ({**BERT, "hidden_dropout_prob": 0.0, "classifier_dropout": None}, False),
+        ({**DISTILBERT, "dropout": 0.0, "seq_classif_dropout": 1.0}, True),
+        ({**DISTILBERT, "dropout": 0.0, "seq_classif_dropout": 0.0}, False),
+    ],
+    ids=lambda value: "-".join([*value][2:]) if isinstance(value, dict) else "",
+)
+def test_dropout_acts_where_it_is_configured(config, gone):
+    """On GPT-2's embeddings apart from the rest; before a classifier."""
+    numbers = {"width": 8, "depth": 1, "heads": 2, "vocab": 9}
+    names = {NUMBERS[config["model_type"]][k][0]: v for k, v in numbers.items()}
+    module = module_of({**config, **names})
+    inputs = {"input_ids": jnp.arange(3)[None]}
+    variables = module.init(jax.random.key(0), inputs)
+    rngs = {"dropout": jax.random.key(1)}
+    found = module.apply(variables, inputs, train=True, rngs=rngs)
+    gpt2 = config["model_type"] == "gpt2"
+    dropped = found.extras["embeddings"][0] if gpt2 else found.logits
+    assert gone != bool(dropped.any())
+
+
+def test_the_usual_dropout_follows_the_rest():
+    assert module_of(GPT2).size.embedding_dropout is None
+    assert module_of(BERT).dropout is None
+    assert module_of(DISTILBERT).dropout == 0.2
 
 
 def test_settings_of_other_models_change_nothing():

@@ -15,6 +15,7 @@ from jaxdistill.models.transformer import (
     Size,
     check_shapes,
     dense,
+    embedding_dropout,
     layer_norm,
     outputs_of,
     readable,
@@ -63,7 +64,7 @@ class Encoder(nn.Module):
         if size.types:
             self.segments = table(size.types)
         self.norm = layer_norm(size)
-        self.drop = Dropout(size.dropout)
+        self.drop = embedding_dropout(size)
         self.blocks = Blocks(size, False, self.scan, self.remat, self.maps)
 
     def __call__(
@@ -107,11 +108,13 @@ class BertClassifier(nn.Module):
       encoder: see `Encoder`.
       num_classes: C.
       pool: between the two dense layers: tanh in BERT, ReLU in DistilBERT.
+      dropout: rate before the second, None for that of the encoder.
     """
 
     encoder: Encoder
     num_classes: int
     pool: str = "tanh"
+    dropout: float | None = None
 
     @nn.compact
     def __call__(self, inputs, mask=None, train=False) -> Outputs:
@@ -121,7 +124,8 @@ class BertClassifier(nn.Module):
         size = self.encoder.size
         pool = nn.tanh if self.pool == "tanh" else ACTIVATIONS[self.pool]
         first = pool(dense(size.width, "pooler")(outputs.hiddens[-1][:, 0]))
-        first = Dropout(size.dropout)(first, train)
+        rate = size.dropout if self.dropout is None else self.dropout
+        first = Dropout(rate)(first, train)
         return outputs.replace(logits=dense(self.num_classes, "classifier")(first))
 
 

@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxdistill.models.dropout import Dropout
 from jaxdistill.models.transformer import (
     NORMAL,
     Blocks,
     KeyValues,
     Size,
     check_shapes,
+    embedding_dropout,
     layer_norm,
     outputs_of,
     readable,
@@ -111,7 +111,7 @@ class GPT(nn.Module):
         x = words(ids) + table(places)
         if "token_type_ids" in inputs:
             x = x + words(inputs["token_type_ids"])
-        embeddings = x = Dropout(size.dropout)(x, train)
+        embeddings = x = embedding_dropout(size)(x, train)
         real = inputs.get("attention_mask", jnp.ones(ids.shape, jnp.int32))
         if cache is not None:
             zero = jnp.zeros_like(start)

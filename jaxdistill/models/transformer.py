@@ -48,8 +48,9 @@ class Size:
       types: token types (segments), 0 for none.
       epsilon: of the layer norms.
       activation: a name in `ACTIVATIONS`.
-      dropout: rate after embeddings, attention and feed-forward networks.
+      dropout: rate after attention and feed-forward networks, and after embeddings.
       attention_dropout: rate on attention probabilities.
+      embedding_dropout: rate after embeddings, None for `dropout`.
       scaled: whether attention scores are divided by the square root of D / H.
       scaled_by_layer: whether those of layer i, counted from 1, are also divided by i.
     """
@@ -65,6 +66,7 @@ class Size:
     activation: str = "gelu"
     dropout: float = 0.1
     attention_dropout: float = 0.1
+    embedding_dropout: float | None = None
     scaled: bool = True
     scaled_by_layer: bool = False
 
@@ -305,6 +307,12 @@ def dense(width: int, name: str) -> nn.Dense:
 def layer_norm(size: Size, name: str | None = None) -> nn.LayerNorm:
     """A layer norm; Flax's fast variance cancels where the mean is large."""
     return nn.LayerNorm(epsilon=size.epsilon, use_fast_variance=False, name=name)
+
+
+def embedding_dropout(size: Size) -> Dropout:
+    """Dropout after embeddings."""
+    rate = size.embedding_dropout
+    return Dropout(size.dropout if rate is None else rate)
 
 
 def check_shapes(inputs: Mapping[str, Array], size: Size) -> None:

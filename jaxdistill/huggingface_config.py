@@ -11,7 +11,7 @@ from flax import linen as nn
 from jaxdistill.huggingface_names import BARE
 from jaxdistill.models.bert import BertClassifier, BertMaskedLM, Encoder
 from jaxdistill.models.gpt import GPT
-from jaxdistill.models.transformer import Size
+from jaxdistill.models.size import Size
 
 CONFIG = "config.json"
 ARCHITECTURES = {

@@ -106,8 +106,8 @@ def on_scores(loss: Callable, layers: LayerMap, **settings: Any) -> Settled:
     """A loss between attention scores before softmax, through a layer map.
 
     The scores are `q k' / sqrt(d)` in each head, made again from the queries and keys
-    in `extras`, in as many heads as the attention maps have. Padded keys do not count;
-    later tokens, which a causal model hides, do.
+    in `extras`, in as many heads as the attention maps have, whatever a `Size` says of
+    their scale. Padded keys do not count; later tokens, which a causal model hides, do.
 
     Args:
       loss: `(student, teacher, mask, ...) -> values [B, L]`, as `losses.attention_mse`.

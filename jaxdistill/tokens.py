@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxdistill.models.transformer import Size
+from jaxdistill.models.size import Size
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 """BERT's own tokens, numbered from 0 where a tokenizer is trained."""

@@ -8,7 +8,7 @@ import pytest
 
 from jaxdistill.huggingface_config import ALIASES, NUMBERS, module_of, read_config
 from jaxdistill.models.bert import BertClassifier
-from jaxdistill.models.transformer import ACTIVATIONS
+from jaxdistill.models.size import ACTIVATIONS
 
 BERT = {"model_type": "bert", "architectures": ["BertForSequenceClassification"]}
 DISTILBERT = {

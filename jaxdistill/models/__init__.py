@@ -21,9 +21,9 @@ from jaxdistill.models.gpt import DISTILGPT2, GPT, GPT2, gpt_size
 from jaxdistill.models.mlp import MLP
 from jaxdistill.models.norm import BatchNorm
 from jaxdistill.models.resnet import ResNet, resnet_cifar, resnet_imagenet
+from jaxdistill.models.size import Size
 from jaxdistill.models.student import student
 from jaxdistill.models.text import BagOfEmbeddings, BiLSTM
-from jaxdistill.models.transformer import Size
 from jaxdistill.models.vit import ViT, deit_base, deit_small, deit_tiny
 
 __all__ = [

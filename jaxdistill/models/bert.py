@@ -8,17 +8,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxdistill.models.dropout import Dropout
+from jaxdistill.models.size import ACTIVATIONS, Size, check_shapes, readable
 from jaxdistill.models.transformer import (
-    ACTIVATIONS,
     NORMAL,
     Blocks,
-    Size,
-    check_shapes,
     dense,
     embedding_dropout,
     layer_norm,
     outputs_of,
-    readable,
 )
 from jaxdistill.types import Array, Factored, Outputs
 

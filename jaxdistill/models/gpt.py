@@ -9,16 +9,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxdistill.models.size import Size, check_shapes, readable
 from jaxdistill.models.transformer import (
     NORMAL,
     Blocks,
     KeyValues,
-    Size,
-    check_shapes,
     embedding_dropout,
     layer_norm,
     outputs_of,
-    readable,
 )
 from jaxdistill.types import Array, Factored, Outputs
 

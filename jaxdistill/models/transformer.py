@@ -5,8 +5,6 @@ Every array that distillation matches is returned: hidden states, attention
 probabilities, and the queries, keys and values of each layer.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,71 +13,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxdistill.models.dropout import Dropout
+from jaxdistill.models.size import ACTIVATIONS, Size
 from jaxdistill.types import Array, Outputs
 
 NORMAL = nn.initializers.normal(0.02)
-
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": partial(nn.gelu, approximate=False),
-    "gelu_python": partial(nn.gelu, approximate=False),
-    "gelu_new": partial(nn.gelu, approximate=True),
-    "gelu_pytorch_tanh": partial(nn.gelu, approximate=True),
-    "gelu_fast": lambda x: x / 2 * (1 + jnp.tanh(0.7978845608 * (x + 0.044715 * x**3))),
-    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
-    "relu": nn.relu,
-    "silu": nn.silu,
-    "swish": nn.silu,
-    "tanh": nn.tanh,
-}
-"""By the names that a Hugging Face configuration gives them."""
-
-
-@dataclass(frozen=True)
-class Size:
-    """The numbers of a text model.
-
-    Attributes:
-      vocab: V.
-      width: D, of the hidden states.
-      depth: layers.
-      heads: H, a divisor of D.
-      inner: width of the feed-forward networks, None for 4 D.
-      positions: the longest sequence.
-      types: token types (segments), 0 for none.
-      epsilon: of the layer norms.
-      activation: a name in `ACTIVATIONS`.
-      dropout: rate after attention and feed-forward networks, and after embeddings.
-      attention_dropout: rate on attention probabilities.
-      embedding_dropout: rate after embeddings, None for `dropout`.
-      scaled: whether attention scores are divided by the square root of D / H.
-      scaled_by_layer: whether those of layer i, counted from 1, are also divided by i.
-    """
-
-    vocab: int
-    width: int
-    depth: int
-    heads: int
-    inner: int | None = None
-    positions: int = 512
-    types: int = 2
-    epsilon: float = 1e-12
-    activation: str = "gelu"
-    dropout: float = 0.1
-    attention_dropout: float = 0.1
-    embedding_dropout: float | None = None
-    scaled: bool = True
-    scaled_by_layer: bool = False
-
-    def __post_init__(self):
-        if self.width % self.heads:
-            raise ValueError(
-                f"{self.heads} heads do not divide a width of {self.width}"
-            )
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(
-                f"unknown activation {self.activation!r}; known: "
-                f"{', '.join(ACTIVATIONS)}"
-            )
 
 
 class Layer(NamedTuple):
@@ -313,51 +250,6 @@ def embedding_dropout(size: Size) -> Dropout:
     """Dropout after embeddings."""
     rate = size.embedding_dropout
     return Dropout(size.dropout if rate is None else rate)
-
-
-def check_shapes(inputs: Mapping[str, Array], size: Size) -> None:
-    """Raise ValueError where a sequence is longer than the positions, or inputs differ
-    in their shapes."""
-    ids = inputs["input_ids"]
-    if ids.shape[-1] > size.positions:
-        raise ValueError(
-            f"a sequence of {ids.shape[-1]} tokens is longer than the model's "
-            f"{size.positions} positions"
-        )
-    for name in ("attention_mask", "token_type_ids"):
-        if name in inputs and inputs[name].shape != ids.shape:
-            raise ValueError(
-                f"{name} has the shape {inputs[name].shape}, and input_ids {ids.shape}"
-            )
-
-
-def readable(
-    inputs: Mapping[str, Array], size: Size, types: int
-) -> Mapping[str, Array]:
-    """A text model's inputs, whose padding has rows in its tables, whatever it holds.
-
-    A row that is not there is NaN, and would reach the real tokens as 0 times NaN. Real
-    tokens stay as they are.
-
-    Args:
-      inputs: see `bert.Encoder`.
-      size: the model's numbers.
-      types: rows of the token types' table.
-    """
-    if "attention_mask" not in inputs:
-        return inputs
-    padding = inputs["attention_mask"] == 0
-    rows = {
-        "input_ids": size.vocab,
-        "token_type_ids": types,
-        "position_ids": size.positions,
-    }
-    known = {
-        name: jnp.where(padding, jnp.clip(inputs[name], 0, count - 1), inputs[name])
-        for name, count in rows.items()
-        if name in inputs
-    }
-    return {**inputs, **known}
 
 
 def outputs_of(embeddings: Array, hiddens: Any, layers: Layer | None) -> Any:

@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 from jaxdistill import fingerprints, trimming
 from jaxdistill.augment import Prepare
 from jaxdistill.data import check_inputs, pad
+from jaxdistill.data.inputs import some_of
 from jaxdistill.losses.stable import promote
 from jaxdistill.manifest import (
     DTYPES,
@@ -293,8 +294,7 @@ def _compute(forward, teacher, examples, index, manifest) -> dict[str, np.ndarra
     """What is stored of the examples at `index`, in its order."""
     if not manifest.trim_to:
         return _in_turn(forward, teacher, examples, index, manifest)
-    mask = np.asarray(trimming.mask_of(examples["inputs"]))[index]
-    order = np.argsort(trimming.lengths(mask), kind="stable")
+    order = trimming.shortest_first(some_of(examples["inputs"], index))
     arrays = _in_turn(forward, teacher, examples, index[order], manifest)
     back = np.argsort(order)
     return {name: array[back] for name, array in arrays.items()}

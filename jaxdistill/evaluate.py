@@ -121,8 +121,8 @@ def summarize(metrics: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
 class Evaluator:
     """Evaluates models on one data set, resident on the devices; compiles once.
 
-    Of the classes that the last teacher gave, the probabilities are kept, so that it
-    runs once for all its students; other metrics ask it each time.
+    For `classification` the last teacher's log-probabilities are kept, so that it runs
+    once for all its students; other metrics ask it each time.
     """
 
     def __init__(
@@ -156,8 +156,7 @@ class Evaluator:
         self._run, self._metrics, self._cells = run, metrics, cells
         self._examples, self._order = run.replicate(dict(examples)), np.arange(size)
         if trim_to:
-            mask = np.asarray(trimming.mask_of(examples["inputs"]))
-            self._order = np.argsort(trimming.lengths(mask), kind="stable")
+            self._order = trimming.shortest_first(examples["inputs"])
         rows = pad(self._order, batch_size)
         slot = np.broadcast_to(np.arange(batch_size), rows["index"].shape)
         self._rows = run.split({**rows, "slot": slot}, 1)

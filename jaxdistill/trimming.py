@@ -69,6 +69,15 @@ def lengths(mask: Any) -> Any:
     return ((mask > 0) * np.arange(1, mask.shape[1] + 1)[None]).max(1)
 
 
+def shortest_first(inputs: Any) -> np.ndarray:
+    """The order of texts by their length; those of equal length stay as they are.
+
+    Raises:
+      ValueError: see `mask_of`.
+    """
+    return np.argsort(lengths(np.asarray(mask_of(inputs))), kind="stable")
+
+
 def cut(batch: Batch, length: int) -> Batch:
     """A batch's first tokens, of whatever it has by token.
 

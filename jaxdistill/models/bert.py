@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxdistill.models.dropout import Dropout
-from jaxdistill.models.size import ACTIVATIONS, Size, check_shapes, readable
+from jaxdistill.models.size import ACTIVATIONS, Size, readable
 from jaxdistill.models.transformer import (
     NORMAL,
     Blocks,
@@ -84,7 +84,6 @@ class Encoder(nn.Module):
             another shape than the tokens.
         """
         del mask
-        check_shapes(inputs, self.size)
         inputs = readable(inputs, self.size, self.size.types)
         ids = inputs["input_ids"]
         places = inputs.get("position_ids", jnp.arange(ids.shape[1])[None])

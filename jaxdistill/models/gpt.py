@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxdistill.models.size import Size, check_shapes, readable
+from jaxdistill.models.size import Size, readable
 from jaxdistill.models.transformer import (
     NORMAL,
     Blocks,
@@ -96,7 +96,6 @@ class GPT(nn.Module):
         """
         del mask
         size = self.size
-        check_shapes(inputs, size)
         inputs = readable(inputs, size, size.vocab)
         ids = inputs["input_ids"]
         start = 0 if cache is None else cache.layers.length

@@ -73,22 +73,6 @@ class Size:
             )
 
 
-def check_shapes(inputs: Mapping[str, Array], size: Size) -> None:
-    """Raise ValueError where a sequence is longer than the positions, or inputs differ
-    in their shapes."""
-    ids = inputs["input_ids"]
-    if ids.shape[-1] > size.positions:
-        raise ValueError(
-            f"a sequence of {ids.shape[-1]} tokens is longer than the model's "
-            f"{size.positions} positions"
-        )
-    for name in ("attention_mask", "token_type_ids"):
-        if name in inputs and inputs[name].shape != ids.shape:
-            raise ValueError(
-                f"{name} has the shape {inputs[name].shape}, and input_ids {ids.shape}"
-            )
-
-
 def readable(
     inputs: Mapping[str, Array], size: Size, types: int
 ) -> Mapping[str, Array]:
@@ -101,7 +85,22 @@ def readable(
       inputs: see `bert.Encoder`.
       size: the model's numbers.
       types: rows of the token types' table.
+
+    Raises:
+      ValueError: a sequence is longer than the positions, or a mask or types have
+        another shape than the tokens.
     """
+    ids = inputs["input_ids"]
+    if ids.shape[-1] > size.positions:
+        raise ValueError(
+            f"a sequence of {ids.shape[-1]} tokens is longer than the model's "
+            f"{size.positions} positions"
+        )
+    for name in ("attention_mask", "token_type_ids"):
+        if name in inputs and inputs[name].shape != ids.shape:
+            raise ValueError(
+                f"{name} has the shape {inputs[name].shape}, and input_ids {ids.shape}"
+            )
     if "attention_mask" not in inputs:
         return inputs
     padding = inputs["attention_mask"] == 0

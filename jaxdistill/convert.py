@@ -10,6 +10,7 @@ together are the identity.
 import pickle
 import re
 from collections.abc import Mapping
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -31,26 +32,25 @@ def from_torch(
     Args:
       state_dict: `{"layer.weight": array or tensor}`.
       like: variables of the linen module, for names and shapes (`jax.eval_shape` does).
-      names: `{torch layer: linen module path}`, as `{"backbone.fc": "Dense_0"}`; by
-        default layers are paired in order.
+      names: `{torch layer: linen module path}`, as `{"backbone.fc": "Dense_0"}`;
+        layers that are not among them are paired `in_order`.
 
     Returns:
       Variables like `like`, as NumPy arrays.
 
     Raises:
       ValueError: a layer without a partner, a weight left over, a shape that differs,
-        or two layers of one module whose weights are not equal.
+        two layers of one module whose weights are not equal, or an order that names
+        here do not tell.
     """
-    names = names or in_order(state_dict, like)
+    names = in_order(state_dict, like, names or {})
     expected = traverse_util.flatten_dict(_as_dict(like))
     found: dict[tuple[str, ...], np.ndarray] = {}
     keys: dict[tuple[str, ...], str] = {}
     for key, value in _weights(state_dict).items():
         layer, _, kind = key.rpartition(".")
         if layer not in names:
-            raise ValueError(
-                f"PyTorch weight {key!r} has no partner among {dict(names)}"
-            )
+            raise ValueError(f"PyTorch weight {key!r} has no partner among {names}")
         array = _array(value)
         collection, leaf = _leaf(kind, array.ndim)
         path = (collection, *names[layer].split("/"), leaf)
@@ -94,7 +94,7 @@ def to_torch(
     Raises:
       ValueError: as in `from_torch`.
     """
-    names = names or in_order(like, variables)
+    names = in_order(like, variables, names or {})
     flat = traverse_util.flatten_dict(_as_dict(variables))
     result, used = {}, set()
     for key, value in like.items():
@@ -124,25 +124,47 @@ def to_torch(
     return result
 
 
-def in_order(state_dict: Mapping[str, Any], like: Any) -> dict[str, str]:
-    """Pairs PyTorch layers with linen modules of the same kind, each in order.
+def in_order(
+    state_dict: Mapping[str, Any], like: Any, names: Mapping[str, str]
+) -> dict[str, str]:
+    """Pairs PyTorch layers with linen modules: by name, or of a kind each in order.
+
+    By name where all are called the same there and here. Else PyTorch's are in the
+    order of their definition, and linen's in that of their names, `Dense_2` before
+    `Dense_10`: a linen module's variables do not keep another.
+
+    Args:
+      state_dict: see `from_torch`.
+      like: likewise.
+      names: those that are paired already.
+
+    Returns:
+      `{torch layer: linen module path}`, with those of `names`.
 
     Raises:
-      ValueError: the numbers of layers of a kind differ.
+      ValueError: the numbers of layers of a kind differ, or two of a kind and shape
+        have names without a number that puts one of them first, as `key` and `query`.
     """
     theirs: dict[str, list[str]] = {}
     for key, value in _weights(state_dict).items():
         layer, _, kind = key.rpartition(".")
-        if kind == "weight":
-            theirs.setdefault(
-                _kind(_leaf(kind, len(value.shape))[1], value), []
-            ).append(layer)
+        if kind == "weight" and layer not in names:
+            leaf = _leaf(kind, len(value.shape))[1]
+            theirs.setdefault(_kind(leaf, value), []).append(layer)
     ours: dict[str, list[str]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     flat = traverse_util.flatten_dict(_as_dict(like)["params"])
     for path in sorted(flat, key=_natural):
         if path[-1] in ("kernel", "scale"):
-            ours.setdefault(_kind(path[-1], flat[path]), []).append("/".join(path[:-1]))
-    names: dict[str, str] = {}
+            layer, value = "/".join(path[:-1]), flat[path]
+            if layer in names.values():
+                continue
+            ours.setdefault(_kind(path[-1], value), []).append(layer)
+            shapes[layer] = tuple(value.shape)
+    same = {x: x.replace(".", "/") for layers in theirs.values() for x in layers}
+    if {*same.values()} == {*shapes}:
+        return {**same, **names}
+    found = dict(names)
     for kind in {*theirs, *ours}:
         a, b = theirs.get(kind, []), ours.get(kind, [])
         if len(a) != len(b):
@@ -150,8 +172,14 @@ def in_order(state_dict: Mapping[str, Any], like: Any) -> dict[str, str]:
                 f"{len(a)} PyTorch layers of kind {kind} ({', '.join(a)}) against "
                 f"{len(b)} here ({', '.join(b)}); pair them by name"
             )
-        names.update(zip(a, b, strict=True))
-    return names
+        for one, other in combinations(b, 2):
+            if shapes[one] == shapes[other] and not _numbered(one, other):
+                raise ValueError(
+                    f"{one} and {other} have one shape, and their names do not tell "
+                    "which comes first; pair layers by name"
+                )
+        found.update(zip(a, b, strict=True))
+    return found
 
 
 def load_state_dict(path: str | Path) -> dict[str, np.ndarray]:
@@ -233,6 +261,14 @@ def _to_linen(weight: np.ndarray) -> np.ndarray:
 def _to_torch(kernel: np.ndarray) -> np.ndarray:
     last = kernel.ndim - 1
     return kernel.transpose(last, last - 1, *range(last - 1))
+
+
+def _numbered(one: str, other: str) -> bool:
+    """Whether a number is what tells two module paths apart first."""
+    pairs = zip(one.split("/"), other.split("/"), strict=False)
+    first = next(((a, b) for a, b in pairs if a != b), (one, other))
+    stems = {re.sub(r"\d+$", "", part) for part in first}
+    return len(stems) == 1
 
 
 def _natural(path: tuple[str, ...]) -> list:

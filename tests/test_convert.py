@@ -170,6 +170,44 @@ def test_names_pair_layers_by_hand():
     np.testing.assert_array_equal(back["head.weight"], state["head.weight"])
 
 
+class Named(nn.Module):
+    """Layers that have names of their own, defined in another order than sorted."""
+
+    names: tuple[str, ...]
+
+    @nn.compact
+    def __call__(self, inputs):
+        return sum(nn.Dense(6, name=name)(inputs) for name in self.names)
+
+
+def torch_named(names):
+    layers = {name: torch.nn.Linear(6, 6) for name in names}
+    for i, layer in enumerate(layers.values()):
+        torch.nn.init.constant_(layer.weight, i)
+    return torch.nn.ModuleDict(layers).state_dict()
+
+
+def test_layers_of_the_same_names_are_paired_by_them():
+    names = ("query", "key", "value")
+    variables = convert.from_torch(
+        torch_named(names), shapes(Named(names), np.zeros((1, 6), np.float32))
+    )
+    for i, name in enumerate(names):
+        assert (variables["params"][name]["kernel"] == i).all()
+
+
+def test_names_that_have_no_order_are_not_guessed():
+    like = shapes(Named(("up", "down")), np.zeros((1, 6), np.float32))
+    state = torch_named(("first", "second"))
+    with pytest.raises(ValueError, match="down and up have one shape, and their names"):
+        convert.from_torch(state, like)
+    variables = convert.from_torch(state, like, {"first": "up"})
+    assert (variables["params"]["down"]["kernel"] == 1).all()
+    like = shapes(Named(("up_2", "up_10")), np.zeros((1, 6), np.float32))
+    variables = convert.from_torch(state, like)
+    assert (variables["params"]["up_10"]["kernel"] == 1).all()
+
+
 class TestErrors:
     like = shapes(models.MLP((7, 3)), np.zeros((1, 6), np.float32))
     names = {"0": "Dense_0", "2": "Dense_1"}
@@ -179,8 +217,13 @@ class TestErrors:
 
     def test_left_over_there(self):
         state = {**self.state(), "4.weight": np.ones((2, 2), np.float32)}
-        with pytest.raises(ValueError, match="'4.weight' has no partner among"):
+        with pytest.raises(ValueError, match=r"1 PyTorch layers .*\(4\) against 0"):
             convert.from_torch(state, self.like, self.names)
+
+    def test_a_weight_of_no_layer(self):
+        state = {**self.state(), "gate": np.ones(2, np.float32)}
+        with pytest.raises(ValueError, match="'gate' has no partner among"):
+            convert.from_torch(state, self.like)
 
     def test_numbers_of_layers_differ(self):
         state = {**self.state(), "4.weight": np.ones((2, 2), np.float32)}

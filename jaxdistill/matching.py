@@ -8,7 +8,7 @@ the end. A term's value is the sum over its pairs.
              "hint": (100.0, on_hiddens(losses.hint_mse, ((1, 1),)))})
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -197,8 +197,14 @@ def _scores(side: str, outputs: Outputs, i: int) -> Array:
     return jnp.einsum("blhd,bshd->bhls", q, k) / q.shape[-1] ** 0.5
 
 
-def _layer(side: str, states: Sequence[Array], i: int) -> Array:
-    if not -len(states) <= i < len(states):
+def _layer(side: str, states: Sequence[Array] | Mapping[int, Array], i: int) -> Array:
+    if isinstance(states, Mapping):
+        if i not in states:
+            raise ValueError(
+                f"the layer map asks for layer {i} of the {side}, whose hidden states "
+                f"are stored of layers {[*states]}, counted from 0"
+            )
+    elif not -len(states) <= i < len(states):
         raise ValueError(
             f"the layer map asks for layer {i} of the {side}, which returns "
             f"{len(states)} layers"

@@ -75,7 +75,8 @@ class Stored:
     """Outputs that were computed before: the batch brings them (see `cache`).
 
     `batch["teacher"]` holds `[B, views, ...]` arrays; of several views a `prepare`
-    (`views.replay`) has chosen one.
+    (`views.replay`) has chosen one. Hidden states are a mapping by layer, counted from
+    0: how many the teacher has is not known, and no layer is the last.
     """
 
     def __call__(self, batch: Batch) -> Outputs:
@@ -84,11 +85,8 @@ class Stored:
             logits = taught["logits"]
         else:
             logits = TopK(taught["ids"], taught["log_probs"], taught["logsumexp"])
-        layers = sorted(int(n[7:]) for n in taught if n.startswith("hidden_"))
-        hiddens = [None] * (layers[-1] + 1 if layers else 0)
-        for i in layers:
-            hiddens[i] = taught[f"hidden_{i}"]
-        return Outputs(logits, tuple(hiddens))
+        names = [name for name in taught if name.startswith("hidden_")]
+        return Outputs(logits, {int(name[7:]): taught[name] for name in names})
 
 
 def live(module: nn.Module, variables: Any) -> Live:

@@ -89,7 +89,8 @@ class Outputs:
     Attributes:
       logits: `[..., C]`, unnormalised, or `Factored`. An ensemble puts its members
         first, `[M, ..., C]`.
-      hiddens: hidden states by layer, a tuple of `[B, ..., D]`.
+      hiddens: hidden states by layer, a tuple of `[B, ..., D]`; of a stored teacher a
+        mapping, of the layers that are stored.
       attentions: attention probabilities by layer, a tuple of `[B, H, L, S]`.
       projected: a student's hidden states at the teacher's width, by layer, None where
         there is no projection (see `models.adapters`).

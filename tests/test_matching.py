@@ -36,6 +36,7 @@ def outputs(seed, *shapes, **more):
 
 STATES = [(4, 6), (4, 6), (4, 6)]
 STUDENT, TEACHER = outputs(0, *STATES[:2]), outputs(10, *STATES)
+STORED = TEACHER.replace(hiddens={1: TEACHER.hiddens[1]})
 
 
 @pytest.mark.parametrize(
@@ -173,6 +174,10 @@ def test_settings_may_be_schedules_and_print_as_written():
                 STUDENT, TEACHER, BATCH, 0
             ),
             "layer -1 of the student, which returns 0 layers",
+        ),
+        (
+            lambda: on_hiddens(losses.hint_mse, last())(STUDENT, STORED, BATCH, 0),
+            r"layer -1 of the teacher, whose .* stored of layers \[1\], counted from 0",
         ),
         (
             lambda: on_hiddens(losses.hint_mse, last())(STUDENT, None, BATCH, 0),

@@ -224,8 +224,9 @@ def verify(
     """Computes random rows again, and the teacher's accuracy from what is stored.
 
     Returns:
-      `difference`, the largest of a logit (or kept log-probability) over the largest;
-      `accuracy` of the first view.
+      `difference`, the largest of a logit (or kept log-probability) over the largest,
+      both of those that are finite, or infinity where others are; `accuracy` of the
+      first view.
 
     Raises:
       CacheError: as `read`.
@@ -246,9 +247,18 @@ def verify(
     right = guess == np.asarray(examples["labels"])
     real = {**examples, "mask": np.ones(len(right))}
     return {
-        "difference": float(abs(found - expected).max() / abs(expected).max()),
+        "difference": _difference(found, expected),
         "accuracy": float(np.average(right, weights=token_mask(real, right.shape))),
     }
+
+
+def _difference(found: np.ndarray, expected: np.ndarray) -> float:
+    """The largest difference over the largest value; a class may be ruled out, -inf."""
+    finite = np.isfinite(expected)
+    if not np.array_equal(found[~finite], expected[~finite]):
+        return np.inf
+    found, expected = (np.where(finite, x, 0) for x in (found, expected))
+    return float(abs(found - expected).max() / abs(expected).max())
 
 
 def _outputs(teacher, batch: Batch, *, manifest: Manifest, prepare) -> dict[str, Array]:

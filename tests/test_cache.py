@@ -12,6 +12,7 @@ import optax
 import pytest
 from builders import CLASSES, assert_identical, live, make_batch
 from flax import linen as nn
+from flax import struct
 
 from jaxdistill import cache, losses, models, teachers, zarr
 from jaxdistill.augment import flip
@@ -41,6 +42,18 @@ def small_shards(monkeypatch):
     for module in (zarr, cache):
         monkeypatch.setattr(module, "SHARD", 16)
     monkeypatch.setattr(zarr, "CHUNK", 8)
+
+
+@struct.dataclass
+class RulesOut:
+    """A teacher of whose classes one has no probability."""
+
+    model: teachers.Live
+    which: int = struct.field(pytree_node=False)
+
+    def __call__(self, batch):
+        logits = self.model(batch).logits
+        return Outputs(logits.at[:, self.which].set(-jnp.inf))
 
 
 def describe(**options):
@@ -81,6 +94,9 @@ def test_what_is_read_is_what_the_teacher_says(store):
     np.testing.assert_array_equal(arrays["logits"][:, 0], outputs().logits)
     np.testing.assert_array_equal(arrays["hidden_0"][:, 0], outputs().hiddens[0])
     assert (path / "logits" / "c" / "2").exists()  # sharded
+    taught = Stored()({"teacher": arrays})
+    assert [*taught.hiddens] == [0]
+    np.testing.assert_array_equal(taught.hiddens[0], outputs().hiddens[0])
 
 
 def test_top_k_is_the_largest_and_what_is_left_is_known(tmp_path):
@@ -475,3 +491,13 @@ def test_verify_computes_random_rows_again(store):
     assert wrong["size"] == SIZE
     other = live(MODULE, 8)
     assert cache.verify(path, other, EXAMPLES, manifest)["difference"] > 0.01
+
+
+def test_verify_knows_a_class_that_is_ruled_out(tmp_path):
+    teacher = RulesOut(TEACHER, 1)
+    manifest = cache.describe(teacher, EXAMPLES, **OF)
+    cache.write(tmp_path, teacher, EXAMPLES, manifest, progress=False)
+    assert cache.verify(tmp_path, teacher, EXAMPLES, manifest)["difference"] == 0
+    other = RulesOut(TEACHER, 2)
+    found = cache.verify(tmp_path, other, EXAMPLES, manifest)
+    assert found["difference"] == np.inf

@@ -85,6 +85,36 @@ def test_far_logits_and_words_that_do_not_exist():
         np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+def test_a_word_that_only_the_student_rules_out_may_weigh_nothing():
+    """The teacher's first word is e^-500 of its last, which comes in a later part."""
+    mine = STUDENT.replace(bias=STUDENT.bias.at[0].set(-jnp.inf))
+    theirs = TEACHER.replace(bias=jnp.zeros(CLASSES).at[-1].set(500.0))
+
+    def value(loss, student):
+        return loss(student, theirs).sum()
+
+    found, expected = (
+        jax.value_and_grad(value, argnums=1)(loss, mine)
+        for loss in (
+            lambda mine, theirs: losses.chunked_forward_kl(mine, theirs, chunk=4),
+            lambda *heads: losses.forward_kl(*(x.multiply() for x in heads)),
+        )
+    )
+    for one, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_single_precision_stays_where_double_is_the_default():
+    with jax.enable_x64():
+        for found, expected in zip(
+            chunked(head(0, 4, bias=False), TEACHER, 4),
+            dense(head(0, 4, bias=False), TEACHER),
+            strict=True,
+        ):
+            assert found.dtype == np.float32
+            np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 def test_half_precision_is_multiplied_in_single():
     low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), (STUDENT, TEACHER))
     found, expected = chunked(*low, 4), dense(*low)

@@ -96,7 +96,7 @@ def chunked_forward_kl(
         gap = jnp.where(seen, theirs, 0) - jnp.where(seen, mine, 0)
         scale = jnp.exp(peak - after)
         total = total * scale + weights.sum(-1)
-        gaps = gaps * scale + (weights * gap).sum(-1)
+        gaps = jnp.where(scale > 0, gaps, 0) * scale + (weights * gap).sum(-1)
         return (_add(sums, mine), (after, total), gaps), None
 
     first, theirs = _start(student), _start(teacher)
@@ -142,15 +142,17 @@ def _scan(body, carry, heads: Sequence[Factored], chunk: int):
         return padded.reshape(count, chunk, *x.shape[1:])
 
     real = jnp.arange(count * chunk) < classes
-    none = jnp.zeros(classes)
-    biases = [none if head.bias is None else head.bias for head in heads]
-    layers = [(head.kernel, bias) for head, bias in zip(heads, biases, strict=True)]
+    layers = [(head.kernel, _bias(head)) for head in heads]
     parts = (
         jax.tree.map(cut, layers),
         real.reshape(count, chunk),
         jnp.arange(count) * chunk,
     )
     return jax.lax.scan(jax.checkpoint(body), carry, parts)
+
+
+def _bias(head: Factored) -> Array:
+    return jnp.zeros_like(head.kernel[:, 0]) if head.bias is None else head.bias
 
 
 def _logits(heads: Sequence[Factored], part) -> list[Array]:

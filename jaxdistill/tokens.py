@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxdistill.huggingface_files import find
 from jaxdistill.models.size import Size
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -30,13 +31,12 @@ def load_tokenizer(folder: str | Path) -> Any:
     Args:
       folder: with tokenizer.json, or BERT's vocab.txt (in lower case, unless
         tokenizer_config.json says otherwise), or GPT-2's vocab.json and merges.txt;
-        the first that is there is read.
+        the first that is there is read. A hub's id, as in `huggingface.load`.
 
     Raises:
-      ValueError: none of them is there, one is damaged, or the library is not
-        installed.
+      ValueError: none of them is there, one is damaged, or a library is not installed.
     """
-    library, folder = _library(), Path(folder)
+    library, folder = _library(), find(folder)
     whole, words = folder / "tokenizer.json", folder / "vocab.txt"
     pieces = folder / "vocab.json", folder / "merges.txt"
     if whole.is_file():
@@ -98,19 +98,22 @@ def encode(
     texts: Sequence[str],
     length: int,
     pairs: Sequence[str] | None = None,
+    *,
+    front: bool = False,
 ) -> dict[str, np.ndarray]:
-    """Texts as a model's inputs, cut off at a length and padded behind.
+    """Texts as a model's inputs, cut off at a length and padded.
 
     Args:
       tokenizer: its own settings of padding and length are not looked at.
       texts: N strings.
       length: L, special tokens included.
       pairs: N strings that follow the texts, or None; the longer of two is cut first.
+      front: whether padding is before the texts, as `generate` takes it, or behind.
 
     Returns:
-      `input_ids`, `attention_mask` (0 for padding) and, where the tokenizer's special
-      tokens tell texts apart, as BERT's do, `token_type_ids` (1 for the second text),
-      each int32 `[N, L]`. Padding is [PAD], or 0 where there is none.
+      `input_ids`, `attention_mask` (0 for padding) and, of pairs between which the
+      tokenizer puts special tokens, as BERT's does, `token_type_ids` (1 for the second
+      text), each int32 `[N, L]`. Padding is [PAD], or 0 where there is none.
 
     Raises:
       ValueError: L has no room beside the special tokens, a row has no tokens at all,
@@ -142,10 +145,13 @@ def encode(
                 f"row {row} has no tokens, and would be all padding: its text is "
                 f"{texts[row]!r}"
             )
-        ids[row, :size], types[row, :size] = encoding.ids, encoding.type_ids
-        keep[row, :size] = 1
+        at = slice(length - size, None) if front else slice(size)
+        ids[row, at], types[row, at], keep[row, at] = encoding.ids, encoding.type_ids, 1
     inputs = {"input_ids": ids, "attention_mask": keep}
-    return {**inputs, "token_type_ids": types} if special else inputs
+    # Of single texts all are 0, which BERT takes where there are none, and to which a
+    # GPT would add the embedding of token 0.
+    typed = special and pairs is not None
+    return {**inputs, "token_type_ids": types} if typed else inputs
 
 
 def check_tokenizer(tokenizer: Any, size: Size, padded: bool = False) -> None:

@@ -69,6 +69,8 @@ def assert_as_theirs(mine, theirs, length=12):
         expected = theirs(
             NEW, pairs, padding="max_length", truncation=True, max_length=length
         )
+        if pairs is None:  # all 0, which a BERT takes where there are none
+            assert not np.any(expected.pop("token_type_ids", 0))
         for name, array in expected.items():
             np.testing.assert_array_equal(found[name], array)
 
@@ -190,13 +192,30 @@ class TestEncode:
             [2, the, the, the, the, 3],
         ]
         assert found["attention_mask"].sum(1).tolist() == [4, 2, 6]
-        assert not found["token_type_ids"].any()
         assert {x.dtype for x in found.values()} == {np.dtype(np.int32)}
 
-    def test_texts_without_special_tokens_have_no_types(self, gpt2):
+    @pytest.mark.parametrize("special", [False, True])
+    def test_texts_without_pairs_have_no_types(self, gpt2, special):
         """GPT-2 would add the embedding of token 0 for them."""
-        found = tokens.encode(tokens.load_tokenizer(gpt2), ["the"], 4)
+        library = pytest.importorskip("tokenizers")
+        tokenizer = tokens.load_tokenizer(gpt2)
+        if special:
+            start = (tokens.END_OF_TEXT, tokenizer.token_to_id(tokens.END_OF_TEXT))
+            tokenizer.post_processor = library.processors.TemplateProcessing(
+                f"{tokens.END_OF_TEXT} $A", special_tokens=[start]
+            )
+        found = tokens.encode(tokenizer, ["the"], 4)
         assert {*found} == {"input_ids", "attention_mask"}
+        assert (found["input_ids"][0, 0] == start[1]) if special else True
+
+    def test_padding_may_come_first(self, trained):
+        behind = tokens.encode(trained, ["the film", ""], 6)
+        found = tokens.encode(trained, ["the film", ""], 6, front=True)
+        for name, array in found.items():
+            for row, size in zip(array, (4, 2), strict=True):
+                assert not row[: 6 - size].any()
+            np.testing.assert_array_equal(array[0, 2:], behind[name][0, :4])
+            np.testing.assert_array_equal(array[1, 4:], behind[name][1, :2])
 
     def test_pairs_have_types(self, trained):
         found = tokens.encode(trained, ["the film"], 8, ["the"])

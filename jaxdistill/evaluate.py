@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxdistill import trimming
 from jaxdistill.data.batches import pad
+from jaxdistill.data.errors import DataError
 from jaxdistill.data.inputs import check_inputs
 from jaxdistill.losses.stable import divergence
 from jaxdistill.parallel import Parallel
@@ -147,9 +148,11 @@ class Evaluator:
             the shortest of these that holds it (`trimming`).
 
         Raises:
-          DataError: a text is all padding.
+          DataError: a text is all padding, or `token_mask` counts no token at all.
         """
         check_inputs(examples["inputs"])
+        if not np.any(examples.get("token_mask", True)):
+            raise DataError("token_mask is 0 everywhere: no token counts")
         size = len(examples["labels"])
         devices = len(run.devices)
         batch_size = -(-min(batch_size, size) // devices) * devices

@@ -10,15 +10,15 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxdistill.layers import unstack_layers
-from jaxdistill.models.gpt import empty_cache
+from jaxdistill.losses.logits import is_concrete
+from jaxdistill.models.gpt import GPT, empty_cache
 from jaxdistill.teachers import Live, trained
 from jaxdistill.types import Array, Batch, Factored, TrainState
 
 
-@partial(jax.jit, static_argnames=("steps", "temperature", "end"))
 def generate(
     model: Live,
-    prompt: Mapping[str, Array],
+    prompt: Mapping[str, Any],
     rng: Array,
     *,
     steps: int,
@@ -33,7 +33,8 @@ def generate(
         several lengths: padding comes first.
       rng: a typed key; no prompt's draws depend on the others.
       steps: tokens to draw.
-      temperature: of the distribution; 0 takes the most likely token.
+      temperature: of the distribution; 0 takes the most likely token. One program is
+        compiled for each.
       end: the token behind which a sequence is padding, if any.
 
     Returns:
@@ -41,13 +42,40 @@ def generate(
       ends too, and masked. A token is -1 where the model's logits were NaN.
 
     Raises:
-      ValueError: nothing is to be drawn, or the sequences are longer than the model's
-        positions.
+      ValueError: another model, nothing to be drawn or to start from, a temperature
+        below 0, a prompt that ends in padding (where its mask is not traced), or
+        sequences that are longer than the model's positions.
     """
+    if not isinstance(model.module, GPT):
+        raise ValueError(
+            f"generate takes a models.GPT, got a {type(model.module).__name__}"
+        )
     if steps < 1:
         raise ValueError(f"steps is at least 1 token to draw, got {steps}")
-    ids = prompt["input_ids"]
+    _check_draws(temperature)
+    ids = jnp.asarray(prompt["input_ids"])
+    if ids.ndim != 2 or not ids.shape[1]:
+        raise ValueError(
+            f"a prompt's input_ids are [B, L] of at least 1 token, got {ids.shape}"
+        )
     mask = jnp.asarray(prompt.get("attention_mask", jnp.ones_like(ids)), jnp.int32)
+    if is_concrete(mask) and not mask[:, -1].all():
+        raise ValueError(
+            "a prompt ends in padding, which comes first: tokens.encode(front=True)"
+        )
+    return _generate(model, ids, mask, rng, steps, float(temperature), end)
+
+
+@partial(jax.jit, static_argnums=(4, 5, 6))
+def _generate(
+    model: Live,
+    ids: Array,
+    mask: Array,
+    rng: Array,
+    steps: int,
+    temperature: float,
+    end: int | None,
+) -> dict[str, Array]:
     batch, length = ids.shape
     kind = jax.tree.leaves(model.variables)[0].dtype
     # Nothing is asked of the model about the last token.
@@ -84,6 +112,12 @@ def generate(
         "input_ids": jnp.concatenate([ids, tokens], axis=1),
         "attention_mask": jnp.concatenate([mask, alive.astype(mask.dtype)], axis=1),
     }
+
+
+def _check_draws(temperature: float) -> None:
+    """Raise ValueError where a temperature of draws is below 0."""
+    if temperature < 0:
+        raise ValueError(f"a temperature of draws is 0 or more, got {temperature}")
 
 
 def _last_logits(model: Live) -> Callable:
@@ -155,8 +189,7 @@ def on_policy(
     """
     if not callable(share) and not 0 <= share <= 1:
         raise ValueError(f"a share of the batches is 0 to 1, got {share}")
-    if temperature < 0:
-        raise ValueError(f"a temperature of draws is 0 or more, got {temperature}")
+    _check_draws(temperature)
 
     def rollout(state: TrainState, batch: Batch, rng: Array) -> Batch:
         choice, draw = jax.random.split(rng)

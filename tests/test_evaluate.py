@@ -105,6 +105,13 @@ def test_the_batch_size_does_not_matter(batch_size):
     assert_agrees(evaluate(STUDENT, TEACHER), by_hand(STUDENT, TEACHER))
 
 
+def test_tokens_of_which_none_counts_are_refused():
+    """Their mean would be 0 and their perplexity 1, a perfect one."""
+    examples = {**EXAMPLES, "token_mask": np.zeros((len(EXAMPLES["labels"]), 3))}
+    with pytest.raises(ValueError, match="token_mask is 0 everywhere: no token counts"):
+        Evaluator(choose("jit"), examples, metrics=language)
+
+
 @struct.dataclass
 class Counted:
     """A teacher that tells when it runs."""

@@ -138,6 +138,26 @@ def test_nothing_to_draw_is_refused(model):
         generate(model, prompt(), jax.random.key(0), steps=0)
 
 
+@pytest.mark.parametrize(
+    ("changed", "options", "message"),
+    [
+        ({"attention_mask": np.eye(3, 5)[::-1]}, {}, "a prompt ends in padding, which"),
+        ({"input_ids": np.ones((3, 0), int)}, {}, r"of at least 1 token, got \(3, 0\)"),
+        ({"input_ids": np.ones(5, int)}, {}, r"are \[B, L\] .*, got \(5,\)"),
+        ({}, {"temperature": -1.0}, "a temperature of draws is 0 or more, got -1.0"),
+    ],
+)
+def test_a_prompt_that_cannot_go_on_is_refused(model, changed, options, message):
+    with pytest.raises(ValueError, match=message):
+        generate(model, {**prompt(), **changed}, jax.random.key(0), steps=1, **options)
+
+
+def test_only_a_gpt_writes():
+    other = teachers.live(models.MLP((3,)), {})
+    with pytest.raises(ValueError, match="generate takes a models.GPT, got a MLP"):
+        generate(other, prompt(), jax.random.key(0), steps=1)
+
+
 def test_lengths_beyond_the_positions_are_refused(model):
     with pytest.raises(ValueError, match="a cache of 17 tokens is longer"):
         generate(model, prompt(), jax.random.key(0), steps=13)
@@ -145,11 +165,33 @@ def test_lengths_beyond_the_positions_are_refused(model):
         model.module.apply(model.variables, prompt(length=17))
 
 
-@pytest.mark.parametrize("name", ["attention_mask", "token_type_ids"])
+@pytest.mark.parametrize("name", ["attention_mask", "token_type_ids", "position_ids"])
 def test_inputs_of_other_shapes_are_refused(model, name):
     given = {**prompt(), name: np.ones((3, 1), np.int32)}
     with pytest.raises(ValueError, match=rf"{name} has the shape \(3, 1\)"):
         model.module.apply(model.variables, given)
+
+
+def test_tokens_without_a_batch_are_refused(model):
+    with pytest.raises(
+        ValueError, match=r"input_ids are \[B, L\], got the shape \(4,\)"
+    ):
+        model.module.apply(model.variables, {"input_ids": np.ones(4, np.int32)})
+
+
+def test_positions_may_be_the_same_for_all(model):
+    given, apply = prompt(), jax.jit(model.module.apply)
+    places = np.arange(3, 8)[None]
+    one, other = (
+        apply(model.variables, {**given, "position_ids": x}).logits
+        for x in (places, np.repeat(places, 3, 0))
+    )
+    np.testing.assert_array_equal(one, other)
+
+
+def test_sizes_are_at_least_1():
+    with pytest.raises(ValueError, match="heads is at least 1, got 0"):
+        gpt_size(19, 8, 2, 0)
 
 
 def test_published_parameter_counts():

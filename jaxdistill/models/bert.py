@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxdistill.models.dropout import Dropout
-from jaxdistill.models.size import ACTIVATIONS, Size, readable
+from jaxdistill.models.size import Size, activation, readable
 from jaxdistill.models.transformer import (
     NORMAL,
     Blocks,
@@ -118,7 +118,7 @@ class BertClassifier(nn.Module):
         del mask  # no layer here looks across examples
         outputs: Any = self.encoder(inputs, train=train)
         size = self.encoder.size
-        pool = nn.tanh if self.pool == "tanh" else ACTIVATIONS[self.pool]
+        pool = activation(self.pool)
         first = pool(dense(size.width, "pooler")(outputs.hiddens[-1][:, 0]))
         rate = size.dropout if self.dropout is None else self.dropout
         first = Dropout(rate)(first, train)
@@ -143,7 +143,7 @@ class BertMaskedLM(nn.Module):
         outputs: Any = self.encoder(inputs, train=train)
         size = self.encoder.size
         x = dense(size.width, "transform")(outputs.hiddens[-1])
-        x = layer_norm(size, "transform_norm")(ACTIVATIONS[size.activation](x))
+        x = layer_norm(size, "transform_norm")(activation(size.activation)(x))
         bias = self.param("bias", nn.initializers.zeros, (size.vocab,))
         words = self.encoder.words
         if self.factored:

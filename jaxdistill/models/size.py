@@ -62,15 +62,27 @@ class Size:
     scaled_by_layer: bool = False
 
     def __post_init__(self):
+        for name in ("vocab", "width", "depth", "heads", "positions"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is at least 1, got {getattr(self, name)}")
         if self.width % self.heads:
             raise ValueError(
                 f"{self.heads} heads do not divide a width of {self.width}"
             )
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(
-                f"unknown activation {self.activation!r}; known: "
-                f"{', '.join(ACTIVATIONS)}"
-            )
+        activation(self.activation)
+
+
+def activation(name: str) -> Callable[[Array], Array]:
+    """The function of `ACTIVATIONS`.
+
+    Raises:
+      ValueError: there is none of this name.
+    """
+    if name not in ACTIVATIONS:
+        raise ValueError(
+            f"unknown activation {name!r}; known: {', '.join(ACTIVATIONS)}"
+        )
+    return ACTIVATIONS[name]
 
 
 def readable(
@@ -87,8 +99,8 @@ def readable(
       types: rows of the token types' table.
 
     Raises:
-      ValueError: a sequence is longer than the positions, or a mask or types have
-        another shape than the tokens.
+      ValueError: a sequence is longer than the positions, tokens are not `[B, L]`, or
+        a mask, types or positions have another shape.
     """
     ids = inputs["input_ids"]
     if ids.shape[-1] > size.positions:
@@ -96,8 +108,16 @@ def readable(
             f"a sequence of {ids.shape[-1]} tokens is longer than the model's "
             f"{size.positions} positions"
         )
-    for name in ("attention_mask", "token_type_ids"):
-        if name in inputs and inputs[name].shape != ids.shape:
+    if ids.ndim != 2:
+        raise ValueError(f"input_ids are [B, L], got the shape {ids.shape}")
+    shared = (1, ids.shape[1])
+    allowed = {
+        "attention_mask": [ids.shape],
+        "token_type_ids": [ids.shape],
+        "position_ids": [ids.shape, shared],
+    }
+    for name, shapes in allowed.items():
+        if name in inputs and inputs[name].shape not in shapes:
             raise ValueError(
                 f"{name} has the shape {inputs[name].shape}, and input_ids {ids.shape}"
             )

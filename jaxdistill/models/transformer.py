@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxdistill.models.dropout import Dropout
-from jaxdistill.models.size import ACTIVATIONS, Size
+from jaxdistill.models.size import Size, activation
 from jaxdistill.types import Array, Outputs
 
 NORMAL = nn.initializers.normal(0.02)
@@ -125,7 +125,7 @@ class FeedForward(nn.Module):
     def __call__(self, x: Array) -> Array:
         """`[B, L, D]` to `[B, L, D]`."""
         inner = dense(self.size.inner or 4 * self.size.width, "inner")(x)
-        return dense(self.size.width, "outer")(ACTIVATIONS[self.size.activation](inner))
+        return dense(self.size.width, "outer")(activation(self.size.activation)(inner))
 
 
 class Block(nn.Module):

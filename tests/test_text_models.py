@@ -11,6 +11,7 @@ import pytest
 
 from jaxdistill import losses, matching, models, steps, teachers
 from jaxdistill.objectives import combine, hard_labels, soft_targets
+from jaxdistill.precision import lower
 
 BAG = models.BagOfEmbeddings(19, 6, 3, hidden=(5, 4))
 LSTM = models.BiLSTM(19, 6, 4, 3, inner=7)
@@ -171,6 +172,15 @@ def test_dropout_is_of_training_alone(module):
     apply = jax.jit(partial(still.apply, train=True))
     found = apply(variables, given).logits
     np.testing.assert_allclose(plain, found, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("module", [BAG, LSTM], ids=["bag", "lstm"])
+def test_half_precision_is_of_all_layers(module):
+    variables, given = variables_of(module), batch()["inputs"]
+    plain = jax.jit(module.apply)(variables, given)
+    found = jax.jit(module.apply)(lower(variables, "bfloat16"), given)
+    assert {x.dtype for x in (found.logits, *found.hiddens)} == {jnp.bfloat16.dtype}
+    np.testing.assert_allclose(found.logits, plain.logits, rtol=0.1, atol=0.05)
 
 
 @pytest.mark.parametrize("module", [BAG, LSTM], ids=["bag", "lstm"])

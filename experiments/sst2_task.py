@@ -186,6 +186,12 @@ class Task:
             )
             terms[name] = (1.0, relation)
         steps = self.steps(config.stage_epochs)
+        rest = self.study.steps - steps
+        if rest < 1:
+            raise ValueError(
+                f"stage_epochs ({config.stage_epochs}) must be fewer than epochs "
+                f"({config.epochs}): the rest train on soft targets"
+            )
         first = Row(
             models.with_projector(small, projector),
             combine(terms),
@@ -199,7 +205,6 @@ class Task:
             matched = self.study.train("transformer_first_stage", first, seed, teacher)
             return state.replace(params=matched.variables["params"])
 
-        rest = self.study.steps - steps
         optimizer = self.adamw(config.rate, rest)
         return Row(small, self.soft, optimizer, "teacher", start=start, steps=rest)
 

@@ -2,6 +2,7 @@
 """Every student of a BERT trains, from scratch or pretrained, and the run resumes."""
 
 import json
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -122,6 +123,14 @@ def test_it_resumes_from_what_is_there(run_dir):
     assert (run_dir / "metrics.jsonl").read_bytes() == records
     model = load_model(run_dir, "bilstm")
     assert isinstance(model.module, models.BiLSTM)
+
+
+def test_a_second_stage_without_steps_is_refused(tmp_path):
+    given = replace(sst2_bert.Config(smoke=True), **sst2_bert.SMOKE)
+    config = replace(given, stage_epochs=2, run_dir=str(tmp_path))
+    message = r"stage_epochs \(2\) must be fewer than epochs \(2\)"
+    with pytest.raises(ValueError, match=message):
+        sst2_task.Task(config).rows()
 
 
 def test_no_texts_is_one_sentence(tmp_path):

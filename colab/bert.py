@@ -209,7 +209,7 @@ print(report.write(RUN_DIR))
 
 # %% [markdown]
 # One seed says little. `experiments/sst2_bert.py` has more students, seeds, and hidden
-# states and value relations as lessons.
+# states and relations of queries, keys and values as lessons.
 
 # %% [markdown]
 # ## Ask them

@@ -209,8 +209,8 @@ class Task:
             model = self.study.train(name, row, 0, taught_by)
             ids = first
             for i in range(windows):
-                rng, start = jax.random.fold_in(jax.random.key(0), i), ids[:, -length:]
-                start = start[:, -(length // 2) :]
+                rng = jax.random.fold_in(jax.random.key(0), i)
+                start = ids[:, -(length // 2) :]
                 drawn = continued(model, start, length - start.shape[1], rng)
                 ids = np.concatenate([ids, drawn[:, start.shape[1] :]], 1)
             text = self.joined.join(self.vocabulary.decode(ids[0]))

@@ -17,9 +17,11 @@ def sparse_forward_kl(
     Both distributions become one over K + 1 outcomes, the K classes and anything else;
     its log-probabilities are divided by `T` and renormalised, and the value is
     `T^2 KL(teacher || student)`. At `T = 1` it is the part of the forward KL that the
-    kept classes decide, never more than the whole; with `K = V` it is the forward KL at
-    any temperature. Without the tail a student is not told how much to put on the K
-    classes together: one with 96% of its mass elsewhere may score 0.
+    kept classes decide, never more than the whole; above 1 anything else weighs less
+    than its classes would apart, and the value can be many times the whole. With
+    `K = V` it is the forward KL at any temperature. Without the tail a student is not
+    told how much to put on the K classes together: one with 96% of its mass elsewhere
+    may score 0.
 
     Args:
       student: `[..., V]` logits of any float type.

@@ -38,9 +38,9 @@ median length without padding.
       --teacher ~/MiniLM-L6
   python -m experiments.sst2_bert --smoke
 
-Needs jaxdistill[huggingface]. Cost: SST-2 with the MiniLM took two cores half an hour
-to three quarters a seed, without the rows of masked texts; AG News with all rows about
-40 minutes a seed. Two minutes with --smoke, nearly all of it compilation.
+Needs jaxdistill[huggingface]. Cost: with the MiniLM two cores took about an hour a seed
+of SST-2, of which the rows of masked texts were a quarter, and 40 minutes of AG News.
+Two minutes with --smoke, nearly all of it compilation.
 """
 
 from collections.abc import Sequence

@@ -131,7 +131,7 @@ def in_order(
 
     By name where all are called the same there and here. Else PyTorch's are in the
     order of their definition, and linen's in that of their names, `Dense_2` before
-    `Dense_10`: a linen module's variables do not keep another.
+    `Dense_10` and capitals first: a linen module's variables do not keep another.
 
     Args:
       state_dict: see `from_torch`.
@@ -142,8 +142,8 @@ def in_order(
       `{torch layer: linen module path}`, with those of `names`.
 
     Raises:
-      ValueError: the numbers of layers of a kind differ, or two of a kind and shape
-        have names without a number that puts one of them first, as `key` and `query`.
+      ValueError: the numbers of layers of a kind differ, or two of one kind, shape and
+        parent differ by more than a number, as `key` and `query`.
     """
     theirs: dict[str, list[str]] = {}
     for key, value in _weights(state_dict).items():
@@ -173,7 +173,7 @@ def in_order(
                 f"{len(b)} here ({', '.join(b)}); pair them by name"
             )
         for one, other in combinations(b, 2):
-            if shapes[one] == shapes[other] and not _numbered(one, other):
+            if shapes[one] == shapes[other] and _named(one, other):
                 raise ValueError(
                     f"{one} and {other} have one shape, and their names do not tell "
                     "which comes first; pair layers by name"
@@ -263,12 +263,12 @@ def _to_torch(kernel: np.ndarray) -> np.ndarray:
     return kernel.transpose(last, last - 1, *range(last - 1))
 
 
-def _numbered(one: str, other: str) -> bool:
-    """Whether a number is what tells two module paths apart first."""
-    pairs = zip(one.split("/"), other.split("/"), strict=False)
-    first = next(((a, b) for a, b in pairs if a != b), (one, other))
-    stems = {re.sub(r"\d+$", "", part) for part in first}
-    return len(stems) == 1
+def _named(one: str, other: str) -> bool:
+    """Whether two layers lie side by side and differ by more than a number."""
+    (parent, _, mine), (another, _, theirs) = (x.rpartition("/") for x in (one, other))
+    return (
+        parent == another and len({re.sub(r"\d+$", "", x) for x in (mine, theirs)}) > 1
+    )
 
 
 def _natural(path: tuple[str, ...]) -> list:

@@ -138,7 +138,7 @@ def test_values_are_those_of_torch():
     like = abstract(TINY, ours.shape)["params"]
     free = {k: torch.randn(like[k].shape) for k in like if "_token" in k or "pos" in k}
     layers = {k: v for k, v in like.items() if k not in free}
-    names = {"3": "norm", "4": "head", "5": "head_dist"}
+    names = {"4": "head", "5": "head_dist"}
     params = convert.from_torch(weights, {"params": layers}, names)["params"]
     params |= {k: np.asarray(v) for k, v in free.items()}
     found = apply(TINY, {"params": params}, ours, train=True)

@@ -111,7 +111,7 @@ class BiLSTM(nn.Module):
         both = nn.Bidirectional(forward, backward, return_carry=True)
         lengths = jnp.maximum(keep.sum(1), 1)
         # Of its own a cell starts in float32, and stays there.
-        zeros = jnp.zeros((len(x), self.hidden), x.dtype)
+        zeros = jnp.zeros((x.shape[0], self.hidden), x.dtype)
         start = ((zeros, zeros), (zeros, zeros))
         last, tokens = both(x, seq_lengths=lengths, initial_carry=start)
         tokens = jnp.where(keep[..., None], tokens, 0)

@@ -40,8 +40,7 @@ dropout. It has no `nanogpt`, whose loss is of characters.
   python -m experiments.shakespeare_gpt --smoke
 
 Cost: `shakespeare` two hours and a quarter on one core, with other work on the second;
-`wikitext2` a quarter of an hour there for its first teacher and student, of 3 and 27. A
-minute with --smoke.
+`wikitext2` an hour and a quarter on two, with other work there. A minute with --smoke.
 """
 
 from collections.abc import Sequence

@@ -258,7 +258,8 @@ def _difference(found: np.ndarray, expected: np.ndarray) -> float:
     if not np.array_equal(found[~finite], expected[~finite]):
         return np.inf
     found, expected = (np.where(finite, x, 0) for x in (found, expected))
-    return float(abs(found - expected).max() / abs(expected).max())
+    gap = abs(found - expected).max()
+    return float(gap / abs(expected).max()) if gap else 0.0
 
 
 def _outputs(teacher, batch: Batch, *, manifest: Manifest, prepare) -> dict[str, Array]:

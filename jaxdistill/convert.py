@@ -142,8 +142,8 @@ def in_order(
       `{torch layer: linen module path}`, with those of `names`.
 
     Raises:
-      ValueError: the numbers of layers of a kind differ, or two of one kind, shape and
-        parent differ by more than a number, as `key` and `query`.
+      ValueError: the numbers of layers of a kind differ, or names of two of one kind,
+        shape and depth differ by more than their numbers, as `key` and `query`.
     """
     theirs: dict[str, list[str]] = {}
     for key, value in _weights(state_dict).items():
@@ -173,7 +173,7 @@ def in_order(
                 f"{len(b)} here ({', '.join(b)}); pair them by name"
             )
         for one, other in combinations(b, 2):
-            if shapes[one] == shapes[other] and _named(one, other):
+            if shapes[one] == shapes[other] and _unordered(one, other):
                 raise ValueError(
                     f"{one} and {other} have one shape, and their names do not tell "
                     "which comes first; pair layers by name"
@@ -263,12 +263,10 @@ def _to_torch(kernel: np.ndarray) -> np.ndarray:
     return kernel.transpose(last, last - 1, *range(last - 1))
 
 
-def _named(one: str, other: str) -> bool:
-    """Whether two layers lie side by side and differ by more than a number."""
-    (parent, _, mine), (another, _, theirs) = (x.rpartition("/") for x in (one, other))
-    return (
-        parent == another and len({re.sub(r"\d+$", "", x) for x in (mine, theirs)}) > 1
-    )
+def _unordered(one: str, other: str) -> bool:
+    """Whether two paths of one depth differ by more than their numbers."""
+    stems = {re.sub(r"\d+", "", path) for path in (one, other)}
+    return one.count("/") == other.count("/") and len(stems) > 1
 
 
 def _natural(path: tuple[str, ...]) -> list:

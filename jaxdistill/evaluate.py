@@ -148,12 +148,13 @@ class Evaluator:
             the shortest of these that holds it (`trimming`).
 
         Raises:
-          DataError: a text is all padding, or `token_mask` counts no token at all.
+          DataError: a text is all padding, or `token_mask` counts no real token.
         """
         check_inputs(examples["inputs"])
-        if not np.any(examples.get("token_mask", True)):
-            raise DataError("token_mask is 0 everywhere: no token counts")
         size = len(examples["labels"])
+        whole = {**examples, "mask": np.ones(size)}
+        if not np.any(token_mask(whole, np.shape(examples["labels"]))):
+            raise DataError("token_mask is 0 at every real token: none counts")
         devices = len(run.devices)
         batch_size = -(-min(batch_size, size) // devices) * devices
         self._run, self._metrics, self._cells = run, metrics, cells

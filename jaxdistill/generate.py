@@ -59,10 +59,8 @@ def generate(
             f"a prompt's input_ids are [B, L] of at least 1 token, got {ids.shape}"
         )
     mask = jnp.asarray(prompt.get("attention_mask", jnp.ones_like(ids)), jnp.int32)
-    if is_concrete(mask) and not mask[:, -1].all():
-        raise ValueError(
-            "a prompt ends in padding, which comes first: tokens.encode(front=True)"
-        )
+    if "attention_mask" in prompt:
+        _check_padding(mask, ids.shape)
     return _generate(model, ids, mask, rng, steps, float(temperature), end)
 
 
@@ -118,6 +116,17 @@ def _check_draws(temperature: float) -> None:
     """Raise ValueError where a temperature of draws is below 0."""
     if temperature < 0:
         raise ValueError(f"a temperature of draws is 0 or more, got {temperature}")
+
+
+def _check_padding(mask: Array, shape: tuple[int, ...]) -> None:
+    if mask.shape != shape:
+        raise ValueError(
+            f"attention_mask has the shape {mask.shape}, and input_ids {shape}"
+        )
+    if is_concrete(mask) and not mask[:, -1].all():
+        raise ValueError(
+            "a prompt ends in padding, which comes first: tokens.encode(front=True)"
+        )
 
 
 def _last_logits(model: Live) -> Callable:

@@ -202,7 +202,7 @@ def _layer(side: str, states: Sequence[Array] | Mapping[int, Array], i: int) -> 
         if i not in states:
             raise ValueError(
                 f"the layer map asks for layer {i} of the {side}, whose hidden states "
-                f"are stored of layers {[*states]}, counted from 0"
+                f"are stored of layers {sorted(states)}, counted from 0"
             )
     elif not -len(states) <= i < len(states):
         raise ValueError(

@@ -33,7 +33,6 @@ if tuple(int(x) for x in version("jaxlib").split(".")[:2]) < (0, 11):
         f"--xla_cpu_use_fusion_emitters=false {os.environ['XLA_FLAGS']}"
     )
 
-from collections import defaultdict
 from pathlib import Path
 
 import jax
@@ -67,18 +66,18 @@ def forget_programs():
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--few-cases",
+        "--one-case",
         action="store_true",
-        help="run the first and the last case of each test that has several",
+        help="run the first case alone of each test that has several",
     )
 
 
 def pytest_collection_modifyitems(config, items):
-    if not config.getoption("--few-cases"):
+    if not config.getoption("--one-case"):
         return
-    cases = defaultdict(list)
+    first: dict[str, pytest.Item] = {}
     for item in items:
-        cases[item.nodeid.split("[")[0]].append(item)
-    kept = {id(item) for found in cases.values() for item in (found[0], found[-1])}
-    config.hook.pytest_deselected(items=[x for x in items if id(x) not in kept])
-    items[:] = [item for item in items if id(item) in kept]
+        first.setdefault(item.nodeid.split("[")[0], item)
+    kept = [*first.values()]
+    config.hook.pytest_deselected(items=[x for x in items if x not in kept])
+    items[:] = kept

@@ -203,9 +203,13 @@ def test_names_that_have_no_order_are_not_guessed():
         convert.from_torch(state, like)
     variables = convert.from_torch(state, like, {"first": "up"})
     assert (variables["params"]["down"]["kernel"] == 1).all()
-    like = shapes(Named(("up_2", "up_10")), np.zeros((1, 6), np.float32))
-    variables = convert.from_torch(state, like)
-    assert (variables["params"]["up_10"]["kernel"] == 1).all()
+
+
+@pytest.mark.parametrize("names", [("up_2", "up_10"), ("block2_up", "block10_up")])
+def test_numbers_are_an_order(names):
+    like = shapes(Named(names), np.zeros((1, 6), np.float32))
+    variables = convert.from_torch(torch_named(("first", "second")), like)
+    assert (variables["params"][names[1]]["kernel"] == 1).all()
 
 
 class TestErrors:

@@ -107,8 +107,15 @@ def test_the_batch_size_does_not_matter(batch_size):
 
 def test_tokens_of_which_none_counts_are_refused():
     """Their mean would be 0 and their perplexity 1, a perfect one."""
-    examples = {**EXAMPLES, "token_mask": np.zeros((len(EXAMPLES["labels"]), 3))}
-    with pytest.raises(ValueError, match="token_mask is 0 everywhere: no token counts"):
+    padding = np.array([[0, 1], [0, 0]])
+    examples = {
+        "inputs": {"input_ids": np.ones((2, 2), int), "attention_mask": 1 - padding},
+        "labels": np.ones((2, 2), int),
+        "token_mask": padding,
+    }
+    with pytest.raises(
+        ValueError, match="token_mask is 0 at every real token: none counts"
+    ):
         Evaluator(choose("jit"), examples, metrics=language)
 
 

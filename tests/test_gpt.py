@@ -142,6 +142,7 @@ def test_nothing_to_draw_is_refused(model):
     ("changed", "options", "message"),
     [
         ({"attention_mask": np.eye(3, 5)[::-1]}, {}, "a prompt ends in padding, which"),
+        ({"attention_mask": np.ones(5)}, {}, r"attention_mask has the shape \(5,\)"),
         ({"input_ids": np.ones((3, 0), int)}, {}, r"of at least 1 token, got \(3, 0\)"),
         ({"input_ids": np.ones(5, int)}, {}, r"are \[B, L\] .*, got \(5,\)"),
         ({}, {"temperature": -1.0}, "a temperature of draws is 0 or more, got -1.0"),

@@ -56,6 +56,12 @@ def test_hidden_states_add_up_over_the_layer_map():
     np.testing.assert_array_equal(mask, BATCH["mask"])
 
 
+def test_a_stored_layer_teaches_as_a_live_one():
+    term = on_hiddens(losses.hint_mse, ((0, 1),))
+    found, expected = (term(STUDENT, x, BATCH, 0)[0] for x in (STORED, TEACHER))
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_relations_get_the_batchs_mask_and_labels():
     values, _ = on_hiddens(losses.linear_cka, last())(STUDENT, TEACHER, BATCH, 0)
     pair = STUDENT.hiddens[-1], TEACHER.hiddens[-1]

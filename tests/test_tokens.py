@@ -206,7 +206,7 @@ class TestEncode:
             )
         found = tokens.encode(tokenizer, ["the"], 4)
         assert {*found} == {"input_ids", "attention_mask"}
-        assert (found["input_ids"][0, 0] == start[1]) if special else True
+        assert found["attention_mask"].sum() == 1 + special
 
     def test_padding_may_come_first(self, trained):
         behind = tokens.encode(trained, ["the film", ""], 6)

@@ -101,17 +101,23 @@ def test_a_word_that_only_the_student_rules_out_may_weigh_nothing():
         )
     )
     for one, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        assert np.isfinite(one).all()
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
-def test_single_precision_stays_where_double_is_the_default():
-    with jax.enable_x64():
+@pytest.mark.parametrize("bias", [None, np.float32, np.float64])
+@pytest.mark.parametrize("temperature", [2.0, np.float64(2)])
+def test_types_are_the_dense_ones_where_double_is_the_default(bias, temperature):
+    with jax.enable_x64(True):
+        mine = head(0, 4, bias=bias is not None)
+        if bias is not None:
+            mine = mine.replace(bias=mine.bias.astype(bias))
         for found, expected in zip(
-            chunked(head(0, 4, bias=False), TEACHER, 4),
-            dense(head(0, 4, bias=False), TEACHER),
+            chunked(mine, TEACHER, 4, temperature),
+            dense(mine, TEACHER, temperature),
             strict=True,
         ):
-            assert found.dtype == np.float32
+            assert found.dtype == expected.dtype
             np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 

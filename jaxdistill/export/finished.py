@@ -119,9 +119,7 @@ def _of_texts(
     tokenizer = tokens.load_tokenizer(folder)
 
     def encode(chosen: Sequence[str]) -> dict[str, np.ndarray]:
-        arrays = tokens.encode(tokenizer, chosen, length)
-        # The types of a single text are all 0, which is what a model without them has.
-        return {key: arrays[key] for key in ("input_ids", "attention_mask")}
+        return tokens.encode(tokenizer, chosen, length)
 
     some = [texts.train.texts[i] for i in _some(len(texts.train.texts))]
     preprocessing = {

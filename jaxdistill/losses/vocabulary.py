@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxdistill.losses.logits import Values, check_labels, check_pair, check_temperature
-from jaxdistill.losses.stable import promote
 from jaxdistill.types import Array, Factored
 
 CHUNK = 4096
@@ -100,7 +99,7 @@ def chunked_forward_kl(
         return (_add(sums, mine), (after, total), gaps), None
 
     first, theirs = _start(student), _start(teacher)
-    dtype = jnp.promote_types(first[0].dtype, theirs[0].dtype)
+    dtype = jnp.result_type(first[0], theirs[0], temperature)
     carry = jax.tree.map(
         lambda x: x.astype(dtype), (first, theirs, jnp.zeros_like(first[1]))
     )
@@ -111,7 +110,7 @@ def chunked_forward_kl(
 
 def _start(head: Factored) -> tuple[Array, Array]:
     """The largest logit so far, and the sum of exponentials less that: of no class."""
-    dtype = promote(jnp.zeros((), head.hidden.dtype)).dtype
+    dtype = jax.eval_shape(head.multiply).dtype
     shape = head.shape[:-1]
     return jnp.full(shape, jnp.finfo(dtype).min), jnp.zeros(shape, dtype)
 

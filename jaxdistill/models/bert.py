@@ -71,7 +71,8 @@ class Encoder(nn.Module):
 
         Args:
           inputs: `input_ids` `[B, L]`; `attention_mask` `[B, L]`, 0 for padding,
-            `token_type_ids` `[B, L]` and `position_ids` `[B, L]` may be missing.
+            `token_type_ids` `[B, L]` and `position_ids`, `[B, L]` or `[1, L]`, may be
+            missing.
           mask: the batch's; no layer here looks across examples.
           train: whether dropout is on.
 
@@ -80,8 +81,8 @@ class Encoder(nn.Module):
           `queries`, `keys`, `values`, each a tuple by layer.
 
         Raises:
-          ValueError: a sequence is longer than the positions, or a mask or types have
-            another shape than the tokens.
+          ValueError: a sequence is longer than the positions, tokens are not `[B, L]`,
+            or a mask, types or positions have another shape.
         """
         del mask
         inputs = readable(inputs, self.size, self.size.types)
@@ -144,7 +145,7 @@ class BertMaskedLM(nn.Module):
         size = self.encoder.size
         x = dense(size.width, "transform")(outputs.hiddens[-1])
         x = layer_norm(size, "transform_norm")(activation(size.activation)(x))
-        bias = self.param("bias", nn.initializers.zeros, (size.vocab,))
+        bias = self.param("bias", nn.initializers.zeros, (size.vocab,), jnp.float32)
         words = self.encoder.words
         if self.factored:
             return outputs.replace(logits=Factored(x, words.embedding, bias))

@@ -79,8 +79,8 @@ class GPT(nn.Module):
 
         Args:
           inputs: `input_ids` `[B, L]`; `attention_mask` `[B, L]`, 0 for padding,
-            `position_ids` `[B, L]`, and `token_type_ids` `[B, L]`, tokens whose
-            embeddings are added, may be missing.
+            `position_ids`, `[B, L]` or `[1, L]`, and `token_type_ids` `[B, L]`, tokens
+            whose embeddings are added, may be missing.
           mask: the batch's; no layer here looks across examples.
           train: whether dropout is on.
           cache: the tokens before these; `extras["cache"]` then has these too.
@@ -91,8 +91,8 @@ class GPT(nn.Module):
           `values`, each a tuple by layer.
 
         Raises:
-          ValueError: a sequence is longer than the positions, or a mask or types have
-            another shape than the tokens.
+          ValueError: a sequence is longer than the positions, tokens are not `[B, L]`,
+            or a mask, types or positions have another shape.
         """
         del mask
         size = self.size

@@ -103,13 +103,13 @@ def readable(
         a mask, types or positions have another shape.
     """
     ids = inputs["input_ids"]
+    if ids.ndim != 2:
+        raise ValueError(f"input_ids are [B, L], got the shape {ids.shape}")
     if ids.shape[-1] > size.positions:
         raise ValueError(
             f"a sequence of {ids.shape[-1]} tokens is longer than the model's "
             f"{size.positions} positions"
         )
-    if ids.ndim != 2:
-        raise ValueError(f"input_ids are [B, L], got the shape {ids.shape}")
     shared = (1, ids.shape[1])
     allowed = {
         "attention_mask": [ids.shape],

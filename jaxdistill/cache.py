@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from operator import itemgetter
 from typing import Any
 
 import jax
@@ -25,11 +24,9 @@ import numpy as np
 from etils import epath
 from tqdm.auto import tqdm
 
-from jaxdistill import fingerprints, trimming
+from jaxdistill import fingerprints
 from jaxdistill.augment import Prepare
-from jaxdistill.data import check_inputs, pad
-from jaxdistill.data.inputs import some_of
-from jaxdistill.losses.stable import promote
+from jaxdistill.data import check_inputs
 from jaxdistill.manifest import (
     DTYPES,
     CacheError,
@@ -40,10 +37,9 @@ from jaxdistill.manifest import (
     save,
     save_manifest,
 )
-from jaxdistill.precision import lower
+from jaxdistill.stored_outputs import of_batch, of_examples
 from jaxdistill.terms import token_mask
-from jaxdistill.types import Array, Batch, Outputs, whole_logits
-from jaxdistill.views import view_of
+from jaxdistill.types import Batch, Outputs
 from jaxdistill.zarr import SHARD, DamagedError, open_array, read_array
 
 __all__ = ["DTYPES", "CacheError", "Manifest", "check", "describe", "read", "verify"]
@@ -95,7 +91,7 @@ def describe(
     batch["index"] = jax.ShapeDtypeStruct((size,), jnp.int32)
     outputs = jax.eval_shape(teacher, batch)
     check_outputs(outputs, teacher, manifest)
-    one_view = partial(_outputs, manifest=replace(manifest, views=1), prepare=None)
+    one_view = partial(of_batch, manifest=replace(manifest, views=1), prepare=None)
     return replace(
         manifest,
         classes=outputs.logits.shape[-1],
@@ -139,7 +135,7 @@ def write(
     if (folder / "begun.json").exists():
         compare(folder / "begun.json", manifest)
     save_manifest(folder / "begun.json", manifest)
-    forward = jax.jit(partial(_outputs, manifest=manifest, prepare=prepare))
+    forward = jax.jit(partial(of_batch, manifest=manifest, prepare=prepare))
     shards = range(0, manifest.size, SHARD)
     mine = shards[jax.process_index() :: jax.process_count()]
     bar = tqdm(
@@ -151,7 +147,7 @@ def write(
         if is_marked(mark, shapes):
             continue
         index = np.arange(start, stop, dtype=np.int32)
-        arrays = _compute(forward, teacher, examples, index, manifest)
+        arrays = of_examples(forward, teacher, examples, index, manifest)
         for name, array in arrays.items():
             shape = (manifest.size, *array.shape[1:])
             try:
@@ -234,8 +230,8 @@ def verify(
     stored = read(path, manifest)
     rng = np.random.default_rng(seed)
     chosen = np.sort(rng.permutation(manifest.size)[:rows]).astype(np.int32)
-    forward = jax.jit(partial(_outputs, manifest=manifest, prepare=prepare))
-    again = _compute(forward, teacher, examples, chosen, manifest)
+    forward = jax.jit(partial(of_batch, manifest=manifest, prepare=prepare))
+    again = of_examples(forward, teacher, examples, chosen, manifest)
     name = "logits" if manifest.top_k is None else "log_probs"
     found = np.asarray(stored[name][chosen], np.float32)
     expected = np.asarray(again[name], np.float32)
@@ -260,67 +256,6 @@ def _difference(found: np.ndarray, expected: np.ndarray) -> float:
     found, expected = (np.where(finite, x, 0) for x in (found, expected))
     gap = abs(found - expected).max()
     return float(gap / abs(expected).max()) if gap else 0.0
-
-
-def _outputs(teacher, batch: Batch, *, manifest: Manifest, prepare) -> dict[str, Array]:
-    """What is stored of a batch, `[B, views, ...]`."""
-    size = batch["mask"].shape[0]
-    # Here, not before: compiled with the forward pass, as in a step, it rounds alike.
-    teacher = lower(teacher, manifest.compute)
-
-    def view_outputs(number):
-        view = batch
-        if prepare is not None:
-            view = view_of(prepare, manifest.seed, batch, jnp.full(size, number))
-        return trimming.trimmed(of_view, manifest.trim_to)(view)
-
-    def of_view(view):
-        outputs = teacher({**view, "inputs": lower(view["inputs"], manifest.compute)})
-        hiddens = {
-            f"hidden_{i}": outputs.hiddens[i].astype(manifest.dtype)
-            for i in manifest.layers
-        }
-        return _logits(whole_logits(outputs.logits), manifest) | hiddens
-
-    if manifest.views == 1:
-        return jax.tree.map(lambda x: x[:, None], view_outputs(0))
-    views = jax.lax.map(view_outputs, jnp.arange(manifest.views))
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), views)
-
-
-def _logits(logits: Array, manifest: Manifest) -> dict[str, Array]:
-    if manifest.top_k is None:
-        return {"logits": logits.astype(manifest.dtype)}
-    logits = promote(logits)
-    kept, ids = jax.lax.top_k(logits, manifest.top_k)
-    total = jax.nn.logsumexp(logits, axis=-1)
-    return {
-        "ids": ids.astype(jnp.int32),
-        "log_probs": (kept - total[..., None]).astype(manifest.dtype),
-        "logsumexp": total,
-    }
-
-
-def _compute(forward, teacher, examples, index, manifest) -> dict[str, np.ndarray]:
-    """What is stored of the examples at `index`, in its order."""
-    if not manifest.trim_to:
-        return _in_turn(forward, teacher, examples, index, manifest)
-    order = trimming.shortest_first(some_of(examples["inputs"], index))
-    arrays = _in_turn(forward, teacher, examples, index[order], manifest)
-    back = np.argsort(order)
-    return {name: array[back] for name, array in arrays.items()}
-
-
-def _in_turn(forward, teacher, examples, index, manifest) -> dict[str, np.ndarray]:
-    """As many at once as one device has of a batch: it computes its part as alone."""
-    rows = pad(index, manifest.batch_size // manifest.devices)
-    examples, parts = jax.tree.map(np.asarray, dict(examples)), []
-    for at, mask in zip(rows["index"], rows["mask"], strict=True):
-        batch = jax.tree.map(itemgetter(at), examples)
-        arrays = forward(teacher, {**batch, "index": at, "mask": mask})
-        real = int(mask.sum())  # padding comes last
-        parts.append({name: np.asarray(x)[:real] for name, x in arrays.items()})
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _wait(files: Sequence[epath.Path], seconds: float = 3600.0) -> None:

@@ -70,7 +70,7 @@ class Study:
           trim_to: lengths in tokens: texts of like length train together, and a batch
             is cut to the shortest of these that holds it (`steps.make_train_step`). A
             teacher's stored outputs then are of texts, not of tokens, and a live one's
-            but for rounding. Evaluation cuts nothing.
+            but for rounding. An `Evaluator` cuts by its own.
           progress: whether to show bars.
         """
         run.check_batch(batch_size)

@@ -209,7 +209,7 @@ def test_a_killed_writer_goes_on(store, tmp_path):
     class Killed(Exception):
         pass
 
-    real = cache._compute
+    real = cache.of_examples
 
     def dying(*args):
         calls.append(1)
@@ -218,7 +218,7 @@ def test_a_killed_writer_goes_on(store, tmp_path):
         return real(*args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cache, "_compute", dying)
+        patch.setattr(cache, "of_examples", dying)
         with pytest.raises(Killed):
             cache.write(again, TEACHER, EXAMPLES, manifest, progress=False)
         with pytest.raises(CacheError, match="no finished teacher outputs"):
@@ -324,9 +324,9 @@ def test_a_damaged_begin_is_named(store, content):
 def test_what_the_message_says_brings_a_store_back(store, damage, monkeypatch):
     """Without its manifest it is unfinished: what is marked is not computed again."""
     path, manifest = store
-    computed, real = [], cache._compute
+    computed, real = [], cache.of_examples
     monkeypatch.setattr(
-        cache, "_compute", lambda *args: computed.append(args[3][0]) or real(*args)
+        cache, "of_examples", lambda *args: computed.append(args[3][0]) or real(*args)
     )
     expected = cache.read(path, manifest)
     (path / "manifest.json").write_text("")

@@ -63,6 +63,7 @@ FLOORS = {
     "zarr": 1,
     "views": 2,
     "manifest": 2,
+    "stored_outputs": 2,
     "cache": 2,
     "figures": 4,
     "heatmap": 4,

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxdistill.accumulate import accumulate, split
 from jaxdistill.losses.stable import divide
 from jaxdistill.precision import lower
 from jaxdistill.trimming import trimmed
@@ -120,7 +121,7 @@ def make_train_step(
         if rollout is not None:
             batch = rollout(state, batch, jax.random.fold_in(rng, GENERATE))
         key = jax.random.fold_in(rng, DROPOUT)
-        parts = _split(batch, micro_batches)
+        parts = split(batch, micro_batches)
         lesson = lower(teacher, dtype)
         forward = _forward(
             student, objective, lesson, dtype, state.step, key, micro_batches
@@ -255,7 +256,7 @@ def _counts(forward, state: TrainState, parts: Batch, micro_batches: int):
         terms, _ = forward(state.params, state.model_state, i, part)
         return carry, {name: mask.sum() for name, (_, _, mask) in terms.items()}
 
-    return _accumulate(count, None, parts, micro_batches)[1]
+    return accumulate(count, None, parts, micro_batches)[1]
 
 
 def _gradient(forward, state: TrainState, parts, counts, micro_batches, trim_to):
@@ -273,38 +274,7 @@ def _gradient(forward, state: TrainState, parts, counts, micro_batches, trim_to)
         (loss, (sums, model_state)), grads = of_part(part)
         return model_state, (loss, sums, grads)
 
-    return _accumulate(gradient, state.model_state, parts, micro_batches)
-
-
-def _split(batch: Batch, parts: int) -> Batch:
-    # Part i takes the rows i, i + parts, ...: a batch that is sharded over devices
-    # stays sharded in every part.
-    size = batch["mask"].shape[0]
-    if size % parts:
-        raise ValueError(
-            f"a batch of {size} does not divide into {parts} micro-batches"
-        )
-    return jax.tree.map(
-        lambda x: jnp.swapaxes(x.reshape(size // parts, parts, *x.shape[1:]), 0, 1),
-        dict(batch),
-    )
-
-
-def _accumulate(function: Callable, carry: Any, parts: Batch, count: int):
-    """`function(carry, i, part) -> (carry, tree)`: the last carry, the sum of trees."""
-    if count == 1:
-        return function(carry, 0, jax.tree.map(lambda x: x[0], parts))
-
-    def body(loop, xs):
-        carry, total = loop
-        carry, tree = function(carry, *xs)
-        return (carry, jax.tree.map(jnp.add, total, tree)), None
-
-    first = jax.tree.map(lambda x: x[0], parts)
-    shapes = jax.eval_shape(function, carry, jnp.int32(0), first)[1]
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    xs = (jnp.arange(count), parts)
-    return jax.lax.scan(body, (carry, zeros), xs)[0]
+    return accumulate(gradient, state.model_state, parts, micro_batches)
 
 
 def _update(state, optimizer, grads, model_state, counts) -> TrainState:

@@ -20,6 +20,7 @@ FLOORS = {
     "models": 1,
     "data": 1,
     "schedules": 2,
+    "accumulate": 2,
     "fingerprints": 2,
     "precision": 2,
     "terms": 2,

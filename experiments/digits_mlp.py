@@ -87,7 +87,7 @@ class Config:
     seeds: int = 5
     """runs of everything, each with its own weights, order and labels"""
     evaluations: int = 10
-    """evaluations, log records and checkpoints of a training"""
+    """evaluations, log records and checkpoints of a training, about so many"""
     stored: bool = False
     """compute the teacher's outputs once, in the run directory, and read them"""
     precision: Precision = "float32"

@@ -78,7 +78,7 @@ class Config:
     batch_size: int = 50
     """examples in a batch; all students see the same"""
     evaluations: int = 5
-    """evaluations, log records and checkpoints"""
+    """evaluations, log records and checkpoints, about so many"""
     distributed: bool = False
     """one of several, see jaxdistill.processes; SLURM and TPU pods need no flag"""
     compilation_cache: bool = True

@@ -151,21 +151,49 @@ def _ahead(run: Parallel, batches: Any, after: tuple | None) -> Future:
     return rows
 
 
+def interval(steps: int, evaluations: int) -> int:
+    """Steps between evaluations, of which there are about so many.
+
+    As many as divide the steps, where a number near does: one shorter stretch at the
+    end would be one more program to compile.
+
+    >>> interval(100, 10)
+    10
+    >>> interval(78, 5)  # six, and not four of 16 steps and one of 14
+    13
+    >>> interval(23, 4)
+    6
+    """
+    near = range(evaluations // 2 + 1, 2 * evaluations)
+    for n in sorted(near, key=lambda n: abs(n - evaluations)):
+        if steps % n == 0:
+            return steps // n
+    return -(-steps // evaluations)
+
+
 def dispatches(done: int, total: int, every: int, most: int):
     """`(start, stop)` of the dispatches after step `done`.
 
-    Each stretch of `every` steps is cut into equal parts, of two sizes at most: the
-    boundaries do not depend on where a run was interrupted, and nothing compiles late.
+    Each stretch of `every` steps is cut into equal parts, of two sizes at most, and of
+    one where less than twice as many can be: the boundaries do not depend on where a
+    run was interrupted, and nothing compiles late. A run that other boundaries
+    interrupted goes on from there to the next.
 
     >>> list(dispatches(0, 10, 5, 3))
     [(0, 2), (2, 5), (5, 7), (7, 10)]
+    >>> list(dispatches(0, 12, 6, 4))
+    [(0, 3), (3, 6), (6, 9), (9, 12)]
+    >>> list(dispatches(4, 12, 6, 6))
+    [(4, 6), (6, 12)]
     """
     parts = -(-every // most)
+    parts = next((n for n in range(parts, 2 * parts) if every % n == 0), parts)
     cuts = [every * i // parts for i in range(parts + 1)]
     for base in range(0, total, every):
         for low, high in zip(cuts, cuts[1:], strict=False):
-            if done <= base + low < total:
-                yield base + low, min(base + high, total)
+            start, stop = max(base + low, done), min(base + high, total)
+            if start < stop:
+                yield start, stop
 
 
 @contextmanager

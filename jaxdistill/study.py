@@ -19,7 +19,7 @@ from jaxdistill.checkpoint import Checkpoints
 from jaxdistill.data import Batches, Orders, check_inputs, check_labels
 from jaxdistill.evaluate import Evaluator
 from jaxdistill.lessons import Lessons
-from jaxdistill.loop import fit
+from jaxdistill.loop import fit, interval
 from jaxdistill.models import student
 from jaxdistill.parallel import Parallel
 from jaxdistill.precision import Precision
@@ -59,8 +59,9 @@ class Study:
           steps: optimizer steps of a training, unless its row says otherwise.
           batch_size: examples in a batch, over all devices.
           test: evaluates once, the last state, as an `Evaluator` does.
-          validation: evaluates `evaluations` times along the way, or never.
-          evaluations: records, checkpoints and validations of a training.
+          validation: evaluates along the way, or never.
+          evaluations: records, checkpoints and validations of a training, about so
+            many (`loop.interval`).
           stored: compute a live teacher's outputs once, below the run directory, for
             rows without augmentation, whose steps are bit-equal to live ones, and for
             those with `views`.
@@ -139,7 +140,7 @@ class Study:
             and (
                 lambda state: validation(teachers.trained(row.module, state), teacher)
             ),
-            evaluate_every=-(-steps // self.evaluations),
+            evaluate_every=interval(steps, self.evaluations),
             checkpoints=checkpoints,
             log=self.log,
             name=f"{name}-{seed}",

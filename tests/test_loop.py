@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`fit`: cadence, logs, resume, and stopping on a loss that is not finite."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import optax
@@ -10,7 +12,7 @@ from jaxdistill import fingerprints, models, parallel
 from jaxdistill.checkpoint import Checkpoints
 from jaxdistill.data import Batches
 from jaxdistill.journal import NonFiniteLoss
-from jaxdistill.loop import dispatches, fit
+from jaxdistill.loop import dispatches, fit, interval
 from jaxdistill.objectives import combine, hard_labels
 from jaxdistill.runs import Run
 from jaxdistill.steps import init_state, make_train_step, scan_train
@@ -66,6 +68,40 @@ def test_dispatches_cover_every_step_once_wherever_they_resume(most):
     assert whole[-1][1] == 23
     for done in (stop for _, stop in whole):
         assert list(dispatches(done, 23, 6, most)) == [d for d in whole if d[0] >= done]
+
+
+@pytest.mark.parametrize("done", range(23))
+def test_a_run_that_other_boundaries_interrupted_misses_no_step(done):
+    rest = list(dispatches(done, 23, 6, 4))
+    assert [step for low, high in rest for step in range(low, high)] == list(
+        range(done, 23)
+    )
+
+
+@pytest.mark.parametrize("evaluations", [1, 2, 5, 10])
+def test_few_lengths_compile(evaluations):
+    """One where a number of evaluations near the one asked for divides the steps."""
+    for steps in range(1, 200):
+        every = interval(steps, evaluations)
+        plan = list(dispatches(0, steps, every, 1000))
+        assert len({stop - start for start, stop in plan}) <= 2
+        assert len(plan) < 2 * evaluations
+        near = range(evaluations // 2 + 1, 2 * evaluations)
+        if any(steps % n == 0 for n in near):
+            assert {stop - start for start, stop in plan} == {every}
+            assert len(plan) in near
+
+
+def test_a_run_goes_on_at_another_cadence(tmp_path):
+    expected = Job(tmp_path / "a").fit(evaluate_every=24)
+    job = Job(tmp_path / "b")
+    job.fit(steps=10, evaluate_every=10)
+    state = job.fit(evaluate_every=6)
+    assert int(state.step) == 24
+    assert [r["step"] for r in job.log.records] == [10, 12, 18, 24]
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=1e-4), state.params, expected.params
+    )
 
 
 def test_logs_evaluates_and_saves_at_its_cadence(tmp_path):

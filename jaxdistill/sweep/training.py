@@ -13,7 +13,7 @@ from flax import linen as nn
 from jaxdistill import fingerprints, models, teachers
 from jaxdistill.checkpoint import Checkpoints
 from jaxdistill.data import Batches, Orders
-from jaxdistill.loop import fit
+from jaxdistill.loop import fit, interval
 from jaxdistill.parallel import Parallel
 from jaxdistill.runs import Run
 from jaxdistill.sweep import own
@@ -61,7 +61,8 @@ def train(
         (`stack`), or None.
       names: of the cells in logs; without, a record is their mean.
       evaluate: `all students -> {name: number}`, with names one such of each cell.
-      evaluations: records and checkpoints of the training.
+      evaluations: records and checkpoints of the training, about so many
+        (`loop.interval`).
       best: see `Checkpoints`; of the cells' mean.
       progress: whether to show a bar.
       options: see `make_sweep_step`.
@@ -102,7 +103,7 @@ def train(
         steps=steps,
         teacher=run.replicate(teacher),
         evaluate=None if evaluate is None else lambda x: evaluate(trained(x)),
-        evaluate_every=-(-steps // evaluations),
+        evaluate_every=interval(steps, evaluations),
         checkpoints=checkpoints,
         log=log,
         name=name,

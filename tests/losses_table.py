@@ -139,6 +139,11 @@ def reordered(student, teacher, *rest):
     return student[..., ::-1], teacher, *rest
 
 
+def equal_heads(student, teacher, *_, **__):
+    """As many heads as the student's, each the mean of the teacher's."""
+    return np.broadcast_to(teacher.mean(1, keepdims=True), student.shape)
+
+
 def equal_widths(student, teacher, *_, **__):
     """A student that is its teacher: of the teacher's width."""
     return teacher
@@ -268,6 +273,22 @@ CASES = [
         losses.attention_kl,
         arguments(shares(2, 3, 4, 5), shares(2, 3, 4, 5)),
         best=None,  # over free numbers; over distributions it is 0, tested below
+        drop=some_keys,
+    ),
+    case(
+        losses.attention_mse,
+        arguments(normal(2, 3, 4, 5), normal(2, 2, 4, 5)),
+        note="of other heads",
+        settings={"mean_heads": True},
+        best=equal_heads,
+        drop=some_keys,
+    ),
+    case(
+        losses.attention_kl,
+        arguments(shares(2, 3, 4, 5), shares(2, 2, 4, 5)),
+        note="of other heads",
+        settings={"mean_heads": True},
+        best=None,
         drop=some_keys,
     ),
     case(

@@ -334,9 +334,14 @@ def patient_mse(student, teacher):
 # Attention
 
 
-def attention_mse(student, teacher, mask=None):
+def attention_mse(student, teacher, mask=None, mean_heads=False):
     """Jiao et al. 2020 (TinyBERT), equation 7, over the keys that are real."""
     student, teacher = (np.asarray(x, np.float64) for x in (student, teacher))
+    if mean_heads:
+        student, teacher = (
+            np.stack([np.mean(list(row), 0)[None] for row in x])
+            for x in (student, teacher)
+        )
     batch, heads, queries, keys = student.shape
     values = np.zeros((batch, queries))
     for b, i in np.ndindex(batch, queries):
@@ -350,9 +355,14 @@ def attention_mse(student, teacher, mask=None):
     return values
 
 
-def attention_kl(student, teacher, mask=None):
+def attention_kl(student, teacher, mask=None, mean_heads=False):
     """Wang et al. 2020 (MiniLM), attention transfer: KL of attention probabilities."""
     student, teacher = (np.asarray(x, np.float64) for x in (student, teacher))
+    if mean_heads:
+        student, teacher = (
+            np.stack([np.mean(list(row), 0)[None] for row in x])
+            for x in (student, teacher)
+        )
     batch, heads, queries, keys = student.shape
     values = np.zeros((batch, queries))
     for b, i in np.ndindex(batch, queries):

@@ -306,7 +306,7 @@ PAIR, MAP = np.zeros((2, 3)), np.zeros((2, 4, 4, 3))
         ),
         (
             lambda: losses.attention_kl(MAP, MAP[:, :2]),
-            "relation_kl compares other numbers of heads",
+            "of other numbers of heads mean_heads=True",
         ),
         (
             lambda: losses.relation_kl(MAP[0], MAP[0], heads=2),

@@ -95,6 +95,23 @@ def test_padded_tokens_do_not_count():
     np.testing.assert_allclose(values[0], expected[0], rtol=1e-6)
 
 
+@pytest.mark.parametrize("loss", [losses.attention_mse, losses.attention_kl])
+def test_attention_of_another_number_of_heads_is_matched_by_the_means(loss):
+    padding = np.array([[1, 1, 0], [1, 1, 1], [1, 1, 1], [1, 0, 0]], np.float32)
+    batch = {**BATCH, "inputs": {"attention_mask": padding}}
+    maps = [
+        jax.nn.softmax(jnp.where(padding[:, None, None] > 0, x, -jnp.inf))
+        for x in (normal(0, 4, 2, 3, 3), normal(1, 4, 3, 3, 3))
+    ]
+    student, teacher = (Outputs(None, attentions=(m,)) for m in maps)
+    values, _ = on_attentions(loss, last(), mean_heads=True)(student, teacher, batch, 0)
+    means = (m.mean(1, keepdims=True) for m in maps)
+    expected = loss(*means, padding * BATCH["mask"][:, None])
+    np.testing.assert_allclose(values, expected, rtol=1e-6)
+    with pytest.raises(ValueError, match="other numbers of heads mean_heads=True"):
+        on_attentions(loss, last())(student, teacher, batch, 0)
+
+
 def test_relations_of_queries_keys_and_values():
     padding = np.array([[1, 1, 0], [1, 1, 1], [1, 1, 1], [1, 0, 0]], np.float32)
     batch = {**BATCH, "inputs": {"attention_mask": padding}}

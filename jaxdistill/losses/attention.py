@@ -12,12 +12,15 @@ from jaxdistill.losses.stable import divergence, divide, fixed, log_normalize, p
 from jaxdistill.types import Array
 
 Maps = Float[Array, "b h l s"]
+TheirMaps = Float[Array, "b h2 l s"]
 Keys = Real[Array, "b s"] | None
 Queries = Float[Array, "b l"]
 
 
-def attention_mse(student: Maps, teacher: Maps, mask: Keys = None) -> Queries:
-    """Mean squared difference of attention maps, head by head.
+def attention_mse(
+    student: Maps, teacher: TheirMaps, mask: Keys = None, *, mean_heads: bool = False
+) -> Queries:
+    """Mean squared difference of attention maps, head by head, or of the heads' means.
 
     `mean_h mean_s (A_s[h, l, s] - A_t[h, l, s])^2` over the keys that count, zero
     exactly when the maps are equal there. The paper takes the scores before softmax,
@@ -26,14 +29,16 @@ def attention_mse(student: Maps, teacher: Maps, mask: Keys = None) -> Queries:
 
     Args:
       student: `[B, H, L, S]` scores or probabilities of any float type.
-      teacher: `[B, H, L, S]`, the same kind; no gradient flows into it.
+      teacher: `[B, H', L, S]`, the same kind; no gradient flows into it.
       mask: `[B, S]`, 0 for a padded key, or None.
+      mean_heads: compare `mean_h A_s[h]` with `mean_h A_t[h]`; the sides may then have
+        different numbers of heads.
 
     Returns:
       `[B, L]` values in squared units of the maps, at least float32.
 
     Raises:
-      ValueError: shapes differ (heads must be equal in number; see `relation_kl`).
+      ValueError: shapes differ, but for the number of heads with `mean_heads`.
 
     >>> import jax.numpy as jnp
     >>> maps = jnp.array([[[[1.0, 0.0]]]])
@@ -41,17 +46,20 @@ def attention_mse(student: Maps, teacher: Maps, mask: Keys = None) -> Queries:
     [[1.]]
 
     References:
-      Jiao et al. 2020, TinyBERT, equation 7.
+      Jiao et al. 2020, TinyBERT, equation 7; Yang et al. 2020, TextBrewer, whose
+      losses of attention take sums or means over heads.
     """
+    student, teacher = _heads(promote(student), fixed(teacher), mean_heads)
     keep = _keys("attention_mse", student, teacher, mask)
-    student, teacher = promote(student), fixed(teacher)
     keep = keep & ((student > -jnp.inf) | (teacher > -jnp.inf))
     gap = jnp.where(keep, student, 0) - jnp.where(keep, teacher, 0)
     return divide((gap**2).sum((1, 3)), keep.sum((1, 3)))
 
 
-def attention_kl(student: Maps, teacher: Maps, mask: Keys = None) -> Queries:
-    """KL divergence between attention distributions, head by head.
+def attention_kl(
+    student: Maps, teacher: TheirMaps, mask: Keys = None, *, mean_heads: bool = False
+) -> Queries:
+    """KL divergence between attention distributions, by head, or of the heads' means.
 
     `mean_h sum_s A_t log(A_t / A_s)` over the keys that count, zero exactly when the
     distributions are equal. A key to which the teacher gives no attention adds 0; one
@@ -59,14 +67,16 @@ def attention_kl(student: Maps, teacher: Maps, mask: Keys = None) -> Queries:
 
     Args:
       student: `[B, H, L, S]` probabilities (after softmax) of any float type.
-      teacher: `[B, H, L, S]` probabilities; no gradient flows into them.
+      teacher: `[B, H', L, S]` probabilities; no gradient flows into them.
       mask: `[B, S]`, 0 for a padded key, or None.
+      mean_heads: compare `mean_h A_s[h]` with `mean_h A_t[h]`; the sides may then have
+        different numbers of heads.
 
     Returns:
       `[B, L]` values in nats, at least float32.
 
     Raises:
-      ValueError: shapes differ (heads must be equal in number; see `relation_kl`).
+      ValueError: shapes differ, but for the number of heads with `mean_heads`.
 
     >>> import jax.numpy as jnp
     >>> student, teacher = jnp.array([[[[0.5, 0.5]]]]), jnp.array([[[[0.75, 0.25]]]])
@@ -75,15 +85,17 @@ def attention_kl(student: Maps, teacher: Maps, mask: Keys = None) -> Queries:
     [[0.1308]]
 
     References:
-      Wang et al. 2020, MiniLM, equation 5 (self-attention distribution transfer).
+      Wang et al. 2020, MiniLM, equation 5 (self-attention distribution transfer); Yang
+      et al. 2020, TextBrewer, whose losses of attention take sums or means over heads.
     """
+    student, teacher = _heads(promote(student), fixed(teacher), mean_heads)
     keep = _keys("attention_kl", student, teacher, mask)
 
     def log(probabilities):
         some = keep & (probabilities > 0)
         return jnp.where(some, jnp.log(jnp.where(some, probabilities, 1)), -jnp.inf)
 
-    return divergence(log(fixed(teacher)), log(promote(student))).mean(1)
+    return divergence(log(teacher), log(student)).mean(1)
 
 
 def relation_kl(
@@ -153,12 +165,20 @@ def _relation(x: Array, keep: Array, heads: int) -> Array:
     return log_normalize(scores, keep)
 
 
+def _heads(student: Array, teacher: Array, mean: bool) -> tuple[Array, Array]:
+    """Maps as they are, or the mean of each side's heads, `[B, 1, L, S]`."""
+    if not mean:
+        return student, teacher
+    return student.mean(1, keepdims=True), teacher.mean(1, keepdims=True)
+
+
 def _keys(name: str, student: Array, teacher: Array, mask: Array | None) -> Array:
     """Which keys count, `[B, 1, 1, S]`."""
     if student.shape != teacher.shape:
         raise ValueError(
             f"{name}: student maps of shape {student.shape} and teacher maps of shape "
-            f"{teacher.shape} differ; relation_kl compares other numbers of heads"
+            f"{teacher.shape} differ; of other numbers of heads mean_heads=True "
+            "compares the means, and relation_kl relations"
         )
     keys = student.shape[::3]
     return (jnp.ones(keys) if mask is None else mask)[:, None, None, :] > 0

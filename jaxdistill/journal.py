@@ -91,7 +91,8 @@ def _means(metrics: Mapping[str, Any], start: int, name: str) -> dict[str, float
         loss = losses[lost[0]].flat[0]
         raise NonFiniteLoss(
             f"{name}: the loss is {loss} at step {start + lost[0] + 1}; stopped, the "
-            "last good checkpoint is kept (a lower learning rate or clipping may help)"
+            "last good checkpoint is kept (a lower learning rate or clipping may help; "
+            "a label that is no class gives nan)"
         )
     record = {}
     for key, pair in metrics.items():

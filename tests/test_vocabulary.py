@@ -18,7 +18,7 @@ from jaxdistill.objectives import (
     teacher_labels,
 )
 from jaxdistill.parts import first_classes
-from jaxdistill.steps import init_state, make_train_step
+from jaxdistill.steps import init_state, make_train_step, masked_sum
 from jaxdistill.types import Factored, Outputs, TopK
 
 TOKENS, CLASSES = (2, 5), 11
@@ -49,6 +49,30 @@ def dense(student, teacher, temperature=2.0):
     logits, theirs = student.multiply(), teacher.multiply()
     hard = losses.cross_entropy(logits, LABELS)
     return hard, losses.forward_kl(logits, theirs, temperature=temperature)
+
+
+@pytest.mark.parametrize("wrong", [-100, -1, CLASSES, 400])
+def test_a_label_that_is_no_class_has_no_loss(wrong):
+    """A finite one would train what nobody asked for; a mask leaves it out whole."""
+    labels = jnp.array(LABELS).at[0, 1].set(wrong)
+    keep = jnp.ones(TOKENS).at[0, 1].set(0)
+
+    def hard(student):
+        return losses.chunked_cross_entropy(student, labels, chunk=3)
+
+    def dense(student):
+        return losses.cross_entropy(student.multiply(), labels)
+
+    def decoupled(student):
+        logits = student.multiply()
+        return losses.decoupled_kl(logits, jnp.ones_like(logits), labels)
+
+    for loss in (hard, dense, decoupled):
+        missing = jnp.isnan(loss(STUDENT))
+        np.testing.assert_array_equal(missing, keep == 0)
+        slope = jax.grad(lambda x, loss=loss: masked_sum(loss(x), keep))(STUDENT)
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(slope))
+        assert not slope.hidden[0, 1].any()
 
 
 def both(function, *arguments):

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Int, Real
 
-from jaxdistill.losses.logits import Logits, Values, check_labels, tempered
+from jaxdistill.losses.logits import Logits, Values, check_labels, of_classes, tempered
 from jaxdistill.losses.stable import (
     centre,
     divergence,
@@ -38,7 +38,7 @@ def decoupled_kl(
     Args:
       student: `[..., C]` logits of any float type.
       teacher: `[..., C]` logits; no gradient flows into them.
-      labels: `[...]` integers in `[0, C)`.
+      labels: `[...]` integers in `[0, C)`; the value of any other is NaN.
       target_weight: alpha.
       nontarget_weight: beta.
       temperature: `T > 0`, applied to both sides; may be traced, as may the weights.
@@ -74,7 +74,8 @@ def decoupled_kl(
 
     tckd = divergence(two_classes(log_p), two_classes(log_q))
     nckd = divergence(log_normalize(log_p, ~target), log_normalize(log_q, ~target))
-    return (target_weight * tckd + nontarget_weight * nckd) * temperature**2
+    value = (target_weight * tckd + nontarget_weight * nckd) * temperature**2
+    return of_classes(value, labels, student)
 
 
 def dist(

@@ -30,7 +30,8 @@ def cross_entropy(
 
     Args:
       student: `[..., C]` logits of any float type.
-      labels: `[...]` integers in `[0, C)`.
+      labels: `[...]` integers in `[0, C)`; the value of any other, such as the -100
+        with which some mark tokens that do not count, is NaN: a mask leaves it out.
       label_smoothing: `e` in `[0, 1]`; may be traced.
 
     Returns:
@@ -51,6 +52,7 @@ def cross_entropy(
     student = promote(student)
     # optax is right here at -inf logits and for any finite offset: logsumexp - z[y].
     hard = optax.losses.softmax_cross_entropy_with_integer_labels(student, labels)
+    hard = of_classes(hard, labels, student)
     if is_concrete(label_smoothing):
         if not 0 <= label_smoothing <= 1:
             raise ValueError(
@@ -181,6 +183,11 @@ def check_labels(name: str, student: Array | Factored, labels: Array) -> None:
             f"{name}: labels of shape {labels.shape} do not fit logits of shape "
             f"{student.shape}; expected {student.shape[:-1]}"
         )
+
+
+def of_classes(values: Array, labels: Array, student: Array | Factored) -> Array:
+    """The values where a label is a class; others are NaN, not those of some class."""
+    return jnp.where((labels >= 0) & (labels < student.shape[-1]), values, jnp.nan)
 
 
 def check_classes(name: str, student: Any, teacher: Any) -> None:

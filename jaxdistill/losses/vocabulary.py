@@ -12,7 +12,13 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from jaxdistill.losses.logits import Values, check_labels, check_pair, check_temperature
+from jaxdistill.losses.logits import (
+    Values,
+    check_labels,
+    check_pair,
+    check_temperature,
+    of_classes,
+)
 from jaxdistill.types import Array, Factored
 
 CHUNK = 4096
@@ -25,7 +31,7 @@ def chunked_cross_entropy(
 
     Args:
       student: hidden states `[..., D]` and the last layer, of V classes.
-      labels: `[...]` integers in `[0, V)`.
+      labels: `[...]` integers in `[0, V)`; the value of any other is NaN.
       chunk: classes whose logits exist at once.
 
     Returns:
@@ -52,7 +58,7 @@ def chunked_cross_entropy(
     first = _start(student)
     zero = jnp.zeros_like(first[0])
     (total, label), _ = _scan(body, (first, zero), [student], chunk)
-    return _log(total) - label
+    return of_classes(_log(total) - label, labels, student)
 
 
 def chunked_forward_kl(

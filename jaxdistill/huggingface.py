@@ -148,6 +148,10 @@ def _joined(
                 f"the weights hold {name!r} of shape {array.shape}; config.json asks "
                 f"for {each}"
             )
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise ValueError(
+                f"the weights hold {name!r} of type {array.dtype}, which is no float"
+            )
     # A copy: the module may train on, and a device may share the host's memory.
     return np.concatenate([x.T if turned else x for _, x in parts], axis=-1)
 
@@ -276,4 +280,13 @@ def save(folder: str | Path, variables: Mapping[str, Any], config: Mapping[str, 
     state = from_linen(variables, config)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps(dict(config), indent=2) + "\n")
+    text = json.dumps(_with_type(config, state), indent=2)
+    (folder / CONFIG).write_text(f"{text}\n")
+
+
+def _with_type(config: Mapping[str, Any], state: Mapping[str, np.ndarray]):
+    """The configuration with the type of these tensors, in which they are loaded."""
+    names = {"dtype", "torch_dtype"} & {*config} or {"dtype"}
+    rest = {name: value for name, value in config.items() if name not in names}
+    types = {array.dtype.name for array in state.values()}
+    return rest | dict.fromkeys(names, *types) if len(types) == 1 else rest

@@ -90,7 +90,7 @@ ALIASES = {
     "heads": "num_attention_heads",
     "positions": "max_position_embeddings",
 }
-"""Names that every model's configuration may have in place of its own."""
+"""Names that every model's configuration may have; where it has both, these count."""
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -185,7 +185,7 @@ def size_of(config: Mapping[str, Any]) -> Size:
     numbers: dict[str, Any] = {"types": 0}
     for ours, (name, usual) in NUMBERS[kind].items():
         alias = ALIASES.get(ours, name)
-        known = name if name in config or alias not in config else alias
+        known = alias if alias in config else name
         numbers[ours] = _value(config, known, usual)
     if numbers.get("embedding_dropout") == numbers["dropout"]:
         del numbers["embedding_dropout"]  # whoever changes `dropout` then changes both
@@ -219,6 +219,6 @@ def _value(config: Mapping[str, Any], name: str, usual: Any) -> Any:
 
 def _classes(config: Mapping[str, Any]) -> int:
     labels = config.get("id2label")
-    if labels and isinstance(labels, Mapping):
+    if labels and isinstance(labels, Mapping) and "num_labels" not in config:
         return len(labels)
     return _value(config, "num_labels", 2)

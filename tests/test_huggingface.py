@@ -149,6 +149,30 @@ def test_back_again_is_the_identity(saved, scan, tmp_path):
         torch.testing.assert_close(again[name], value, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+def test_what_is_saved_is_loaded_in_its_own_type(saved, key, tmp_path):
+    """A training in float32 of 16-bit weights was lost: config.json said bfloat16."""
+    model, folder = saved
+    _, variables = huggingface.load(folder)
+    moved = jax.tree.map(lambda x: x.astype(np.float32) + np.float32(1e-4), variables)
+    config = {k: v for k, v in read_config(folder).items() if k != "dtype"}
+    huggingface.save(tmp_path / "out", moved, {**config, key: "bfloat16"})
+    again = type(model).from_pretrained(tmp_path / "out")
+    assert again.dtype == torch.float32
+    assert read_config(tmp_path / "out")[key] == "float32"
+    _, back = huggingface.load(tmp_path / "out")
+    assert_same_variables(back, moved)
+
+
+def test_weights_that_are_no_floats_are_refused(saved):
+    _, folder = saved
+    state, config = states(folder), read_config(folder)
+    name = next(name for name, array in state.items() if array.ndim == 2)
+    other = {**state, name: np.zeros(state[name].shape, np.int8)}
+    with pytest.raises(ValueError, match=f"{name}' of type int8, which is no float"):
+        huggingface.to_linen(other, config)
+
+
 def states(folder):
     """The tensors that a folder of transformers holds."""
     return huggingface.read_weights(folder / "model.safetensors")

@@ -6,7 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdistill.huggingface_config import ALIASES, NUMBERS, module_of, read_config
+from jaxdistill.huggingface_config import (
+    ALIASES,
+    NUMBERS,
+    module_of,
+    read_config,
+    size_of,
+)
 from jaxdistill.models.bert import BertClassifier
 from jaxdistill.models.size import ACTIVATIONS
 
@@ -47,8 +53,32 @@ def test_activations_are_those_of_transformers(name):
 def test_names_that_every_model_has_are_read():
     size = module_of({**GPT2, "hidden_size": 8, "num_attention_heads": 2}).size
     assert (size.width, size.heads, size.depth) == (8, 2, 12)
-    size = module_of({**GPT2, "n_head": 3, "num_attention_heads": 2}).size
-    assert size.heads == 3
+
+
+@pytest.mark.parametrize("kind", NUMBERS)
+def test_of_two_names_that_of_every_model_counts(kind):
+    transformers = pytest.importorskip(
+        "transformers", reason="transformers is not installed"
+    )
+    both = {"heads": (6, 2), "width": (24, 12), "depth": (5, 4), "positions": (9, 7)}
+    config = {**BERT, **GPT2} if kind == "gpt2" else {**BERT, **DISTILBERT}
+    config["model_type"] = kind
+    for ours, (own, alias) in both.items():
+        config |= {NUMBERS[kind][ours][0]: own, ALIASES[ours]: alias}
+    size = size_of(config)
+    theirs = type(transformers.AutoConfig.for_model(kind)).from_dict(config)
+    for ours in both:
+        assert getattr(size, ours) == getattr(theirs, ALIASES[ours])
+
+
+@pytest.mark.parametrize("given", [{"num_labels": 2}, {}, {"id2label": None}])
+def test_a_number_of_labels_counts_more_than_their_names(given):
+    transformers = pytest.importorskip(
+        "transformers", reason="transformers is not installed"
+    )
+    config = {**BERT, "id2label": {"0": "a", "1": "b", "2": "c"}, **given}
+    theirs = transformers.BertConfig.from_dict(config)
+    assert module_of(config).num_classes == theirs.num_labels
 
 
 @pytest.mark.parametrize(

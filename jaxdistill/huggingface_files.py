@@ -11,7 +11,7 @@ from jaxdistill.huggingface_config import CONFIG
 
 WEIGHTS = "model.safetensors"
 INDEX, SHARDS = f"{WEIGHTS}.index.json", "model-*-of-*.safetensors"
-TOKENIZERS = ("*.txt", "tokenizer*.json", "vocab.json")
+TOKENIZERS = ("*.txt", "tokenizer*.json", "added_tokens.json", "vocab.json")
 
 
 def find(folder: str | Path) -> Path:

@@ -138,6 +138,40 @@ class TestFolders:
         theirs = transformers.BertTokenizerFast.from_pretrained(bert)
         assert_as_theirs(tokens.load_tokenizer(bert), theirs)
 
+    @pytest.mark.parametrize("where", ["added_tokens", "tokenizer_config"])
+    def test_added_tokens_are_as_transformers(self, bert, transformers, where):
+        """Of vocab.txt, as models have them whose vocabulary was resized."""
+        content = {"[ENT]": 100, "[REL]": 101}
+        if where == "tokenizer_config":
+            names = ("lstrip", "rstrip", "normalized", "single_word")
+            flags = dict.fromkeys(names, False)
+            content = {
+                "added_tokens_decoder": {
+                    str(number): {"content": token, "special": True, **flags}
+                    for token, number in content.items()
+                }
+            }
+        (bert / f"{where}.json").write_text(json.dumps(content))
+        mine = tokens.load_tokenizer(bert)
+        assert mine.get_vocab_size() == 102
+        theirs = transformers.BertTokenizerFast.from_pretrained(bert)
+        texts = ["the [ENT] film [REL]", "[ENT][ENT] the"]
+        found = tokens.encode(mine, texts, 12)["input_ids"]
+        expected = theirs(texts, padding="max_length", max_length=12)["input_ids"]
+        np.testing.assert_array_equal(found, expected)
+        assert {100, 101} <= set(found.ravel().tolist())
+
+    def test_an_added_token_of_another_number(self, bert):
+        (bert / "added_tokens.json").write_text(json.dumps({"[ENT]": 105}))
+        with fails(rf"{bert}: the added token '\[ENT\]' is 105, and would be 100"):
+            tokens.load_tokenizer(bert)
+
+    def test_a_first_token_of_every_text(self, gpt2):
+        config = json.dumps({"add_bos_token": True})
+        (gpt2 / "tokenizer_config.json").write_text(config)
+        with fails(f"{gpt2}: tokenizer_config.json has add_bos_token, which .* alone"):
+            tokens.load_tokenizer(gpt2)
+
     def test_gpt2_is_as_transformers(self, gpt2, transformers):
         theirs = transformers.GPT2TokenizerFast.from_pretrained(gpt2)
         mine = tokens.load_tokenizer(gpt2)

@@ -50,6 +50,32 @@ def take_layers(params: Mapping[str, Any], layers: Sequence[int]) -> dict[str, A
     return _at_blocks(take, params)
 
 
+def drop_types(params: Mapping[str, Any]) -> dict[str, Any]:
+    """A BERT's parameters for the same model without token types (`Size(types=0)`).
+
+    The embedding of type 0, which every token of a single text has, is added to the
+    positions': nothing changes for such texts. DistilBERT has no types either, and
+    leaves their embeddings out.
+
+    Args:
+      params: of a BERT that has types.
+
+    Raises:
+      ValueError: it has none.
+
+    References:
+      Sanh et al. 2019, DistilBERT, section 3.
+    """
+    if "encoder" in params:
+        return {**params, "encoder": drop_types(params["encoder"])}
+    if "segments" not in params:
+        raise ValueError("the parameters have no token types")
+    first = params["segments"]["embedding"][:1]
+    places = {"embedding": params["places"]["embedding"] + first}
+    rest = {name: tree for name, tree in params.items() if name != "segments"}
+    return {**rest, "places": places}
+
+
 def stack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters as a model with `scan=True` has them."""
     return _at_blocks(_stacked, params)

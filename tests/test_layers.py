@@ -10,7 +10,7 @@ import pytest
 from builders import assert_identical
 
 from jaxdistill import models
-from jaxdistill.layers import stack_layers, take_layers, unstack_layers
+from jaxdistill.layers import drop_types, stack_layers, take_layers, unstack_layers
 from jaxdistill.models.gpt import gpt_size
 
 SIZE = models.Size(17, 8, 4, 2)
@@ -54,6 +54,21 @@ def test_a_gpt_has_layers_too():
     teacher, student = (models.GPT(size) for size in sizes)
     params = jax.jit(teacher.init)(jax.random.key(0), IDS)["params"]
     assert run(student, take_layers(params, (2,))).logits.shape == (2, 5, 17)
+
+
+def test_types_can_be_dropped():
+    """A DistilBERT has none: of single texts its teacher's states stay as they are."""
+    size = replace(SIZE, types=0, depth=2)
+    student = models.BertMaskedLM(models.Encoder(size))
+    params = drop_types(take_layers(PARAMS, (0, 3)))
+    assert "segments" not in params["encoder"]
+    expected = run(bert(2), take_layers(PARAMS, (0, 3)))
+    found = run(student, params)
+    np.testing.assert_allclose(found.logits, expected.logits, atol=1e-6)
+    for mine, theirs in zip(found.hiddens, expected.hiddens, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-6)
+    with pytest.raises(ValueError, match="the parameters have no token types"):
+        drop_types(params)
 
 
 def test_what_is_on_the_host_keeps_its_precision():

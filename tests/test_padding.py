@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from jaxdistill import cache, losses, models, steps, teachers
-from jaxdistill.data import DataError
+from jaxdistill.data import Batches, DataError
 from jaxdistill.evaluate import Evaluator, language
 from jaxdistill.matching import last, on_hiddens
 from jaxdistill.objectives import (
@@ -100,6 +100,9 @@ def test_a_text_that_is_all_padding_is_refused():
     given = batch(3, 0)
     given["inputs"]["attention_mask"][2] = 0
     teacher = teachers.live(MODULES["bert"], {})
+    batches = Batches(4, 2)
+    with pytest.raises(DataError, match="row 2 is all padding"):
+        next(batches.iterate({"inputs": given["inputs"]}, 0))
     with pytest.raises(DataError, match="row 2 is all padding"):
         Evaluator(jit(), given)
     with pytest.raises(DataError, match="row 2 is all padding"):

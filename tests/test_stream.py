@@ -232,6 +232,21 @@ class TestSources:
 
 
 class TestErrors:
+    def test_a_text_that_is_all_padding_is_named(self):
+        bad = int(Batches(SIZE, BATCH).rows(4, 5)["index"][0, 1])
+        keep = np.ones((SIZE, 2), np.int32)
+        keep[bad] = 0
+        source = {"ids": np.zeros((SIZE, 2), np.int32), "keep": keep}
+
+        def transform(record):
+            inputs = {"input_ids": record["ids"], "attention_mask": record["keep"]}
+            return {"inputs": inputs}
+
+        with Stream(source, Batches(SIZE, BATCH), transform) as stream:
+            stream.rows(0, 4)
+            with fails(f"record {bad} cannot .*: DataError: row 0 is all padding: .*"):
+                stream.rows(4, 5)
+
     @pytest.mark.parametrize("workers", [0, 2])
     def test_a_record_that_fails_is_named(self, workers, no_process_left):
         bad = int(Batches(SIZE, BATCH).rows(4, 5)["index"][0, 1])

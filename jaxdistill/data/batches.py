@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxdistill.data.errors import DataError
-from jaxdistill.data.inputs import some_of
+from jaxdistill.data.inputs import check_inputs, some_of
 
 POOL = 50
 """Most batches among whose examples those of like length are put together."""
@@ -68,7 +68,12 @@ class Batches:
         return {"seed": self.seed, "epoch": epoch, "batch": batch}
 
     def iterate(self, examples: Mapping[str, Any], epoch: int) -> Iterator[dict]:
-        """Host batches of one epoch, for a loop of one's own."""
+        """Host batches of one epoch, for a loop of one's own.
+
+        Raises:
+          DataError: a text is all padding.
+        """
+        check_inputs(examples.get("inputs"))
         rows = _epoch(self, epoch)
         for index, mask in zip(rows["index"], rows["mask"], strict=True):
             yield {**some_of(examples, index), "index": index, "mask": mask}

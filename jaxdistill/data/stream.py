@@ -21,6 +21,7 @@ import numpy as np
 
 from jaxdistill.data.batches import Batches
 from jaxdistill.data.errors import DataError
+from jaxdistill.data.inputs import check_inputs
 
 STEPS = 2**31 - 1
 """More than a training can have: its step is an int32."""
@@ -233,7 +234,10 @@ class _Reader:
             ) from error
 
     def _transformed(self, record: Any) -> Mapping[str, Any]:
-        return record if self.transform is None else self.transform(record)
+        example = record if self.transform is None else self.transform(record)
+        if isinstance(example, Mapping):
+            check_inputs(example.get("inputs"))
+        return example
 
 
 def _map(function: Callable, *trees: Any) -> Any:

@@ -51,6 +51,17 @@ def test_a_cache_changes_nothing(scan):
     np.testing.assert_array_equal(cache.mask.sum(1), 9)
 
 
+def test_a_cache_without_room_gives_no_logits(model):
+    """A slice beyond its end would be moved, and write over what is there."""
+    cache = empty_cache(SIZE, 3, 6)
+    step = jax.jit(lambda v, x, cache: model.module.apply(v, x, cache=cache))
+    part = step(model.variables, prompt(length=4), cache)
+    again = step(model.variables, prompt(length=2), part.extras["cache"])
+    assert np.isfinite(again.logits).all()
+    over = step(model.variables, prompt(length=2), again.extras["cache"])
+    assert np.isnan(over.logits).all()
+
+
 def test_the_most_likely_tokens_are_those_without_a_cache(model):
     ids = prompt()["input_ids"]
     found = generate(
@@ -190,9 +201,29 @@ def test_positions_may_be_the_same_for_all(model):
     np.testing.assert_array_equal(one, other)
 
 
-def test_sizes_are_at_least_1():
-    with pytest.raises(ValueError, match="heads is at least 1, got 0"):
-        gpt_size(19, 8, 2, 0)
+@pytest.mark.parametrize("which", [-1, 19])
+def test_a_token_that_is_none_gives_no_logits(model, which):
+    given = prompt()
+    given["input_ids"][1, 2] = which
+    for inputs in (given, {"input_ids": given["input_ids"]}):
+        logits = model.module.apply(model.variables, inputs).logits
+        assert np.isnan(logits[1, 2:]).all()
+        assert np.isfinite(logits[0]).all()
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"heads": 0}, "heads is at least 1, got 0"),
+        ({"inner": 0}, "inner is at least 1, got 0"),
+        ({"types": -1}, "types is at least 0, got -1"),
+        ({"dropout": 1.5}, r"dropout lies in \[0, 1\], got 1.5"),
+        ({"embedding_dropout": -1.0}, r"embedding_dropout lies in \[0, 1\], got -1"),
+    ],
+)
+def test_numbers_of_no_model_are_refused(numbers, message):
+    with pytest.raises(ValueError, match=message):
+        replace(SIZE, **numbers)
 
 
 def test_published_parameter_counts():

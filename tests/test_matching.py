@@ -157,6 +157,12 @@ def test_a_projection_is_of_a_layer_that_is_there():
             models.Projector(((layer, 5),)).init(jax.random.key(0), STUDENT.hiddens)
 
 
+def test_a_layer_has_one_projection():
+    projector = models.Projector(((-1, 5), (1, 5)))
+    with pytest.raises(ValueError, match="layer 1 of the student has two projections"):
+        projector.init(jax.random.key(0), STUDENT.hiddens)
+
+
 def test_projected_embeddings_are_compared_in_place_of_narrow_ones():
     student, teacher = (
         Outputs(None, extras={"embeddings": (normal(seed, 4, 3, width),)})

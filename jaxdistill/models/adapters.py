@@ -25,17 +25,21 @@ class Projector(nn.Module):
         """The projected states by layer, None where there is no projection.
 
         Raises:
-          ValueError: a layer that the student does not return.
+          ValueError: a layer that the student does not return, or one twice.
         """
         projected: list[Any] = [None] * len(hiddens)
+        taken: set[int] = set()
         for layer, width in self.widths:
             if not -len(hiddens) <= layer < len(hiddens):
                 raise ValueError(
                     f"a projection is of layer {layer} of the student, which returns "
                     f"{len(hiddens)} layers"
                 )
-            dense = nn.Dense(width, name=f"layer_{layer % len(hiddens)}")
-            projected[layer] = dense(hiddens[layer])
+            at = layer % len(hiddens)
+            if at in taken:
+                raise ValueError(f"layer {at} of the student has two projections")
+            taken.add(at)
+            projected[at] = nn.Dense(width, name=f"layer_{at}")(hiddens[at])
         return tuple(projected)
 
 

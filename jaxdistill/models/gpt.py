@@ -83,7 +83,8 @@ class GPT(nn.Module):
             whose embeddings are added, may be missing.
           mask: the batch's; no layer here looks across examples.
           train: whether dropout is on.
-          cache: the tokens before these; `extras["cache"]` then has these too.
+          cache: the tokens before these; `extras["cache"]` then has these too. More
+            than it has room for are NaN.
 
         Returns:
           `hiddens` after each layer, the last one after the last norm, as transformers
@@ -106,6 +107,8 @@ class GPT(nn.Module):
             size.positions, size.width, embedding_init=NORMAL, name="places"
         )
         x = words(ids) + table(places)
+        if cache is not None:
+            x = jnp.where(at[-1] < cache.mask.shape[1], x, jnp.nan)
         if "token_type_ids" in inputs:
             x = x + words(inputs["token_type_ids"])
         embeddings = x = embedding_dropout(size)(x, train)

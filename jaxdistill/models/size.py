@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -13,12 +14,24 @@ from jaxdistill.types import Array
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": partial(nn.gelu, approximate=False),
     "gelu_python": partial(nn.gelu, approximate=False),
+    "gelu_10": lambda x: jnp.clip(nn.gelu(x, approximate=False), -10, 10),
     "gelu_new": partial(nn.gelu, approximate=True),
+    "gelu_accurate": partial(nn.gelu, approximate=True),
     "gelu_pytorch_tanh": partial(nn.gelu, approximate=True),
+    "gelu_python_tanh": partial(nn.gelu, approximate=True),
     "gelu_fast": lambda x: x / 2 * (1 + jnp.tanh(0.7978845608 * (x + 0.044715 * x**3))),
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
+    "hardswish": nn.hard_swish,
+    "laplace": lambda x: (1 + jax.lax.erf((x - 0.707107) / (0.282095 * 2**0.5))) / 2,
+    "leaky_relu": nn.leaky_relu,
+    "linear": lambda x: x,
+    "mish": lambda x: x * jnp.tanh(nn.softplus(x)),
     "relu": nn.relu,
+    "relu2": lambda x: nn.relu(x) ** 2,
+    "relu6": nn.relu6,
+    "sigmoid": nn.sigmoid,
     "silu": nn.silu,
+    "sqrtsoftplus": lambda x: jnp.sqrt(nn.softplus(x)),
     "swish": nn.silu,
     "tanh": nn.tanh,
 }
@@ -62,9 +75,16 @@ class Size:
     scaled_by_layer: bool = False
 
     def __post_init__(self):
-        for name in ("vocab", "width", "depth", "heads", "positions"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is at least 1, got {getattr(self, name)}")
+        for name in ("vocab", "width", "depth", "heads", "positions", "inner"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise ValueError(f"{name} is at least 1, got {number}")
+        if self.types < 0:
+            raise ValueError(f"types is at least 0, got {self.types}")
+        for name in ("dropout", "attention_dropout", "embedding_dropout"):
+            rate = getattr(self, name)
+            if rate is not None and not 0 <= rate <= 1:
+                raise ValueError(f"{name} lies in [0, 1], got {rate}")
         if self.width % self.heads:
             raise ValueError(
                 f"{self.heads} heads do not divide a width of {self.width}"
@@ -91,7 +111,8 @@ def readable(
     """A text model's inputs, whose padding has rows in its tables, whatever it holds.
 
     A row that is not there is NaN, and would reach the real tokens as 0 times NaN. Real
-    tokens stay as they are.
+    tokens stay as they are, but for numbers below 0: they are NaN too, and no row from
+    the table's end.
 
     Args:
       inputs: see `bert.Encoder`.
@@ -121,17 +142,19 @@ def readable(
             raise ValueError(
                 f"{name} has the shape {inputs[name].shape}, and input_ids {ids.shape}"
             )
-    if "attention_mask" not in inputs:
-        return inputs
-    padding = inputs["attention_mask"] == 0
     rows = {
         "input_ids": size.vocab,
         "token_type_ids": types,
         "position_ids": size.positions,
     }
-    known = {
-        name: jnp.where(padding, jnp.clip(inputs[name], 0, count - 1), inputs[name])
-        for name, count in rows.items()
-        if name in inputs
-    }
-    return {**inputs, **known}
+    known = dict(inputs)
+    for name, count in rows.items():
+        if name not in inputs:
+            continue
+        numbers = inputs[name]
+        known[name] = jnp.where(numbers < 0, count, numbers)
+        if "attention_mask" in inputs:
+            padding = inputs["attention_mask"] == 0
+            inside = jnp.clip(numbers, 0, count - 1)
+            known[name] = jnp.where(padding, inside, known[name])
+    return known

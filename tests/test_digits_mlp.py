@@ -268,7 +268,8 @@ def test_a_diverging_training_names_the_step_and_keeps_what_was_good(tmp_path):
         run(tmp_path / "run", *flags)
     assert end.value.code == (
         "error: teacher-0: the loss is nan at step 2; stopped, the last good "
-        "checkpoint is kept (a lower learning rate or clipping may help)"
+        "checkpoint is kept (a lower learning rate or clipping may help; a label that "
+        "is no class gives nan)"
     )
     assert (tmp_path / "run" / "checkpoints" / "teacher-0" / "1").is_dir()
     assert [record["step"] for record in records(tmp_path / "run")] == [1]

@@ -54,7 +54,7 @@ import optax
 from jaxdistill import benchmark, data, fingerprints, models, parallel, teachers
 from jaxdistill.checkpoint import Checkpoints
 from jaxdistill.evaluate import Evaluator
-from jaxdistill.loop import fit
+from jaxdistill.loop import fit, interval
 from jaxdistill.objectives import combine, hard_labels, soft_targets
 from jaxdistill.runs import Run
 from jaxdistill.steps import init_state, make_train_step, scan_train
@@ -166,7 +166,7 @@ def learn(name, module, objective, examples, teacher=None):
         steps=STEPS,
         teacher=teacher,
         evaluate=lambda state: validate(teachers.trained(module, state), teacher),
-        evaluate_every=STEPS // SETTINGS["evaluations"],
+        evaluate_every=interval(STEPS, SETTINGS["evaluations"]),
         checkpoints=checkpoints,
         log=log,
         name=name,

@@ -46,8 +46,9 @@ def fit(
     """Trains up to step `steps`, resuming where a checkpoint stands.
 
     The position is the step count: batches, keys and the boundaries between dispatches
-    are functions of it, so a resumed run repeats the very programs an uninterrupted one
-    runs, and ends bit-identical. The host reads metrics once a dispatch.
+    are functions of it, so a run resumed with the same settings repeats the very
+    programs an uninterrupted one runs, and ends bit-identical. The host reads metrics
+    once a dispatch.
 
     Args:
       state: a fresh state (`steps.init_state`), not placed; it stays usable.
@@ -62,8 +63,8 @@ def fit(
       evaluate: `placed state -> {name: number}`, with `cells` one such of each.
       evaluate_every: steps between evaluations, an epoch if None; also after the last.
       checkpoints: where to save, or None.
-      checkpoint_every: least steps between saves, `evaluate_every` if None; the last
-        state is always saved.
+      checkpoint_every: least steps between saves, None for one where a state is
+        evaluated; the last state is always saved.
       log: where records go, `{"fit", "step", "epoch", ...}`.
       name: this training's name in logs and messages.
       cells: names of a sweep's cells, which have a record each and stop it where one of
@@ -121,16 +122,19 @@ def fit(
                 raise
             bar.update(stop - start)
             bar.set_postfix(loss=f"{journal.loss:.4f}", refresh=False)
-            if evaluate and (stop % every == 0 or stop == steps):
+            judged = stop % every == 0 or stop == steps
+            if evaluate and judged:
                 journal.score(evaluate(state))
             journal.write(stop)
-            due = stop == steps or stop - saved >= (checkpoint_every or every)
+            due = judged
+            if checkpoint_every is not None:
+                due = stop == steps or stop - saved >= checkpoint_every
             # The dispatch's metrics are read: asking the others costs no more waiting.
             leave = processes.any_process(preempted.is_set())
             if checkpoints is not None and (due or leave):
-                checkpoints.save(
-                    run.storable(state), batches.position(stop), journal.scores
-                )
+                # The scores of an earlier state are not this one's.
+                scores = journal.scores if judged else {}
+                checkpoints.save(run.storable(state), batches.position(stop), scores)
                 saved = stop
             if leave:
                 _leave(name, stop, checkpoints)
@@ -154,8 +158,9 @@ def _ahead(run: Parallel, batches: Any, after: tuple | None) -> Future:
 def interval(steps: int, evaluations: int) -> int:
     """Steps between evaluations, of which there are about so many.
 
-    As many as divide the steps, where a number near does: one shorter stretch at the
-    end would be one more program to compile.
+    As many as divide the steps, where a number up to half as many again, or more than
+    half as many, does: one shorter stretch at the end would be one more program to
+    compile.
 
     >>> interval(100, 10)
     10
@@ -164,7 +169,7 @@ def interval(steps: int, evaluations: int) -> int:
     >>> interval(23, 4)
     6
     """
-    near = range(evaluations // 2 + 1, 2 * evaluations)
+    near = range(evaluations // 2 + 1, 3 * evaluations // 2 + 1)
     for n in sorted(near, key=lambda n: abs(n - evaluations)):
         if steps % n == 0:
             return steps // n
@@ -176,8 +181,8 @@ def dispatches(done: int, total: int, every: int, most: int):
 
     Each stretch of `every` steps is cut into equal parts, of two sizes at most, and of
     one where less than twice as many can be: the boundaries do not depend on where a
-    run was interrupted, and nothing compiles late. A run that other boundaries
-    interrupted goes on from there to the next.
+    run was interrupted, and little compiles late, the last stretch where it is shorter.
+    A run that other boundaries interrupted goes on from there to the next.
 
     >>> list(dispatches(0, 10, 5, 3))
     [(0, 2), (2, 5), (5, 7), (7, 10)]

@@ -16,6 +16,7 @@ from jaxdistill import trimming
 from jaxdistill.data.batches import pad
 from jaxdistill.data.errors import DataError
 from jaxdistill.data.inputs import check_inputs
+from jaxdistill.losses.logits import of_classes
 from jaxdistill.losses.stable import divergence
 from jaxdistill.parallel import Parallel
 from jaxdistill.steps import WHOLE, make_eval_step, masked_sum, scan_eval
@@ -32,7 +33,8 @@ def classification(student: Outputs, teacher: Outputs | None, batch: Batch) -> M
     `accuracy`, `nll` (nats) and, given a teacher, `agreement` (same argmax) and `kl`
     (teacher to student, nats, temperature 1; to an ensemble's mean distribution) are
     scalars; `class_error` is `[C]`, and `ece` is `[ECE_BINS]`: the sum of confidence
-    minus correctness in equal-width confidence bins, with the bins' counts.
+    minus correctness in equal-width confidence bins, with the bins' counts. The `nll`
+    of a label that is no class is NaN.
 
     References:
       Guo et al. 2017, On Calibration of Modern Neural Networks, section 2 (ECE).
@@ -44,6 +46,7 @@ def classification(student: Outputs, teacher: Outputs | None, batch: Batch) -> M
     guess = log_q.argmax(-1)
     right = (guess == labels).astype(jnp.float32)
     nll = -jnp.take_along_axis(log_q, labels[..., None], -1)[..., 0]
+    nll = of_classes(nll, labels, log_q)
 
     def mean(values):
         return masked_sum(values, mask), count
@@ -73,13 +76,15 @@ def language(student: Outputs, teacher: Outputs | None, batch: Batch) -> Metrics
     `token_mask` is 0, do not count. `nll` is in nats, `perplexity` its exponential,
     `accuracy` the share of tokens whose label is the most likely one; given a teacher,
     `agreement` (same most likely token) and `kl` (teacher to student, nats, temperature
-    1; to an ensemble's mean distribution). `Factored` logits are multiplied out.
+    1; to an ensemble's mean distribution). `Factored` logits are multiplied out. The
+    `nll` of a label that counts and is no class, such as -100, is NaN.
     """
     labels = batch["labels"]
     ndim, mask = labels.ndim + 1, token_mask(batch, labels.shape)
     log_q = mean_log_probs(student.logits, ndim)
     count, guess = mask.sum(), log_q.argmax(-1)
     nll = -jnp.take_along_axis(log_q, labels[..., None], -1)[..., 0]
+    nll = of_classes(nll, labels, log_q)
     values = {"accuracy": guess == labels, "nll": nll, "perplexity": nll}
     if teacher is not None:
         log_p = mean_log_probs(teacher.logits, ndim)

@@ -75,6 +75,20 @@ def test_a_label_that_is_no_class_has_no_loss(wrong):
         assert not slope.hidden[0, 1].any()
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16])
+def test_labels_may_be_of_a_narrow_type(dtype):
+    """Of 256 bytes each has a number in eight bits, and 256 itself has not."""
+    labels = np.array([0, 100], dtype)
+    head = Factored(jnp.ones((2, 1)), jnp.linspace(0, 1, 256)[:, None])
+    for loss, student in (
+        (losses.chunked_cross_entropy, head),
+        (losses.cross_entropy, head.multiply()),
+    ):
+        expected = loss(student, labels.astype(np.int32))
+        np.testing.assert_array_equal(loss(student, labels), expected)
+        assert np.isfinite(expected).all()
+
+
 def both(function, *arguments):
     """Values, and the gradients of each in student and teacher."""
     found = []

@@ -187,6 +187,8 @@ def check_labels(name: str, student: Array | Factored, labels: Array) -> None:
 
 def of_classes(values: Array, labels: Array, student: Array | Factored) -> Array:
     """The values where a label is a class; others are NaN, not those of some class."""
+    # Of a narrow type: the number of classes would wrap into it.
+    labels = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))
     return jnp.where((labels >= 0) & (labels < student.shape[-1]), values, jnp.nan)
 
 

@@ -83,8 +83,8 @@ class GPT(nn.Module):
             whose embeddings are added, may be missing.
           mask: the batch's; no layer here looks across examples.
           train: whether dropout is on.
-          cache: the tokens before these; `extras["cache"]` then has these too. More
-            than it has room for are NaN.
+          cache: the tokens before these; `extras["cache"]` then has these too. Of
+            more than it has room for all logits are NaN.
 
         Returns:
           `hiddens` after each layer, the last one after the last norm, as transformers

@@ -151,10 +151,19 @@ def readable(
     for name, count in rows.items():
         if name not in inputs:
             continue
-        numbers = inputs[name]
-        known[name] = jnp.where(numbers < 0, count, numbers)
+        known[name] = numbers = rows_of(inputs[name], count)
         if "attention_mask" in inputs:
             padding = inputs["attention_mask"] == 0
-            inside = jnp.clip(numbers, 0, count - 1)
-            known[name] = jnp.where(padding, inside, known[name])
+            known[name] = jnp.where(padding, jnp.minimum(numbers, count - 1), numbers)
     return known
+
+
+def rows_of(numbers: Array, count: int) -> Array:
+    """Numbers of a table's rows; those below 0 are `count`, which is none.
+
+    A table would take them for rows from its end.
+    """
+    numbers = jnp.asarray(numbers)
+    # No narrow type, into which the count would wrap.
+    numbers = numbers.astype(jnp.promote_types(numbers.dtype, jnp.int32))
+    return jnp.where(numbers < 0, count, numbers)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxdistill.models.size import rows_of
 from jaxdistill.models.transformer import NORMAL
 from jaxdistill.types import Array, Outputs
 
@@ -48,7 +49,7 @@ class BagOfEmbeddings(nn.Module):
           train: whether dropout is on.
         """
         del mask  # no layer here looks across examples
-        ids, keep = _tokens(inputs)
+        ids, keep = _tokens(inputs, self.vocab)
         x = nn.Embed(self.vocab, self.width, embedding_init=NORMAL, name="words")(ids)
         weights = (keep / jnp.maximum(keep.sum(1, keepdims=True), 1)).astype(x.dtype)
         x = jnp.einsum("bl,blw->bw", weights, x)
@@ -101,7 +102,7 @@ class BiLSTM(nn.Module):
           The tokens' states are zero in the padding.
         """
         del mask
-        ids, keep = _tokens(inputs)
+        ids, keep = _tokens(inputs, self.vocab)
         x = nn.Embed(self.vocab, self.width, embedding_init=NORMAL, name="words")(ids)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         forward, backward = (
@@ -123,8 +124,8 @@ class BiLSTM(nn.Module):
         return Outputs(nn.Dense(self.num_classes, name="classifier")(x), hiddens)
 
 
-def _tokens(inputs: Mapping[str, Array]) -> tuple[Array, Array]:
+def _tokens(inputs: Mapping[str, Array], vocab: int) -> tuple[Array, Array]:
     """Ids `[B, L]`, 0 in the padding, and which are the text's, boolean `[B, L]`."""
-    ids = inputs["input_ids"]
+    ids = rows_of(inputs["input_ids"], vocab)
     keep = inputs.get("attention_mask", jnp.ones_like(ids)) > 0
     return jnp.where(keep, ids, 0), keep

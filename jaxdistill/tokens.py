@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxdistill import added_tokens
 from jaxdistill.huggingface_files import find
 from jaxdistill.models.size import Size
 
@@ -23,6 +24,7 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CHARACTERS = 1_000
 """As many of a text's characters are tokens, the most frequent; others are [UNK]."""
 END_OF_TEXT = "<|endoftext|>"
+CONFIG, ADDED = "tokenizer_config.json", "added_tokens.json"
 
 
 def load_tokenizer(folder: str | Path) -> Any:
@@ -31,9 +33,9 @@ def load_tokenizer(folder: str | Path) -> Any:
     Args:
       folder: with tokenizer.json, or BERT's vocab.txt (in lower case, unless
         tokenizer_config.json says otherwise), or GPT-2's vocab.json and merges.txt;
-        the first that is there is read. Tokens that were added to the latter are in
-        tokenizer_config.json or added_tokens.json. A hub's id, as in
-        `huggingface.load`.
+        the first that is there is read. Tokens that were added to a vocabulary are in
+        tokenizer.json, else in tokenizer_config.json or added_tokens.json. A hub's id,
+        as in `huggingface.load`.
 
     Raises:
       ValueError: none of them is there, one is damaged, an added token has a number
@@ -47,14 +49,16 @@ def load_tokenizer(folder: str | Path) -> Any:
         return _read(library.Tokenizer.from_file, whole)
     if words.is_file():
         model = _read(library.models.WordPiece.from_file, words, unk_token="[UNK]")
-        return _with_added(_bert(model, _config(folder)), folder)
-    if all(path.is_file() for path in pieces):
+        tokenizer = _bert(model, _config(folder))
+    elif all(path.is_file() for path in pieces):
         model = _read(library.models.BPE.from_file, *pieces)
-        return _with_added(_gpt2(model, _config(folder)), folder)
-    raise ValueError(
-        f"{folder} has no tokenizer: expected tokenizer.json, or vocab.txt, or "
-        "vocab.json and merges.txt"
-    )
+        tokenizer = _gpt2(model, _config(folder))
+    else:
+        raise ValueError(
+            f"{folder} has no tokenizer: expected tokenizer.json, or vocab.txt, or "
+            "vocab.json and merges.txt"
+        )
+    return added_tokens.add(tokenizer, folder, _config(folder), _config(folder, ADDED))
 
 
 def train_wordpiece(texts: Iterable[str], vocab: int) -> Any:
@@ -215,7 +219,7 @@ def _read(reader: Any, *paths: Path, **settings: Any) -> Any:
         raise ValueError(f"{names} is damaged: {reason}") from error
 
 
-def _config(folder: Path, name: str = "tokenizer_config.json") -> dict[str, Any]:
+def _config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
     path = folder / name
     if not path.is_file():
         return {}
@@ -223,31 +227,6 @@ def _config(folder: Path, name: str = "tokenizer_config.json") -> dict[str, Any]
     if not isinstance(config, dict):
         raise ValueError(f"{path} is damaged: it holds no mapping")
     return config
-
-
-def _with_added(tokenizer: Any, folder: Path) -> Any:
-    """The tokenizer with what was added to its vocabulary, by number."""
-    config, added = _config(folder), _config(folder, "added_tokens.json")
-    if config.get("add_bos_token"):
-        raise ValueError(
-            f"{folder}: tokenizer_config.json has add_bos_token, which is read from "
-            "tokenizer.json alone"
-        )
-    kinds = ("single_word", "lstrip", "rstrip", "normalized", "special")
-    given = {int(number): {"content": token} for token, number in added.items()}
-    for number, token in config.get("added_tokens_decoder", {}).items():
-        given[int(number)] = token
-    for number, token in sorted(given.items()):
-        flags = {kind: token[kind] for kind in kinds if kind in token}
-        entry = _library().AddedToken(token["content"], **flags)
-        add = "add_special_tokens" if token.get("special") else "add_tokens"
-        getattr(tokenizer, add)([entry])
-        if tokenizer.token_to_id(entry.content) != number:
-            raise ValueError(
-                f"{folder}: the added token {entry.content!r} is {number}, and would "
-                f"be {tokenizer.token_to_id(entry.content)}"
-            )
-    return tokenizer
 
 
 def _bert(model: Any, config: dict[str, Any], special: bool = True) -> Any:

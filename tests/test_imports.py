@@ -42,6 +42,7 @@ FLOORS = {
     "huggingface_names": 2,
     "pretrained": 2,
     "tokens": 2,
+    "added_tokens": 2,
     "processes": 2,
     "sharding": 2,
     "steps": 3,

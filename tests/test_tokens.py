@@ -166,6 +166,33 @@ class TestFolders:
         with fails(rf"{bert}: the added token '\[ENT\]' is 105, and would be 100"):
             tokens.load_tokenizer(bert)
 
+    @pytest.mark.parametrize(
+        ("name", "content", "sentence"),
+        [
+            ("added_tokens", {"[ENT]": "x"}, "has an added token that is none: .*"),
+            ("added_tokens", {"[ENT]": 7.5}, "has an added token that is none: .*"),
+            ("added_tokens", {"[ENT]": None}, "has an added token that is none: .*"),
+            ("decoder", {"100": {}}, "has an added token that is none: .*"),
+            ("decoder", {"100": {"content": 3}}, "has an added token that is none: .*"),
+            (
+                "decoder",
+                {"100": {"content": "a", "lstrip": "yes"}},
+                "has an added token that is none: .*",
+            ),
+            ("decoder", [], "the added_tokens_decoder of .* from numbers to tokens"),
+            ("decoder", None, "the added_tokens_decoder of .* numbers to tokens"),
+            ("decoder", {"x": {"content": "a"}}, "the added_tokens_decoder .* tokens"),
+            ("decoder", {"100": "a"}, "the added_tokens_decoder of .* to tokens"),
+        ],
+    )
+    def test_added_tokens_that_are_none(self, bert, name, content, sentence):
+        file = "added_tokens.json"
+        if name == "decoder":
+            file, content = "tokenizer_config.json", {"added_tokens_decoder": content}
+        (bert / file).write_text(json.dumps(content))
+        with fails(f"{bert}:? {sentence}"):
+            tokens.load_tokenizer(bert)
+
     def test_a_first_token_of_every_text(self, gpt2):
         config = json.dumps({"add_bos_token": True})
         (gpt2 / "tokenizer_config.json").write_text(config)

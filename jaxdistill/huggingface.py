@@ -90,7 +90,7 @@ def to_linen(
 
     Raises:
       ValueError: a tensor without a place, a place without a tensor, or a shape that
-        is not the module's; it names the first.
+        is not the module's, or of no float; it names the first.
     """
     tensors = _without_copies(by_todays_names(state, config))
     beside = BESIDE.get(architecture_of(config), NOTHING)
@@ -115,7 +115,7 @@ def place(
 
     Raises:
       ValueError: a place without a tensor, a tensor without a place, or one of another
-        shape; it names the first, as in the file.
+        shape or of no float; it names the first, as in the file.
     """
     left, found = dict(tensors), {}
     for where, names, path in places:
@@ -269,7 +269,8 @@ def save(folder: str | Path, variables: Mapping[str, Any], config: Mapping[str, 
     Args:
       folder: made where there is none.
       variables: linen variables, scanned or not.
-      config: the configuration's content, as `read_config` gives it.
+      config: the configuration's content, as `read_config` gives it. The type of the
+        weights that it names becomes theirs, or is left out where they have several.
 
     Raises:
       ValueError: variables of another module.

@@ -54,11 +54,11 @@ def drop_types(params: Mapping[str, Any]) -> dict[str, Any]:
     """A BERT's parameters for the same model without token types (`Size(types=0)`).
 
     The embedding of type 0, which every token of a single text has, is added to the
-    positions': nothing changes for such texts. DistilBERT has no types either, and
-    leaves their embeddings out.
+    positions': nothing but rounding changes for such texts. DistilBERT has no types
+    either, and leaves their embeddings out.
 
     Args:
-      params: of a BERT that has types.
+      params: of a BERT that has types, alone or in a student with a projector.
 
     Raises:
       ValueError: it has none.
@@ -66,14 +66,25 @@ def drop_types(params: Mapping[str, Any]) -> dict[str, Any]:
     References:
       Sanh et al. 2019, DistilBERT, section 3.
     """
-    if "encoder" in params:
-        return {**params, "encoder": drop_types(params["encoder"])}
-    if "segments" not in params:
+    found, dropped = _without_types(params)
+    if not dropped:
         raise ValueError("the parameters have no token types")
-    first = params["segments"]["embedding"][:1]
-    places = {"embedding": params["places"]["embedding"] + first}
-    rest = {name: tree for name, tree in params.items() if name != "segments"}
-    return {**rest, "places": places}
+    return found
+
+
+def _without_types(params: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+    """Without types wherever there are some, and whether there were."""
+    if "segments" in params and "places" in params:
+        first = params["segments"]["embedding"][:1]
+        places = {"embedding": params["places"]["embedding"] + first}
+        rest = {name: tree for name, tree in params.items() if name != "segments"}
+        return {**rest, "places": places}, True
+    found, dropped = dict(params), False
+    for name, tree in params.items():
+        if isinstance(tree, Mapping):
+            found[name], some = _without_types(tree)
+            dropped |= some
+    return found, dropped
 
 
 def stack_layers(params: Mapping[str, Any]) -> dict[str, Any]:

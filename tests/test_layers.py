@@ -67,6 +67,8 @@ def test_types_can_be_dropped():
     np.testing.assert_allclose(found.logits, expected.logits, atol=1e-6)
     for mine, theirs in zip(found.hiddens, expected.hiddens, strict=True):
         np.testing.assert_allclose(mine, theirs, atol=1e-6)
+    beside = {"student": PARAMS, "projector": {}}
+    assert "segments" not in drop_types(beside)["student"]["encoder"]
     with pytest.raises(ValueError, match="the parameters have no token types"):
         drop_types(params)
 

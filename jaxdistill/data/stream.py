@@ -120,9 +120,9 @@ class Stream:
         Reading goes on where the last call stopped; another `start` begins anew there.
 
         Raises:
-          DataError: a record cannot be read or transformed, or has another form than
-            others of its batch; it is named. Or a worker has died, or no step is asked
-            for.
+          DataError: a record cannot be read or transformed, is a text of padding alone,
+            or has another form than others of its batch; it is named. Or a worker has
+            died, or no step is asked for.
         """
         if not 0 <= start < stop:
             raise DataError(f"there are no steps from {start} to {stop}")

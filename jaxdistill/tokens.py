@@ -47,18 +47,19 @@ def load_tokenizer(folder: str | Path) -> Any:
     pieces = folder / "vocab.json", folder / "merges.txt"
     if whole.is_file():
         return _read(library.Tokenizer.from_file, whole)
+    config = _config(folder)
     if words.is_file():
         model = _read(library.models.WordPiece.from_file, words, unk_token="[UNK]")
-        tokenizer = _bert(model, _config(folder))
+        tokenizer = _bert(model, config)
     elif all(path.is_file() for path in pieces):
         model = _read(library.models.BPE.from_file, *pieces)
-        tokenizer = _gpt2(model, _config(folder))
+        tokenizer = _gpt2(model, config)
     else:
         raise ValueError(
             f"{folder} has no tokenizer: expected tokenizer.json, or vocab.txt, or "
             "vocab.json and merges.txt"
         )
-    return added_tokens.add(tokenizer, folder, _config(folder), _config(folder, ADDED))
+    return added_tokens.add(tokenizer, folder, config, _config(folder, ADDED))
 
 
 def train_wordpiece(texts: Iterable[str], vocab: int) -> Any:

@@ -98,7 +98,10 @@ class Task:
         """The pretrained network, or one of the configuration's size."""
         if self.folder is None:
             return self.bert(*self.config.teacher_size)
-        return self.pretrained(jax.random.key(0))[0]
+        module = self.pretrained(jax.random.key(0))[0]
+        if not isinstance(module, models.BertClassifier):
+            raise ValueError(f"{self.folder} is no encoder, as BERT and DistilBERT are")
+        return module
 
     def pretrained(self, rng: jax.Array):
         """The folder's module and variables: under a new head, or all as they are.

@@ -24,6 +24,7 @@ from flax import traverse_util
 from jaxdistill.huggingface_config import (
     CONFIG,
     architecture_of,
+    is_tied,
     kind_of,
     module_of,
     read_config,
@@ -35,13 +36,17 @@ from jaxdistill.huggingface_names import (
     BESIDE,
     BODIES,
     BUFFERS,
+    ENDS,
     HEAD,
     HEADS,
     LEAVES,
     NOTHING,
     OLDER,
     PREFIXES,
+    ROOTS,
     TIED,
+    TIED_ENDS,
+    TURNED,
     Place,
 )
 from jaxdistill.layers import stack_layers, unstack_layers
@@ -92,7 +97,9 @@ def to_linen(
       ValueError: a tensor without a place, a place without a tensor, or a shape that
         is not the module's, or of no float; it names the first.
     """
-    tensors = _without_copies(by_todays_names(state, config))
+    tensors = by_todays_names(state, config)
+    if is_tied(config):
+        tensors = _without_copies(tensors)
     beside = BESIDE.get(architecture_of(config), NOTHING)
     found = place(tensors, _places(config), module_of(config), beside)
     params = traverse_util.unflatten_dict(found)
@@ -124,7 +131,7 @@ def place(
             missing = [key for key in keys if key not in left]
             if missing:
                 raise ValueError(f"the weights lack {missing[0]!r}")
-            turned = where.kind == "linear" and leaf == "kernel"
+            turned = where.kind in TURNED and leaf == "kernel"
             found[*path, leaf] = [left.pop(key) for key in keys], turned
     over = sorted(
         theirs for name, (theirs, _) in left.items() if not beside.match(name)
@@ -198,8 +205,8 @@ def from_linen(
         for theirs, leaf in LEAVES[where.kind].items():
             parts = np.split(flat[(*path, leaf)], len(names), axis=-1)
             for name, part in zip(names, parts, strict=True):
-                linear = where.kind == "linear" and leaf == "kernel"
-                array = part.T if linear else part
+                turned = where.kind in TURNED and leaf == "kernel"
+                array = part.T if turned else part
                 key = f"{name}.{theirs}".removeprefix(prefix)
                 state[key] = np.array(array, order="C")
     return state
@@ -207,16 +214,18 @@ def from_linen(
 
 def _places(config) -> Iterator[Placed]:
     """Every place of a model, its tensors' layer names, and its path in `params`."""
-    kind, architecture = kind_of(config), architecture_of(config)
-    root = () if kind == "gpt2" or architecture in BARE else ("encoder",)
-    yield from body_places(config, root)
-    for where in HEADS.get(architecture, ()):
+    architecture = architecture_of(config)
+    alone = architecture in BARE or architecture == "GPT2LMHeadModel"
+    yield from body_places(config, alone=alone)
+    ends = TIED_ENDS if is_tied(config) else ENDS
+    for where in (*HEADS.get(architecture, ()), *ends.get(architecture, ())):
         yield where, list(where.theirs), tuple(filter(None, (where.ours,)))
 
 
-def body_places(config: Mapping[str, Any], root: ParamPath) -> Iterator[Placed]:
-    """The places of a model's body, whose path in `params` is the root."""
+def body_places(config: Mapping[str, Any], *, alone=False) -> Iterator[Placed]:
+    """The places of a model's body, below a head or alone."""
     kind, size = kind_of(config), size_of(config)
+    root = () if alone else (ROOTS[kind],)
     for where in BODIES[kind]:
         if where.ours == "segments" and not size.types:
             continue

@@ -3,14 +3,15 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from flax import linen as nn
 
-from jaxdistill.huggingface_names import BARE
+from jaxdistill.huggingface_names import ENDS
 from jaxdistill.models.bert import BertClassifier, BertMaskedLM, Encoder
-from jaxdistill.models.gpt import GPT
+from jaxdistill.models.gpt import GPT, GPTClassifier
 from jaxdistill.models.size import Size
 
 CONFIG = "config.json"
@@ -21,7 +22,7 @@ ARCHITECTURES = {
         "DistilBertForMaskedLM",
         "DistilBertModel",
     ),
-    "gpt2": ("GPT2LMHeadModel", "GPT2Model"),
+    "gpt2": ("GPT2LMHeadModel", "GPT2ForSequenceClassification", "GPT2Model"),
 }
 USUAL: dict[str, dict[str, Any]] = {
     "bert": {
@@ -82,8 +83,8 @@ CLASSIFIERS = {
     "bert": ("tanh", "classifier_dropout", None),
     "distilbert": ("relu", "seq_classif_dropout", 0.2),
 }
-"""The classifiers' activations, and the names of their dropout and what it usually is;
-None is that of the encoder."""
+"""The activations of encoders' classifiers, and the names of their dropout and what it
+usually is; None is that of the encoder."""
 ALIASES = {
     "width": "hidden_size",
     "depth": "num_hidden_layers",
@@ -133,30 +134,46 @@ def module_of(config: Mapping[str, Any], **flags: Any) -> nn.Module:
     Raises:
       ValueError: an architecture, or a variant of it, that is not known.
     """
-    architecture, size = architecture_of(config), size_of(config)
-    if architecture.endswith("Classification"):
-        return classifier_of(config, Encoder(size, **flags), _classes(config))
-    if architecture in BARE:
-        return (GPT if architecture == "GPT2Model" else Encoder)(size, **flags)
-    _check(config, {"tie_word_embeddings": True})
+    architecture = architecture_of(config)
+    size = replace(size_of(config), tied=is_tied(config))
     if architecture.endswith("MaskedLM"):
         return BertMaskedLM(Encoder(size, **flags))
-    return GPT(size, **flags)
+    body = body_of(config, size, **flags)
+    if architecture.endswith("Classification"):
+        return classifier_of(config, body, _classes(config))
+    return body
+
+
+def body_of(config: Mapping[str, Any], size: Size, **flags: Any) -> Encoder | GPT:
+    """What is below a classifier."""
+    return (GPT if kind_of(config) == "gpt2" else Encoder)(size, **flags)
+
+
+def is_tied(config: Mapping[str, Any]) -> bool:
+    """Whether a language model's last matrix is that of the embeddings; else no matter.
+
+    Raises:
+      ValueError: the setting is neither true nor false.
+    """
+    tied = _value(config, "tie_word_embeddings", True)
+    return tied or architecture_of(config) not in ENDS
 
 
 def classifier_of(
-    config: Mapping[str, Any], encoder: Encoder, num_classes: int
-) -> BertClassifier:
-    """A classifier as a BERT's or a DistilBERT's configuration has it.
+    config: Mapping[str, Any], body: Encoder | GPT, num_classes: int
+) -> BertClassifier | GPTClassifier:
+    """A classifier as a configuration has it.
 
     Raises:
       ValueError: its dropout is no number.
     """
+    if isinstance(body, GPT):
+        return GPTClassifier(body, num_classes)
     pool, name, usual = CLASSIFIERS[kind_of(config)]
     if config.get(name, usual) is None:
-        return BertClassifier(encoder, num_classes, pool)
+        return BertClassifier(body, num_classes, pool)
     rate = _value(config, name, 0.0 if usual is None else usual)
-    return BertClassifier(encoder, num_classes, pool, rate)
+    return BertClassifier(body, num_classes, pool, rate)
 
 
 def architecture_of(config: Mapping[str, Any]) -> str:

@@ -11,7 +11,8 @@ class Place(NamedTuple):
     Attributes:
       theirs: layer names; `{}` is the block's number. Several make one product.
       ours: the module's path.
-      kind: "linear" `[out, in]`, "conv1d" `[in, out]`, "norm", "embed" or "bias".
+      kind: "linear" `[out, in]`, "matrix" likewise without a bias, "conv1d"
+        `[in, out]`, "norm", "embed" or "bias".
     """
 
     theirs: tuple[str, ...]
@@ -74,7 +75,6 @@ HEADS = {
     "BertForMaskedLM": (
         Place(("cls.predictions.transform.dense",), "transform"),
         Place(("cls.predictions.transform.LayerNorm",), "transform_norm", "norm"),
-        Place(("cls.predictions",), "", "bias"),
     ),
     "DistilBertForSequenceClassification": (
         Place(("pre_classifier",), "pooler"),
@@ -83,13 +83,32 @@ HEADS = {
     "DistilBertForMaskedLM": (
         Place(("vocab_transform",), "transform"),
         Place(("vocab_layer_norm",), "transform_norm", "norm"),
+    ),
+    "GPT2ForSequenceClassification": (Place(("score",), "score", "matrix"),),
+}
+TIED_ENDS = {
+    "BertForMaskedLM": (Place(("cls.predictions",), "", "bias"),),
+    "DistilBertForMaskedLM": (Place(("vocab_projector",), "", "bias"),),
+}
+"""What a language model's last layer has beside the embeddings' matrix."""
+ENDS = {
+    "BertForMaskedLM": (
+        Place(("cls.predictions.decoder",), "end", "embed"),
+        Place(("cls.predictions.decoder",), "", "bias"),
+    ),
+    "DistilBertForMaskedLM": (
+        Place(("vocab_projector",), "end", "embed"),
         Place(("vocab_projector",), "", "bias"),
     ),
+    "GPT2LMHeadModel": (Place(("lm_head",), "end", "embed"),),
 }
+"""A language model's last layer where its matrix is its own."""
 BARE = {"BertModel", "DistilBertModel", "GPT2Model"}
 """Bodies by themselves, whose names have no prefix."""
 BODIES = {"bert": _BERT, "distilbert": _DISTILBERT, "gpt2": _GPT2}
 PREFIXES = {"bert": "bert.", "distilbert": "distilbert.", "gpt2": "transformer."}
+ROOTS = {"bert": "encoder", "distilbert": "encoder", "gpt2": "decoder"}
+"""Where a body is in `params` below a head of its own."""
 TIED = {
     "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
     "cls.predictions.decoder.bias": "cls.predictions.bias",
@@ -97,7 +116,9 @@ TIED = {
     "lm_head.weight": "transformer.wte.weight",
 }
 """Names under which a file may hold a tensor a second time."""
-HEAD = re.compile(r"(cls|classifier|pre_classifier|qa_outputs|vocab_\w+|lm_head)\.")
+HEAD = re.compile(
+    r"(cls|classifier|pre_classifier|qa_outputs|vocab_\w+|lm_head|score)\."
+)
 """How the names of heads begin, which have no prefix."""
 BUFFERS = {
     "bert": ("bert.embeddings.position_ids",),
@@ -111,13 +132,17 @@ BESIDE = {
     "BertModel": re.compile(r"bert\.pooler\.dense\.(weight|bias)$"),
     "BertForMaskedLM": re.compile(
         r"(bert\.pooler\.dense|cls\.seq_relationship)\.(weight|bias)$"
+        r"|cls\.predictions\.bias$"  # the last layer's other one counts
     ),
 }
 """Tensors that a file may hold beside its model's, as bert-base-uncased's does: BERT's
 head for the next sentence, which a masked LM does not compute, nor an encoder."""
 NOTHING = re.compile(r"(?!)")
+TURNED = {"linear", "matrix"}
+"""Kinds whose matrices are `[out, in]` in a file and `[in, out]` here."""
 LEAVES = {
     "linear": {"weight": "kernel", "bias": "bias"},
+    "matrix": {"weight": "kernel"},
     "conv1d": {"weight": "kernel", "bias": "bias"},
     "norm": {"weight": "scale", "bias": "bias"},
     "embed": {"weight": "embedding"},

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A pretrained encoder under a new head, to be trained on a task of one's own.
+"""A pretrained body under a new head, to be trained on a task of one's own.
 
 module, variables = load_classifier("bert-base-uncased", 2, rng)
 state = init_state(rng, models.student(module), optimizer, batch)
@@ -20,11 +20,12 @@ from jaxdistill.huggingface import (
     by_todays_names,
     place,
 )
-from jaxdistill.huggingface_config import classifier_of, read_config, size_of
+from jaxdistill.huggingface_config import body_of, classifier_of, read_config, size_of
 from jaxdistill.huggingface_files import WEIGHTS, find, read_weights
 from jaxdistill.huggingface_names import HEAD, Place
 from jaxdistill.layers import stack_layers
-from jaxdistill.models.bert import BertClassifier, Encoder
+from jaxdistill.models.bert import BertClassifier
+from jaxdistill.models.gpt import GPTClassifier
 
 POOLER = "bert.pooler.dense"
 
@@ -37,14 +38,14 @@ def load_classifier(
     scan: bool = False,
     remat: bool = False,
     maps: bool = True,
-) -> tuple[BertClassifier, dict[str, Any]]:
-    """A classifier whose encoder is pretrained, whatever head it was trained under.
+) -> tuple[BertClassifier | GPTClassifier, dict[str, Any]]:
+    """A classifier whose body is pretrained, whatever head it was trained under.
 
     A BERT's pooler is read where the file has one. The classifier is drawn.
 
     Args:
-      folder: with `config.json` and `model.safetensors` of a BERT or a DistilBERT, or a
-        hub's id, see `huggingface.load`.
+      folder: with `config.json` and `model.safetensors` of a BERT, a DistilBERT or a
+        GPT-2, or a hub's id, see `huggingface.load`.
       num_classes: C.
       rng: draws what is not read.
       scan: see `models.transformer.Blocks`.
@@ -52,22 +53,19 @@ def load_classifier(
       maps: likewise.
 
     Raises:
-      ValueError: a model that is no encoder, or a file that is missing, cut short, or
+      ValueError: a model that is not known, or a file that is missing, cut short, or
         does not fit the configuration; it names the first tensor.
     """
     folder = find(folder)
     config = read_config(folder)
-    kind = config["model_type"]
-    if kind not in ("bert", "distilbert"):
-        raise ValueError(f"{folder} is a {kind}, and a classifier needs an encoder")
     size = size_of(config)
-    encoder = Encoder(size, scan=scan, remat=remat, maps=maps)
-    module = classifier_of(config, encoder, num_classes)
+    body = body_of(config, size, scan=scan, remat=remat, maps=maps)
+    module = classifier_of(config, body, num_classes)
     tensors = by_todays_names(read_weights(folder / WEIGHTS), config)
-    places = list(body_places(config, ("encoder",)))
+    places = list(body_places(config))
     if f"{POOLER}.weight" in tensors:
         places.append((Place((POOLER,), "pooler"), [POOLER], ("pooler",)))
-    apart = module.clone(encoder=Encoder(size))
+    apart = classifier_of(config, body_of(config, size), num_classes)
     read = traverse_util.unflatten_dict(place(tensors, places, apart, HEAD))
     drawn = module.init(rng, {"input_ids": jnp.zeros((1, 2), jnp.int32)})
     return module, {

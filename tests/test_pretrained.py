@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A pretrained encoder under a new head: all of it is read, other heads are not."""
+"""A pretrained body under a new head: all of it is read, other heads are not."""
 
 import json
 
@@ -24,7 +24,17 @@ def body(name):
 
 @pytest.mark.parametrize("scan", [False, True], ids=["loop", "scan"])
 @pytest.mark.parametrize("alone", [False, True], ids=["with its head", "alone"])
-@pytest.mark.parametrize("name", ["bert-classes", "bert-masked", "distilbert-masked"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bert-classes",
+        "bert-masked",
+        "distilbert-masked",
+        "gpt2",
+        "gpt2-classes",
+        "gpt2-untied",
+    ],
+)
 def test_the_body_is_what_was_trained(name, alone, scan, tmp_path):
     model, inner = body(name)
     (inner if alone else model).save_pretrained(tmp_path)
@@ -68,12 +78,6 @@ def test_norms_named_as_in_tensorflow_are_read(tmp_path):
     files.save_file(state, path)
     found = pretrained.load_classifier(tmp_path, 5, jax.random.key(0))[1]
     jax.tree.map(np.testing.assert_array_equal, found, expected)
-
-
-def test_a_decoder_is_refused(tmp_path):
-    torch_model("gpt2").save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="is a gpt2, and a classifier needs an"):
-        pretrained.load_classifier(tmp_path, 2, jax.random.key(0))
 
 
 @pytest.mark.parametrize(

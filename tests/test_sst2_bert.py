@@ -88,6 +88,21 @@ def test_a_pretrained_teacher_is_where_the_students_start(tmp_path):
         task.make_teacher()
 
 
+def test_a_decoder_is_no_teacher_here(tmp_path):
+    """Its students have its tokens and layers, a [MASK] and a first token's state."""
+    pytest.importorskip("safetensors", reason="safetensors is not installed")
+    module = models.GPT(models.gpt_size(60, 8, 1, 2))
+    variables = module.init(jax.random.key(3), {"input_ids": np.zeros((1, 2), int)})
+    config = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
+    config |= {"vocab_size": 60, "n_embd": 8, "n_layer": 1, "n_head": 2}
+    huggingface.save(tmp_path, variables, config)
+    tokenizer = tokens.train_wordpiece(["a fine film"], 60)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    options = {**sst2_bert.SMOKE, "teacher": str(tmp_path), "run_dir": str(tmp_path)}
+    with pytest.raises(ValueError, match="is no encoder, as BERT and DistilBERT are"):
+        sst2_task.Task(sst2_bert.Config(smoke=True, progress=False, **options))
+
+
 def test_the_second_stage_starts_as_the_first_ended(run_dir):
     options = {**sst2_bert.SMOKE, "run_dir": str(run_dir)}
     task = sst2_task.Task(sst2_bert.Config(smoke=True, progress=False, **options))

@@ -352,14 +352,18 @@ def test_smoothing_needs_whole_logits():
         term_values(hard_labels(label_smoothing=0.1), STUDENT, None)
 
 
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("which", ["gpt", "bert"])
-def test_a_language_model_trains_on_factored_logits_as_on_whole(which):
+def test_a_language_model_trains_on_factored_logits_as_on_whole(which, tied):
     """One step of a student from its teacher, both ways."""
-    if which == "gpt":
-        make = lambda width, f: models.GPT(gpt_size(23, width, 1, 2), factored=f)  # noqa: E731
-    else:
-        encoder = lambda width: models.Encoder(models.Size(23, width, 1, 2))  # noqa: E731
-        make = lambda width, f: models.BertMaskedLM(encoder(width), factored=f)  # noqa: E731
+
+    def make(width, factored):
+        if which == "gpt":
+            size = gpt_size(23, width, 1, 2, tied=tied)
+            return models.GPT(size, factored=factored)
+        encoder = models.Encoder(models.Size(23, width, 1, 2, tied=tied))
+        return models.BertMaskedLM(encoder, factored=factored)
+
     ids = jnp.asarray(np.random.default_rng(3).integers(0, 23, TOKENS))
     batch = {**BATCH, "inputs": {"input_ids": ids}}
     objective = combine({"hard": (0.5, hard_labels()), "soft": (0.5, soft_targets())})

@@ -17,7 +17,7 @@ from jaxdistill.models.bert import (
     Encoder,
 )
 from jaxdistill.models.conv import ConvNet
-from jaxdistill.models.gpt import DISTILGPT2, GPT, GPT2, gpt_size
+from jaxdistill.models.gpt import DISTILGPT2, GPT, GPT2, GPTClassifier, gpt_size
 from jaxdistill.models.mlp import MLP
 from jaxdistill.models.norm import BatchNorm
 from jaxdistill.models.resnet import ResNet, resnet_cifar, resnet_imagenet
@@ -35,6 +35,7 @@ __all__ = [
     "DISTILGPT2",
     "GPT",
     "GPT2",
+    "GPTClassifier",
     "MLP",
     "BagOfEmbeddings",
     "BatchNorm",

@@ -127,7 +127,7 @@ class BertClassifier(nn.Module):
 
 
 class BertMaskedLM(nn.Module):
-    """A token for each position; the last matrix is that of the embeddings.
+    """A token for each position.
 
     Attributes:
       encoder: see `Encoder`.
@@ -146,7 +146,9 @@ class BertMaskedLM(nn.Module):
         x = dense(size.width, "transform")(outputs.hiddens[-1])
         x = layer_norm(size, "transform_norm")(activation(size.activation)(x))
         bias = self.param("bias", nn.initializers.zeros, (size.vocab,), jnp.float32)
-        words = self.encoder.words
+        end = self.encoder.words
+        if not size.tied:
+            end = nn.Embed(size.vocab, size.width, embedding_init=NORMAL, name="end")
         if self.factored:
-            return outputs.replace(logits=Factored(x, words.embedding, bias))
-        return outputs.replace(logits=words.attend(x) + bias[None, None])
+            return outputs.replace(logits=Factored(x, end.embedding, bias))
+        return outputs.replace(logits=end.attend(x) + bias[None, None])

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GPT-2: a decoder of tokens, each predicted from those before it."""
+"""GPT-2: a decoder of tokens, each predicted from those before it, or of classes."""
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ class Cache(NamedTuple):
 
 
 class GPT(nn.Module):
-    """A decoder with causal attention; the last matrix is that of the embeddings.
+    """A decoder with causal attention.
 
     Attributes:
       size: the model's numbers.
@@ -102,11 +102,12 @@ class GPT(nn.Module):
         start = 0 if cache is None else cache.layers.length
         at = start + jnp.arange(ids.shape[1])
         places = inputs.get("position_ids", at[None])
-        words = nn.Embed(size.vocab, size.width, embedding_init=NORMAL, name="words")
-        table = nn.Embed(
-            size.positions, size.width, embedding_init=NORMAL, name="places"
-        )
-        x = words(ids) + table(places)
+
+        def table(rows: int, name: str) -> nn.Embed:
+            return nn.Embed(rows, size.width, embedding_init=NORMAL, name=name)
+
+        words = table(size.vocab, "words")
+        x = words(ids) + table(size.positions, "places")(places)
         if cache is not None:
             x = jnp.where(at[-1] < cache.mask.shape[1], x, jnp.nan)
         if "token_type_ids" in inputs:
@@ -125,13 +126,47 @@ class GPT(nn.Module):
         last = layer_norm(size, "norm")(hiddens[-1])
         hiddens = hiddens.at[-1].set(last) if self.scan else (*hiddens[:-1], last)
         outputs = outputs_of(embeddings, hiddens, layers)
-        logits = (
-            Factored(last, words.embedding) if self.factored else words.attend(last)
-        )
+        end = words if size.tied else table(size.vocab, "end")
+        logits = Factored(last, end.embedding) if self.factored else end.attend(last)
         outputs = outputs.replace(logits=logits)
         if cache is None:
             return outputs
         return outputs.replace(extras={**outputs.extras, "cache": Cache(after, real)})
+
+
+class GPTClassifier(nn.Module):
+    """A class for each sequence, from its last token.
+
+    Attributes:
+      decoder: see `GPT`. Its logits are no part of what is returned, and under `jit`
+        not computed.
+      num_classes: C.
+
+    References:
+      Radford et al. 2018, Improving Language Understanding by Generative Pre-Training,
+      section 3.2.
+    """
+
+    decoder: GPT
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, inputs, mask=None, train=False) -> Outputs:
+        """Logits `[B, C]`, of the last token that is no padding; else as `GPT`.
+
+        Padding is what `attention_mask` says, as everywhere here; transformers' own
+        model takes what is the configuration's `pad_token_id`.
+        """
+        del mask  # no layer here looks across examples
+        outputs: Any = self.decoder(inputs, train=train)
+        ids = inputs["input_ids"]
+        real = inputs.get("attention_mask", jnp.ones(ids.shape, jnp.int32)) > 0
+        last = jnp.argmax(jnp.where(real, jnp.arange(ids.shape[1])[None], 0), -1)
+        at_last = jnp.take_along_axis(outputs.hiddens[-1], last[:, None, None], 1)[:, 0]
+        score = nn.Dense(
+            self.num_classes, use_bias=False, kernel_init=NORMAL, name="score"
+        )
+        return outputs.replace(logits=score(at_last))
 
 
 def empty_cache(size: Size, batch: int, length: int, dtype=jnp.float32) -> Cache:

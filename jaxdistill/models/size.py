@@ -57,6 +57,7 @@ class Size:
       embedding_dropout: rate after embeddings, None for `dropout`.
       scaled: whether attention scores are divided by the square root of D / H.
       scaled_by_layer: whether those of layer i, counted from 1, are also divided by i.
+      tied: whether a language model's last matrix is that of the embeddings.
     """
 
     vocab: int
@@ -73,6 +74,7 @@ class Size:
     embedding_dropout: float | None = None
     scaled: bool = True
     scaled_by_layer: bool = False
+    tied: bool = True
 
     def __post_init__(self):
         for name in ("vocab", "width", "depth", "heads", "positions", "inner"):

@@ -133,6 +133,8 @@ if SETTINGS["teacher"] is None:
     teacher, pretrained = models.BertClassifier(models.Encoder(size), 2), None
 else:
     teacher, pretrained = huggingface.load(SETTINGS["teacher"])
+    if not isinstance(teacher, models.BertClassifier):
+        raise ValueError("the teacher is a BERT or DistilBERT with a head for classes")
     tokenizer = tokens.load_tokenizer(huggingface.find(SETTINGS["teacher"]))
     tokens.check_tokenizer(tokenizer, teacher.encoder.size)
 

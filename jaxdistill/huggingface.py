@@ -3,10 +3,11 @@
 
 A folder holds `config.json` and `model.safetensors`, or the shards that
 `model.safetensors.index.json` names. Every tensor is accounted for: one without a
-place, or a place without a tensor, is an error that names it; only the head of BERT's
-next sentence is left out where a masked LM's file has it, and the pooler of a
-BertModel. Queries, keys and values are one product here; nothing else changes but the
-order of axes, so both directions together are the identity.
+place, or a place without a tensor, is an error that names it. Left out are only BERT's
+head for the next sentence in a masked LM's file, the pooler of a BertModel, and a
+language model's end in a classifier's. Queries, keys and values are one product here;
+nothing else changes but the order of axes, so both directions together are the
+identity.
 """
 
 import json
@@ -42,6 +43,7 @@ from jaxdistill.huggingface_names import (
     LEAVES,
     NOTHING,
     OLDER,
+    OWN_BIAS,
     PREFIXES,
     ROOTS,
     TIED,
@@ -98,7 +100,11 @@ def to_linen(
         is not the module's, or of no float; it names the first.
     """
     tensors = by_todays_names(state, config)
-    if is_tied(config):
+    if not is_tied(config):
+        own, other = OWN_BIAS
+        if other in tensors:
+            tensors.setdefault(own, tensors.pop(other))
+    elif not architecture_of(config).endswith("Classification"):
         tensors = _without_copies(tensors)
     beside = BESIDE.get(architecture_of(config), NOTHING)
     found = place(tensors, _places(config), module_of(config), beside)
@@ -209,6 +215,9 @@ def from_linen(
                 array = part.T if turned else part
                 key = f"{name}.{theirs}".removeprefix(prefix)
                 state[key] = np.array(array, order="C")
+    own, other = OWN_BIAS
+    if own in state:  # under either name, for transformers 4 too
+        state[other] = state[own]
     return state
 
 

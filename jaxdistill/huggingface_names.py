@@ -115,9 +115,12 @@ TIED = {
     "vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight",
     "lm_head.weight": "transformer.wte.weight",
 }
-"""Names under which a file may hold a tensor a second time."""
+"""Names under which a tied language model's file may hold a tensor a second time."""
+OWN_BIAS = "cls.predictions.decoder.bias", "cls.predictions.bias"
+"""Where a BERT's last layer with a matrix of its own has its bias: transformers 5 takes
+the first, and holds a second one that it does not compute with; 4 saves the second."""
 HEAD = re.compile(
-    r"(cls|classifier|pre_classifier|qa_outputs|vocab_\w+|lm_head|score)\."
+    r"(cls|classifier|pre_classifier|qa_outputs|vocab_\w+|lm_head|score|multiple_choice_head)\."
 )
 """How the names of heads begin, which have no prefix."""
 BUFFERS = {
@@ -130,13 +133,14 @@ OLDER = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bia
 """Ends of names in older files, as in bert-base-uncased, and what they are now."""
 BESIDE = {
     "BertModel": re.compile(r"bert\.pooler\.dense\.(weight|bias)$"),
+    "GPT2ForSequenceClassification": re.compile(r"lm_head\.weight$"),
     "BertForMaskedLM": re.compile(
         r"(bert\.pooler\.dense|cls\.seq_relationship)\.(weight|bias)$"
-        r"|cls\.predictions\.bias$"  # the last layer's other one counts
     ),
 }
 """Tensors that a file may hold beside its model's, as bert-base-uncased's does: BERT's
-head for the next sentence, which a masked LM does not compute, nor an encoder."""
+head for the next sentence, which a masked LM does not compute, nor an encoder; of a
+classifier the matrix that a language model has at its end."""
 NOTHING = re.compile(r"(?!)")
 TURNED = {"linear", "matrix"}
 """Kinds whose matrices are `[out, in]` in a file and `[in, out]` here."""

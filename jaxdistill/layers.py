@@ -5,6 +5,7 @@ A student that starts as some of its teacher's layers (Sanh et al. 2019, DistilB
 distilled version of BERT, section 3):
 
     small = module.clone(encoder=module.encoder.clone(size=replace(size, depth=3)))
+    # A GPTClassifier's is its `decoder`; a GPT is cloned itself.
     params = take_layers(variables["params"], (0, 2, 4))
     state = init_state(rng, models.student(small), optimizer, batch)
     state = state.replace(params=params)

@@ -41,7 +41,9 @@ def load_classifier(
 ) -> tuple[BertClassifier | GPTClassifier, dict[str, Any]]:
     """A classifier whose body is pretrained, whatever head it was trained under.
 
-    A BERT's pooler is read where the file has one. The classifier is drawn.
+    A BERT's pooler is read where the file has one. The classifier is drawn. Whoever
+    saves a GPT-2's for transformers puts into its configuration the `pad_token_id` with
+    which texts are padded: that library finds their ends by it.
 
     Args:
       folder: with `config.json` and `model.safetensors` of a BERT, a DistilBERT or a

@@ -97,6 +97,9 @@ MODELS = {
     "scanned_bert": lambda: subject(
         models.BertClassifier(models.Encoder(SIZE, scan=True, maps=False), 3), texts()
     ),
+    "scanned_gpt": lambda: subject(
+        models.GPTClassifier(models.GPT(SIZE, scan=True, maps=False), 3), texts()
+    ),
     "bag": lambda: subject(models.BagOfEmbeddings(40, 8, 3, (6,)), texts()),
 }
 

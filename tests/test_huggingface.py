@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdistill import huggingface
+from jaxdistill import huggingface, models
 from jaxdistill.huggingface_config import read_config
 from jaxdistill.huggingface_names import BUFFERS, PREFIXES
 
@@ -153,10 +153,10 @@ def test_back_again_is_the_identity(saved, scan, tmp_path):
     huggingface.save(tmp_path / "back", variables, read_config(folder))
     again = type(model).from_pretrained(tmp_path / "back").state_dict()
     for name, value in model.state_dict().items():
-        # A pooler is left out, and what BERT has beside its last layer's own bias.
-        tied = getattr(model.config, "tie_word_embeddings", True)
-        if name.startswith("pooler.") or (name == "cls.predictions.bias" and not tied):
+        if name.startswith("pooler."):  # which is left out
             continue
+        if name == "cls.predictions.bias":  # what is added is the layer's own
+            value = model.cls.predictions.decoder.bias
         torch.testing.assert_close(again[name], value, rtol=0, atol=0)
 
 
@@ -259,6 +259,35 @@ def test_a_masked_lm_is_read_from_what_bert_was_pretrained_as(tmp_path):
     other = {**state, "cls.other.weight": np.zeros(3, np.float32)}
     with pytest.raises(ValueError, match="hold 'cls.other.weight', which has no place"):
         huggingface.to_linen(other, config)
+
+
+def test_a_bias_of_a_matrix_of_its_own_has_two_names(tmp_path):
+    """transformers 4 saves the one, 5 computes with the other."""
+    model = torch_model("bert-untied")
+    model.save_pretrained(tmp_path)
+    config, state = read_config(tmp_path), states(tmp_path)
+    found = huggingface.to_linen(state, config)["params"]["bias"]
+    np.testing.assert_array_equal(found, state["cls.predictions.decoder.bias"])
+    older = dict(state)
+    other = older.pop("cls.predictions.decoder.bias") + 1
+    older["cls.predictions.bias"] = other
+    found = huggingface.to_linen(older, config)["params"]["bias"]
+    np.testing.assert_array_equal(found, other)
+    saved = huggingface.from_linen(huggingface.to_linen(state, config), config)
+    for name in ("cls.predictions.bias", "cls.predictions.decoder.bias"):
+        expected = state["cls.predictions.decoder.bias"]
+        np.testing.assert_array_equal(saved[name], expected)
+
+
+def test_a_language_models_end_is_no_part_of_a_classifier(tmp_path):
+    torch_model("gpt2-classes").save_pretrained(tmp_path)
+    config, state = read_config(tmp_path), states(tmp_path)
+    more = {**state, "lm_head.weight": np.ones((37, 14), np.float32)}
+    expected, found = (huggingface.to_linen(one, config) for one in (state, more))
+    assert_same_variables(found, expected)
+    body = models.GPT(models.gpt_size(9, 4, 1, 2, tied=False))
+    with pytest.raises(ValueError, match="a classifier's decoder has no last matrix"):
+        models.GPTClassifier(body, 2).init(jax.random.key(0), text(9))
 
 
 def test_what_a_scan_returns_is_indexed_by_layer(saved):

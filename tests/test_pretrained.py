@@ -50,6 +50,13 @@ def test_the_body_is_what_was_trained(name, alone, scan, tmp_path):
     np.testing.assert_allclose(found.hiddens[-1], expected, rtol=0, atol=1e-5)
 
 
+def test_the_body_under_two_heads_is_read(tmp_path):
+    numbers = torch_model("gpt2").config
+    transformers.GPT2DoubleHeadsModel(numbers).save_pretrained(tmp_path)
+    module, _ = pretrained.load_classifier(tmp_path, 3, jax.random.key(0))
+    assert module.num_classes == 3
+
+
 def test_a_pooler_is_read_where_there_is_one(tmp_path):
     model, inner = body("bert-classes")
     model.save_pretrained(tmp_path)

@@ -146,14 +146,20 @@ def make_forward(subject: Subject) -> Callable[[Mapping[str, Array]], dict[str, 
 def _unscanned(student: Live) -> tuple[nn.Module, Any]:
     """A text model without its scan over layers, which jax2onnx does not take."""
     module, variables = student.module, student.variables
-    encoder: Any = getattr(module, "encoder", None)
+    bodies: dict[str, Any] = {
+        name: getattr(module, name, None) for name in ("encoder", "decoder")
+    }
+    apart: dict[str, Any] = {
+        name: body.clone(scan=False)
+        for name, body in bodies.items()
+        if getattr(body, "scan", False)
+    }
     if getattr(module, "scan", False):
-        module = module.clone(scan=False)
-    elif getattr(encoder, "scan", False):
-        module = module.clone(encoder=encoder.clone(scan=False))
-    else:
+        apart = {"scan": False}
+    if not apart:
         return module, variables
-    return module, {**variables, "params": unstack_layers(variables["params"])}
+    params = unstack_layers(variables["params"])
+    return module.clone(**apart), {**variables, "params": params}
 
 
 def _normalise(images: Array, pixels: Pixels) -> Array:

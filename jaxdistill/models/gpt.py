@@ -154,10 +154,18 @@ class GPTClassifier(nn.Module):
     def __call__(self, inputs, mask=None, train=False) -> Outputs:
         """Logits `[B, C]`, of the last token that is no padding; else as `GPT`.
 
-        Padding is what `attention_mask` says, as everywhere here; transformers' own
-        model takes what is the configuration's `pad_token_id`.
+        Padding is what `attention_mask` says, as everywhere here, and without one there
+        is none; transformers' own model takes every `pad_token_id` for padding.
+
+        Raises:
+          ValueError: the decoder has a last matrix of its own, for which there is no
+            use; or see `GPT`.
         """
         del mask  # no layer here looks across examples
+        if not self.decoder.size.tied:
+            raise ValueError(
+                "a classifier's decoder has no last matrix: Size(tied=True)"
+            )
         outputs: Any = self.decoder(inputs, train=train)
         ids = inputs["input_ids"]
         real = inputs.get("attention_mask", jnp.ones(ids.shape, jnp.int32)) > 0

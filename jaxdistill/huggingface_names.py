@@ -120,7 +120,8 @@ OWN_BIAS = "cls.predictions.decoder.bias", "cls.predictions.bias"
 """Where a BERT's last layer with a matrix of its own has its bias: transformers 5 takes
 the first, and holds a second one that it does not compute with; 4 saves the second."""
 HEAD = re.compile(
-    r"(cls|classifier|pre_classifier|qa_outputs|vocab_\w+|lm_head|score|multiple_choice_head)\."
+    r"(cls|classifier|pre_classifier|qa_outputs|vocab_\w+|lm_head|score"
+    r"|multiple_choice_head)\."
 )
 """How the names of heads begin, which have no prefix."""
 BUFFERS = {

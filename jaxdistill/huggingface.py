@@ -35,29 +35,24 @@ from jaxdistill.huggingface_files import WEIGHTS, find, read_weights
 from jaxdistill.huggingface_names import (
     BARE,
     BESIDE,
+    BIAS,
+    BIAS_AGAIN,
     BODIES,
-    BUFFERS,
     ENDS,
-    HEAD,
     HEADS,
     LEAVES,
     NOTHING,
-    OLDER,
-    OWN_BIAS,
     PREFIXES,
     ROOTS,
-    TIED,
-    TIED_ENDS,
     TURNED,
     Place,
 )
+from jaxdistill.huggingface_tensors import Tensors, by_todays_names, without_copies
 from jaxdistill.layers import stack_layers, unstack_layers
 
 ParamPath = tuple[str, ...]
 Placed = tuple[Place, list[str], ParamPath]
 """A place, the names of its tensors' layers, and its path in `params`."""
-Tensors = dict[str, tuple[str, np.ndarray]]
-"""Tensors by the names they have today, each with its name in the file."""
 
 
 def load(
@@ -99,14 +94,8 @@ def to_linen(
       ValueError: a tensor without a place, a place without a tensor, or a shape that
         is not the module's, or of no float; it names the first.
     """
-    tensors = by_todays_names(state, config)
-    if not is_tied(config):
-        own, other = OWN_BIAS
-        if other in tensors:
-            tensors.setdefault(own, tensors.pop(other))
-    elif not architecture_of(config).endswith("Classification"):
-        tensors = _without_copies(tensors)
     beside = BESIDE.get(architecture_of(config), NOTHING)
+    tensors = without_copies(by_todays_names(state, config), is_tied(config), beside)
     found = place(tensors, _places(config), module_of(config), beside)
     params = traverse_util.unflatten_dict(found)
     return {"params": stack_layers(params) if scan else params}
@@ -169,31 +158,6 @@ def _joined(
     return np.concatenate([x.T if turned else x for _, x in parts], axis=-1)
 
 
-def by_todays_names(
-    state: Mapping[str, np.ndarray], config: Mapping[str, Any]
-) -> Tensors:
-    """Tensors by the names they have today in a whole model, each with its own name.
-
-    Older files have other names, and constants beside the weights, which are left out;
-    the names of a body without a prefix get it.
-    """
-    kind = kind_of(config)
-    found = {name: (name, np.asarray(array)) for name, array in state.items()}
-    for name in [*found]:
-        for old, new in OLDER.items():
-            today = name.removesuffix(old) + new
-            if name.endswith(old) and today not in found:
-                found[today] = found.pop(name)
-    prefix = PREFIXES[kind]
-    if not any(name.startswith(prefix) for name in found):
-        found = {k if HEAD.match(k) else prefix + k: v for k, v in found.items()}
-    depth = min(size_of(config).depth, len(found))
-    for name in BUFFERS[kind]:
-        for i in range(depth):
-            found.pop(name.format(i), None)
-    return found
-
-
 def from_linen(
     variables: Mapping[str, Any], config: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
@@ -215,9 +179,8 @@ def from_linen(
                 array = part.T if turned else part
                 key = f"{name}.{theirs}".removeprefix(prefix)
                 state[key] = np.array(array, order="C")
-    own, other = OWN_BIAS
-    if own in state:  # under either name, for transformers 4 too
-        state[other] = state[own]
+    if BIAS in state and not is_tied(config):
+        state[BIAS_AGAIN] = state[BIAS]
     return state
 
 
@@ -226,8 +189,8 @@ def _places(config) -> Iterator[Placed]:
     architecture = architecture_of(config)
     alone = architecture in BARE or architecture == "GPT2LMHeadModel"
     yield from body_places(config, alone=alone)
-    ends = TIED_ENDS if is_tied(config) else ENDS
-    for where in (*HEADS.get(architecture, ()), *ends.get(architecture, ())):
+    end = () if is_tied(config) else (ENDS[architecture],)
+    for where in (*HEADS.get(architecture, ()), *end):
         yield where, list(where.theirs), tuple(filter(None, (where.ours,)))
 
 
@@ -262,23 +225,6 @@ def _check_shapes(flat: Mapping[ParamPath, np.ndarray], config) -> None:
                 f"{name!r} has the shape {flat[path].shape}, config.json asks for "
                 f"{expected[path]}"
             )
-
-
-def _without_copies(tensors: Tensors) -> Tensors:
-    """Without what a file holds twice, which must be equal."""
-    kept = dict(tensors)
-    for copy, source in TIED.items():
-        if copy not in kept:
-            continue
-        theirs, array = kept.pop(copy)
-        if source not in kept:
-            kept[source] = theirs, array
-        elif not np.array_equal(array, kept[source][1]):
-            raise ValueError(
-                f"the weights hold {theirs!r} other than {kept[source][0]!r}; here the "
-                "two are one"
-            )
-    return kept
 
 
 def save(folder: str | Path, variables: Mapping[str, Any], config: Mapping[str, Any]):

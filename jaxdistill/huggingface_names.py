@@ -75,6 +75,7 @@ HEADS = {
     "BertForMaskedLM": (
         Place(("cls.predictions.transform.dense",), "transform"),
         Place(("cls.predictions.transform.LayerNorm",), "transform_norm", "norm"),
+        Place(("cls.predictions",), "", "bias"),
     ),
     "DistilBertForSequenceClassification": (
         Place(("pre_classifier",), "pooler"),
@@ -83,26 +84,16 @@ HEADS = {
     "DistilBertForMaskedLM": (
         Place(("vocab_transform",), "transform"),
         Place(("vocab_layer_norm",), "transform_norm", "norm"),
+        Place(("vocab_projector",), "", "bias"),
     ),
     "GPT2ForSequenceClassification": (Place(("score",), "score", "matrix"),),
 }
-TIED_ENDS = {
-    "BertForMaskedLM": (Place(("cls.predictions",), "", "bias"),),
-    "DistilBertForMaskedLM": (Place(("vocab_projector",), "", "bias"),),
-}
-"""What a language model's last layer has beside the embeddings' matrix."""
 ENDS = {
-    "BertForMaskedLM": (
-        Place(("cls.predictions.decoder",), "end", "embed"),
-        Place(("cls.predictions.decoder",), "", "bias"),
-    ),
-    "DistilBertForMaskedLM": (
-        Place(("vocab_projector",), "end", "embed"),
-        Place(("vocab_projector",), "", "bias"),
-    ),
-    "GPT2LMHeadModel": (Place(("lm_head",), "end", "embed"),),
+    "BertForMaskedLM": Place(("cls.predictions.decoder",), "end", "embed"),
+    "DistilBertForMaskedLM": Place(("vocab_projector",), "end", "embed"),
+    "GPT2LMHeadModel": Place(("lm_head",), "end", "embed"),
 }
-"""A language model's last layer where its matrix is its own."""
+"""A language model's last matrix where it is not that of the embeddings."""
 BARE = {"BertModel", "DistilBertModel", "GPT2Model"}
 """Bodies by themselves, whose names have no prefix."""
 BODIES = {"bert": _BERT, "distilbert": _DISTILBERT, "gpt2": _GPT2}
@@ -111,14 +102,13 @@ ROOTS = {"bert": "encoder", "distilbert": "encoder", "gpt2": "decoder"}
 """Where a body is in `params` below a head of its own."""
 TIED = {
     "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
-    "cls.predictions.decoder.bias": "cls.predictions.bias",
     "vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight",
     "lm_head.weight": "transformer.wte.weight",
 }
-"""Names under which a tied language model's file may hold a tensor a second time."""
-OWN_BIAS = "cls.predictions.decoder.bias", "cls.predictions.bias"
-"""Where a BERT's last layer with a matrix of its own has its bias: transformers 5 takes
-the first, and holds a second one that it does not compute with; 4 saves the second."""
+"""Names under which a tied language model's file may hold a matrix a second time."""
+BIAS, BIAS_AGAIN = "cls.predictions.bias", "cls.predictions.decoder.bias"
+"""Names of the bias of BERT's last layer. In an untied model transformers 5 computes
+with the second and holds a first without use; transformers 4 saves the first alone."""
 HEAD = re.compile(
     r"(cls|classifier|pre_classifier|qa_outputs|vocab_\w+|lm_head|score"
     r"|multiple_choice_head)\."

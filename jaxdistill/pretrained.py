@@ -15,14 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from jaxdistill.huggingface import (
-    body_places,
-    by_todays_names,
-    place,
-)
+from jaxdistill.huggingface import body_places, place
 from jaxdistill.huggingface_config import body_of, classifier_of, read_config, size_of
 from jaxdistill.huggingface_files import WEIGHTS, find, read_weights
 from jaxdistill.huggingface_names import HEAD, Place
+from jaxdistill.huggingface_tensors import by_todays_names
 from jaxdistill.layers import stack_layers
 from jaxdistill.models.bert import BertClassifier
 from jaxdistill.models.gpt import GPTClassifier

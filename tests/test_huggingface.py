@@ -12,6 +12,7 @@ import pytest
 from jaxdistill import huggingface, models
 from jaxdistill.huggingface_config import read_config
 from jaxdistill.huggingface_names import BUFFERS, PREFIXES
+from jaxdistill.huggingface_tensors import by_todays_names
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 transformers = pytest.importorskip(
@@ -232,7 +233,7 @@ def test_names_in_older_files_are_known(saved):
         older[name] = np.ones((1, 1, 3, 3), np.float32)
     found, expected = (huggingface.to_linen(one, config) for one in (older, state))
     assert_same_variables(found, expected)
-    whole = huggingface.by_todays_names(state, config)
+    whole = by_todays_names(state, config)
     state = {name: array for name, (_, array) in whole.items()}
     others = ["x.position_ids", "x.attn.masked_bias"]
     others += ["transformer.h.3.attn.bias", "bert.encoder.layer.0.attn.bias"]

@@ -40,6 +40,7 @@ FLOORS = {
     "huggingface_config": 2,
     "huggingface_files": 2,
     "huggingface_names": 2,
+    "huggingface_tensors": 2,
     "pretrained": 2,
     "tokens": 2,
     "added_tokens": 2,

@@ -146,20 +146,15 @@ def make_forward(subject: Subject) -> Callable[[Mapping[str, Array]], dict[str, 
 def _unscanned(student: Live) -> tuple[nn.Module, Any]:
     """A text model without its scan over layers, which jax2onnx does not take."""
     module, variables = student.module, student.variables
-    bodies: dict[str, Any] = {
-        name: getattr(module, name, None) for name in ("encoder", "decoder")
-    }
-    apart: dict[str, Any] = {
-        name: body.clone(scan=False)
-        for name, body in bodies.items()
-        if getattr(body, "scan", False)
-    }
+    for name in ("encoder", "decoder"):
+        body: Any = getattr(module, name, None)
+        if getattr(body, "scan", False):
+            module = module.clone(**{name: body.clone(scan=False)})
     if getattr(module, "scan", False):
-        apart = {"scan": False}
-    if not apart:
+        module = module.clone(scan=False)
+    if module is student.module:
         return module, variables
-    params = unstack_layers(variables["params"])
-    return module.clone(**apart), {**variables, "params": params}
+    return module, {**variables, "params": unstack_layers(variables["params"])}
 
 
 def _normalise(images: Array, pixels: Pixels) -> Array:

@@ -50,13 +50,17 @@ import jax
 import numpy as np
 import optax
 
-from jaxdistill import data, huggingface, models, parallel, report, tokens
-from jaxdistill.comparison import compare
-from jaxdistill.evaluate import Evaluator
-from jaxdistill.objectives import combine, hard_labels, soft_targets
-from jaxdistill.row import Row
-from jaxdistill.runs import Run
-from jaxdistill.study import Study
+from jaxdistill import data, models
+from jaxdistill.objectives.logits import combine, hard_labels, soft_targets
+from jaxdistill.parallel import partitioner as parallel
+from jaxdistill.pretrained import tokenizers as tokens
+from jaxdistill.pretrained import weights as huggingface
+from jaxdistill.report import tables as report
+from jaxdistill.study.arm import Row
+from jaxdistill.study.comparison import compare
+from jaxdistill.study.study import Study
+from jaxdistill.train.evaluation import Evaluator
+from jaxdistill.train.run_dir import Run
 
 print("devices:", jax.devices())
 

@@ -45,14 +45,15 @@ import os
 import optax
 from IPython.display import Image, display
 
-from jaxdistill import data, export, models, parallel
-from jaxdistill.comparison import compare
-from jaxdistill.deployment import finished
-from jaxdistill.evaluate import Evaluator
-from jaxdistill.objectives import combine, hard_labels, soft_targets
-from jaxdistill.row import Row
-from jaxdistill.runs import Run
-from jaxdistill.study import Study
+from jaxdistill import data, export, models
+from jaxdistill.export.benchmark import from_run as finished
+from jaxdistill.objectives.logits import combine, hard_labels, soft_targets
+from jaxdistill.parallel import partitioner as parallel
+from jaxdistill.study.arm import Row
+from jaxdistill.study.comparison import compare
+from jaxdistill.study.study import Study
+from jaxdistill.train.evaluation import Evaluator
+from jaxdistill.train.run_dir import Run
 
 FAST = os.environ.get("JAXDISTILL_FAST") == "1"  # for the test of this notebook
 

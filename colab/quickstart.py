@@ -51,13 +51,17 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 
-from jaxdistill import benchmark, data, fingerprints, models, parallel, teachers
-from jaxdistill.checkpoint import Checkpoints
-from jaxdistill.evaluate import Evaluator
-from jaxdistill.loop import fit, interval
-from jaxdistill.objectives import combine, hard_labels, soft_targets
-from jaxdistill.runs import Run
-from jaxdistill.steps import init_state, make_train_step, scan_train
+from jaxdistill import data, models
+from jaxdistill.models import apply
+from jaxdistill.objectives.logits import combine, hard_labels, soft_targets
+from jaxdistill.parallel import partitioner as parallel
+from jaxdistill.teachers import fingerprints
+from jaxdistill.train import cost as benchmark
+from jaxdistill.train.checkpoint import Checkpoints
+from jaxdistill.train.evaluation import Evaluator
+from jaxdistill.train.loop import fit, interval
+from jaxdistill.train.run_dir import Run
+from jaxdistill.train.step import init_state, make_train_step, scan_train
 
 for package in ("jaxdistill", "jax", "flax", "optax", "orbax-checkpoint", "numpy"):
     print(f"{package:17} {importlib.metadata.version(package)}")
@@ -165,14 +169,14 @@ def learn(name, module, objective, examples, teacher=None):
         batches=data.Batches(len(examples["labels"]), SETTINGS["batch_size"]),
         steps=STEPS,
         teacher=teacher,
-        evaluate=lambda state: validate(teachers.trained(module, state), teacher),
+        evaluate=lambda state: validate(apply.trained(module, state), teacher),
         evaluate_every=interval(STEPS, SETTINGS["evaluations"]),
         checkpoints=checkpoints,
         log=log,
         name=name,
     )
     checkpoints.close()
-    return run.place(teachers.trained(module, state))
+    return run.place(apply.trained(module, state))
 
 
 teacher = learn("teacher", teacher_module, hard, few)

@@ -12,11 +12,14 @@ import jax
 import numpy as np
 import optax
 
-from jaxdistill import convert, data, models, parallel, teachers
-from jaxdistill.loop import fit
-from jaxdistill.objectives import combine, hard_labels, soft_targets
-from jaxdistill.runs import environment, processor
-from jaxdistill.steps import init_state, make_train_step, scan_train
+from jaxdistill import data, models
+from jaxdistill.models import apply
+from jaxdistill.objectives.logits import combine, hard_labels, soft_targets
+from jaxdistill.parallel import partitioner as parallel
+from jaxdistill.pretrained import state_dicts as convert
+from jaxdistill.train.loop import fit
+from jaxdistill.train.run_dir import environment, processor
+from jaxdistill.train.step import init_state, make_train_step, scan_train
 from jaxdistill.types import TrainState
 
 
@@ -147,9 +150,9 @@ class Task:
             self._taught[seed] = _variables(self.fit("teacher", seed))
         return self._taught[seed]
 
-    def teacher(self, taught: Any) -> teachers.Live:
+    def teacher(self, taught: Any) -> apply.Live:
         """A live teacher, not placed."""
-        return teachers.live(self.modules["teacher"], taught)
+        return apply.live(self.modules["teacher"], taught)
 
     def torch_loss(self) -> Callable:
         """The student's loss in PyTorch."""

@@ -36,15 +36,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import optax
 
-from jaxdistill import data, failures, models, processes, report, teachers
-from jaxdistill.augment import shift
-from jaxdistill.comparison import compare
-from jaxdistill.evaluate import Evaluator
-from jaxdistill.objectives import combine, hard_labels, soft_targets
-from jaxdistill.row import Row
-from jaxdistill.runs import Run, parse, settings
-from jaxdistill.study import Study
-from jaxdistill.sweep import Division, divide
+from jaxdistill import data, models
+from jaxdistill.data.augment import shift
+from jaxdistill.models import apply
+from jaxdistill.objectives.logits import combine, hard_labels, soft_targets
+from jaxdistill.parallel import processes
+from jaxdistill.report import tables as report
+from jaxdistill.study.arm import Row, few_labels
+from jaxdistill.study.comparison import compare
+from jaxdistill.study.study import Study
+from jaxdistill.study.sweep import Division, divide
+from jaxdistill.train import failures
+from jaxdistill.train.evaluation import Evaluator
+from jaxdistill.train.run_dir import Run, parse, settings
 
 ARMS = ("scratch", "label_smoothing", "distilled", "untrained_teacher")
 SEARCH_SEED = 1_000
@@ -84,7 +88,7 @@ class Config:
     """what devices divide: seeds (all in one program), or a batch (mesh, fsdp, pmap);
     auto is seeds on an accelerator, else a mesh where there are several devices"""
     distributed: bool = False
-    """one of several, see jaxdistill.processes; SLURM and TPU pods need no flag"""
+    """one of several, see parallel.processes; SLURM and TPU pods need no flag"""
     compilation_cache: bool = True
     """keep compiled programs on disk, for the next run"""
     progress: bool = True
@@ -122,7 +126,7 @@ def execute(config: Config) -> dict[str, Any]:
     study = Study(
         run,
         Run(config.run_dir, settings(config)),
-        examples=data.few_labels(train_set, config.labels),
+        examples=few_labels(train_set, config.labels),
         steps=config.epochs * batches.steps_per_epoch,
         batch_size=config.batch_size,
         test=Evaluator(run, source.inputs(source.test)),
@@ -221,7 +225,7 @@ def untrained(study: Study, make: RowMaker, seed: int) -> dict[str, Any]:
     """A teacher as it is drawn, never trained."""
     row = make.row("teacher", TEACHER)
     state = study.fresh(row, SEARCH_SEED + seed)
-    return {"untrained": study.run.place(teachers.trained(row.module, state))}
+    return {"untrained": study.run.place(apply.trained(row.module, state))}
 
 
 def describe(best: dict[str, Trial], table: dict[str, list]) -> str:

@@ -52,8 +52,12 @@ from tqdm.auto import tqdm
 
 from experiments import bare_jax, loops, resnet_job, speed_report
 from experiments.article_job import Job, Task, machine
-from jaxdistill import benchmark, failures, report, sweep, teachers
-from jaxdistill.runs import Run, environment
+from jaxdistill.report import tables as report
+from jaxdistill.study import sweep
+from jaxdistill.teachers import ensemble as teachers
+from jaxdistill.train import cost as benchmark
+from jaxdistill.train import failures
+from jaxdistill.train.run_dir import Run, environment
 
 WIDTHS, BATCHES, STUDENTS = (0.5, 1, 2, 4), (16, 64, 256, 1024), (1, 4, 16, 32)
 SCALING_STEPS = 200

@@ -35,9 +35,10 @@ from tqdm.auto import tqdm
 
 from experiments.article_job import Job, Task, baseline, machine
 from experiments.pytorch_parity import parity
-from jaxdistill import failures, report
-from jaxdistill.runs import Run, environment, parse, settings
-from jaxdistill.statistics import paired, spread
+from jaxdistill.report import tables as report
+from jaxdistill.report.statistics import paired, spread
+from jaxdistill.train import failures
+from jaxdistill.train.run_dir import Run, environment, parse, settings
 
 
 @dataclass(frozen=True)

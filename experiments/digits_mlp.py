@@ -27,15 +27,20 @@ from typing import Any, Literal
 
 import optax
 
-from jaxdistill import data, failures, models, processes, report, teachers
-from jaxdistill.comparison import compare
-from jaxdistill.evaluate import Evaluator
-from jaxdistill.objectives import combine, hard_labels, soft_targets
-from jaxdistill.precision import Precision
-from jaxdistill.row import Row
-from jaxdistill.runs import Run, parse, settings
-from jaxdistill.study import Study
-from jaxdistill.sweep import Division, divide
+from jaxdistill import data, models
+from jaxdistill.models import apply
+from jaxdistill.models.precision import Precision
+from jaxdistill.objectives.logits import combine, hard_labels, soft_targets
+from jaxdistill.parallel import processes
+from jaxdistill.report import tables as report
+from jaxdistill.study import arm
+from jaxdistill.study.arm import Row
+from jaxdistill.study.comparison import compare
+from jaxdistill.study.study import Study
+from jaxdistill.study.sweep import Division, divide
+from jaxdistill.train import failures
+from jaxdistill.train.evaluation import Evaluator
+from jaxdistill.train.run_dir import Run, parse, settings
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,7 @@ class Config:
     """what devices divide: seeds (all in one program), or a batch (mesh, fsdp, pmap);
     auto is seeds on an accelerator, else a mesh where there are several devices"""
     distributed: bool = False
-    """one of several, see jaxdistill.processes; SLURM and TPU pods need no flag"""
+    """one of several, see parallel.processes; SLURM and TPU pods need no flag"""
     compilation_cache: bool = True
     """keep compiled programs on disk, for the next run"""
     progress: bool = True
@@ -171,7 +176,7 @@ def execute(config: Config) -> dict[str, Any]:
     study = Study(
         run,
         Run(config.run_dir.format(preset=config.preset), settings(config)),
-        examples=data.few_labels(train_set, config.labels),
+        examples=arm.few_labels(train_set, config.labels),
         steps=steps,
         batch_size=config.batch_size,
         test=Evaluator(run, source.inputs(source.test)),
@@ -187,7 +192,7 @@ def execute(config: Config) -> dict[str, Any]:
         """The teacher as it is drawn, never trained: the popular script's mistake."""
         row = lines["teacher"]
         state = study.fresh(row, seed + 10_000)
-        return {"untrained": run.place(teachers.trained(row.module, state))}
+        return {"untrained": run.place(apply.trained(row.module, state))}
 
     summary = compare(study, lines, config.seeds, given=untrained)
     text = processes.on_first(lambda: report.write(study.log.path))

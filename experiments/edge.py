@@ -46,25 +46,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from experiments.edge_choice import adam, choose, make_objective
-from jaxdistill import (
-    data,
-    deployment,
-    export,
-    failures,
-    models,
-    parallel,
-    report,
-    runtimes,
-    saved,
-    sweep,
-)
-from jaxdistill.evaluate import Evaluator
-from jaxdistill.objectives import combine, hard_labels
-from jaxdistill.quantize import quantized
-from jaxdistill.row import Row
-from jaxdistill.runs import Run, parse, settings
-from jaxdistill.study import Study
-from jaxdistill.teachers import Live
+from jaxdistill import data, export, models, runtimes
+from jaxdistill.export import benchmark as deployment
+from jaxdistill.export.quantize import quantized
+from jaxdistill.models.apply import Live
+from jaxdistill.objectives.logits import combine, hard_labels
+from jaxdistill.parallel import partitioner as parallel
+from jaxdistill.report import tables as report
+from jaxdistill.study import sweep
+from jaxdistill.study.arm import Row
+from jaxdistill.study.study import Study
+from jaxdistill.train import failures, saved
+from jaxdistill.train.evaluation import Evaluator
+from jaxdistill.train.run_dir import Run, parse, settings
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import optax
 
-from jaxdistill import data, sweep, teachers
-from jaxdistill.evaluate import Evaluator
-from jaxdistill.objectives import combine, hard_labels, soft_targets
+from jaxdistill import data
+from jaxdistill.models import apply
+from jaxdistill.objectives.logits import combine, hard_labels, soft_targets
+from jaxdistill.study import sweep
+from jaxdistill.train.evaluation import Evaluator
 from jaxdistill.types import Objective
 
 CHOICE_SEED = 1_000
@@ -87,7 +89,7 @@ def cells_of(tried: Sequence[Setting]) -> dict[str, np.ndarray]:
 
 def train_width(
     task: Any, width: int, cells: Mapping[str, np.ndarray], lesson: tuple[Any, Any]
-) -> teachers.Live:
+) -> apply.Live:
     """Students of a width, all at once, from a `Study.lesson`."""
     (examples, teacher), steps = lesson, task.study.steps
     size, batch_size = len(examples["labels"]), task.config.batch_size

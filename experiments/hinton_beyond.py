@@ -12,12 +12,14 @@ from experiments.hinton_parts import (
     triple_rows,
 )
 from experiments.hinton_task import CHOICE_SEED, Task, adam, errors, labels, logits_of
-from jaxdistill import models, report, teachers
-from jaxdistill.comparison import compare
-from jaxdistill.data import few_labels
-from jaxdistill.figures import words
-from jaxdistill.row import Row
-from jaxdistill.study import Study
+from jaxdistill import models
+from jaxdistill.models import apply
+from jaxdistill.report import tables as report
+from jaxdistill.report.figures import words
+from jaxdistill.study.arm import Row, few_labels
+from jaxdistill.study.comparison import compare
+from jaxdistill.study.study import Study
+from jaxdistill.teachers import ensemble as teachers
 
 SHIFTED = ("jittered", "matching", "conv_matching", "ensemble_matching")
 """Rows that see shifted images, each at its own temperature and rate."""
@@ -98,7 +100,7 @@ def given_teachers(
     drawn = study.fresh(rows["teacher"], seed + 10_000)
     return {
         "ensemble": task.run.place(teachers.mean_logits(members)),
-        "drawn": task.run.place(teachers.trained(rows["teacher"].module, drawn)),
+        "drawn": task.run.place(apply.trained(rows["teacher"].module, drawn)),
     }
 
 

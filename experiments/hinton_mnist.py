@@ -42,8 +42,9 @@ from typing import Any, Literal
 from experiments.hinton_beyond import beyond
 from experiments.hinton_parts import temperature, transfer, triple
 from experiments.hinton_task import Task
-from jaxdistill import failures, sweep
-from jaxdistill.runs import parse
+from jaxdistill.study import sweep
+from jaxdistill.train import failures
+from jaxdistill.train.run_dir import parse
 
 
 @dataclass(frozen=True)

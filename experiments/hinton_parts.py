@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from experiments.hinton_task import CHOICE_SEED, Task, adam, errors, labels, logits_of
-from jaxdistill import report, sweep, teachers
-from jaxdistill.comparison import compare
-from jaxdistill.row import Row
+from jaxdistill.models import apply
+from jaxdistill.report import tables as report
+from jaxdistill.study import sweep
+from jaxdistill.study.arm import Row
+from jaxdistill.study.comparison import compare
 
 BIASES = np.arange(0.0, 20.05, 0.1)
 """What is tried for a class's bias: the paper's are 3.5 and 7.6."""
@@ -71,13 +73,13 @@ def chosen_rates(task: Task) -> dict[str, float]:
     return rates
 
 
-def choice_teacher(task: Task) -> teachers.Live:
+def choice_teacher(task: Task) -> apply.Live:
     """A teacher that has not seen the validation images."""
     study = task.study("beyond", "fitted")
     return study.train("choice_teacher", task.teacher_row(), CHOICE_SEED)
 
 
-def first_teacher(task: Task) -> teachers.Live:
+def first_teacher(task: Task) -> apply.Live:
     """The triple's teacher of seed 0, trained now unless it is there."""
     return task.study("triple", "train").train("teacher", task.teacher_row(), 0)
 

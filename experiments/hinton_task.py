@@ -13,14 +13,19 @@ import jax
 import numpy as np
 import optax
 
-from jaxdistill import augment, data, models, parallel, runs, sweep, teachers
-from jaxdistill.constraints import max_norm
-from jaxdistill.data import Batches
-from jaxdistill.evaluate import Evaluator
-from jaxdistill.objectives import combine, hard_labels, soft_targets
-from jaxdistill.row import Row
-from jaxdistill.runs import Run
-from jaxdistill.study import Study
+from jaxdistill import data, models
+from jaxdistill.data import Batches, augment
+from jaxdistill.models import apply
+from jaxdistill.objectives.logits import combine, hard_labels, soft_targets
+from jaxdistill.parallel import partitioner as parallel
+from jaxdistill.study import sweep
+from jaxdistill.study.arm import Row
+from jaxdistill.study.study import Study
+from jaxdistill.teachers import ensemble as teachers
+from jaxdistill.train import run_dir as runs
+from jaxdistill.train.constraints import max_norm
+from jaxdistill.train.evaluation import Evaluator
+from jaxdistill.train.run_dir import Run
 
 CHOICE_SEED = 1_000
 """The seed of what is chosen on the validation images: none of the final seeds."""
@@ -153,7 +158,7 @@ class Task:
         examples: Mapping[str, Any],
         objective: Callable,
         epochs: int,
-    ) -> teachers.Live:
+    ) -> apply.Live:
         """All cells at once; they have a `seed` and a `learning_rate`."""
         steps, second_moment = self.steps(epochs), self.config.second_moment
         return sweep.train(

@@ -5,7 +5,7 @@ Question: one teacher, one small student; how does what the student learns depen
 temperature, on the weight of the soft targets against the labels (weight 0 is the
 student from scratch), and on the learning rate? Every setting trains with several
 seeds, all of them at once by vmap: one compilation, one pass over the teacher's stored
-outputs for all (`jaxdistill.sweep`).
+outputs for all (`study.sweep`).
 
 Adam with a cosine schedule; hard weight `1 - soft weight`; last epoch. The best setting
 is chosen on the validation images by its mean over the seeds, and its test accuracy
@@ -25,22 +25,20 @@ import jax
 import numpy as np
 import optax
 
-from jaxdistill import (
-    data,
-    failures,
-    heatmap,
-    models,
-    parallel,
-    processes,
-    report,
-    sweep,
-    teachers,
-)
-from jaxdistill.evaluate import Evaluator
-from jaxdistill.objectives import combine, hard_labels, soft_targets
-from jaxdistill.row import Row
-from jaxdistill.runs import Run, parse, settings
-from jaxdistill.study import Study
+from jaxdistill import data, models
+from jaxdistill.models import apply
+from jaxdistill.objectives.logits import combine, hard_labels, soft_targets
+from jaxdistill.parallel import partitioner as parallel
+from jaxdistill.parallel import processes
+from jaxdistill.report import heatmap
+from jaxdistill.report import tables as report
+from jaxdistill.study import arm, sweep
+from jaxdistill.study.arm import Row
+from jaxdistill.study.study import Study
+from jaxdistill.teachers import ensemble as teachers
+from jaxdistill.train import failures
+from jaxdistill.train.evaluation import Evaluator
+from jaxdistill.train.run_dir import Run, parse, settings
 from jaxdistill.types import Objective
 
 
@@ -80,7 +78,7 @@ class Config:
     evaluations: int = 5
     """evaluations, log records and checkpoints, about so many"""
     distributed: bool = False
-    """one of several, see jaxdistill.processes; SLURM and TPU pods need no flag"""
+    """one of several, see parallel.processes; SLURM and TPU pods need no flag"""
     compilation_cache: bool = True
     """keep compiled programs on disk, for the next run"""
     progress: bool = True
@@ -120,7 +118,7 @@ class Task:
         self.config = config
         source = data.load(config.data, config.data_dir)
         train, held = data.holdout(source.train, config.validation)
-        self.examples = data.few_labels(source.inputs(train), config.labels)
+        self.examples = arm.few_labels(source.inputs(train), config.labels)
         self.splits = {"validation": source.inputs(held)}
         self.splits["test"] = source.inputs(source.test)
         self.axes = {
@@ -140,7 +138,7 @@ class Task:
         """Judges all students on a split."""
         return Evaluator(self.run, self.splits[split], cells=True)
 
-    def train_teacher(self) -> teachers.Live:
+    def train_teacher(self) -> apply.Live:
         """The teacher, on the labels."""
         config = self.config
         # A device is enough; several processes have no other way than together.
@@ -162,7 +160,7 @@ class Task:
         )
         return study.train("teacher", row, 0)
 
-    def train_students(self, teacher: teachers.Live) -> teachers.Live:
+    def train_students(self, teacher: apply.Live) -> apply.Live:
         """All students at once, from the teacher's stored outputs; placed."""
         module = models.MLP((*self.config.student, self.classes))
         cell = {name: values[0] for name, values in self.cells.items()}

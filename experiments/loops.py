@@ -18,11 +18,14 @@ import optax
 
 from experiments import bare_jax
 from experiments.article_job import Task, baseline
-from jaxdistill import models, sweep, teachers
+from jaxdistill import models
 from jaxdistill.data import Batches
-from jaxdistill.evaluate import Evaluator
-from jaxdistill.objectives import combine, hard_labels, soft_targets
-from jaxdistill.parallel import Parallel
+from jaxdistill.models import apply
+from jaxdistill.objectives.logits import combine, hard_labels, soft_targets
+from jaxdistill.parallel.partitioner import Parallel
+from jaxdistill.study import sweep
+from jaxdistill.teachers import ensemble as teachers
+from jaxdistill.train.evaluation import Evaluator
 from jaxdistill.types import TrainState
 
 Loops = tuple[dict[str, Callable[[], Any]], dict[str, str]]
@@ -228,7 +231,7 @@ def swept(
         states, metrics = train(states, (teachers.Stored(), examples), rows)
         done += length
         if steps is None:
-            return judge(teachers.trained(module, states))
+            return judge(apply.trained(module, states))
         return np.asarray(metrics["loss"][0])
 
     return dispatch

@@ -38,16 +38,21 @@ from typing import Any, Literal
 import optax
 
 from experiments.methods import METHODS, Layers, Method
-from jaxdistill import data, failures, models, parallel, processes, report, teachers
-from jaxdistill.augment import chain, flip, shift
-from jaxdistill.comparison import compare
-from jaxdistill.evaluate import Evaluator
-from jaxdistill.objectives import combine, hard_labels
-from jaxdistill.parallel import Kind
-from jaxdistill.precision import Precision
-from jaxdistill.row import Row
-from jaxdistill.runs import Run, parse, settings
-from jaxdistill.study import Study
+from jaxdistill import data, models
+from jaxdistill.data.augment import chain, flip, shift
+from jaxdistill.models.precision import Precision
+from jaxdistill.objectives.logits import combine, hard_labels
+from jaxdistill.parallel import partitioner as parallel
+from jaxdistill.parallel import processes
+from jaxdistill.parallel.partitioner import Kind
+from jaxdistill.report import tables as report
+from jaxdistill.study.arm import Row
+from jaxdistill.study.comparison import compare
+from jaxdistill.study.study import Study
+from jaxdistill.teachers import ensemble as teachers
+from jaxdistill.train import failures
+from jaxdistill.train.evaluation import Evaluator
+from jaxdistill.train.run_dir import Run, parse, settings
 
 SEARCH_SEED = 1_000
 """The seed of the search: none of the final seeds."""
@@ -97,7 +102,7 @@ class Config:
     parallel: Kind = "auto"
     """how a step runs: a mesh where there are several devices, else jit"""
     distributed: bool = False
-    """one of several, see jaxdistill.processes; SLURM and TPU pods need no flag"""
+    """one of several, see parallel.processes; SLURM and TPU pods need no flag"""
     compilation_cache: bool = True
     """keep compiled programs on disk, for the next run"""
     progress: bool = True

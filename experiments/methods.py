@@ -20,9 +20,14 @@ import jax
 from flax import linen as nn
 
 from jaxdistill import losses, models
-from jaxdistill.matching import on_hiddens
-from jaxdistill.objectives import hard_labels, mutual_targets, on_logits, soft_targets
-from jaxdistill.schedules import warm_up
+from jaxdistill.objectives.layers import on_hiddens
+from jaxdistill.objectives.logits import (
+    hard_labels,
+    mutual_targets,
+    on_logits,
+    soft_targets,
+)
+from jaxdistill.objectives.schedules import warm_up
 from jaxdistill.types import Term
 
 Terms = dict[str, tuple[Any, Term]]

@@ -31,16 +31,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdistill import cache, data, failures, losses, models, processes
-from jaxdistill.comparison import compare
-from jaxdistill.evaluate import Evaluator
-from jaxdistill.objectives import combine, hard_labels, soft_targets
-from jaxdistill.row import Row
-from jaxdistill.runs import Run, parse, settings
-from jaxdistill.saved import load_model
-from jaxdistill.statistics import paired, spread
-from jaxdistill.study import Study
-from jaxdistill.sweep import divide
+from jaxdistill import data, losses, models
+from jaxdistill.objectives.logits import combine, hard_labels, soft_targets
+from jaxdistill.parallel import processes
+from jaxdistill.report.statistics import paired, spread
+from jaxdistill.study.arm import Row
+from jaxdistill.study.comparison import compare
+from jaxdistill.study.study import Study
+from jaxdistill.study.sweep import divide
+from jaxdistill.teachers import store as cache
+from jaxdistill.train import failures
+from jaxdistill.train.evaluation import Evaluator
+from jaxdistill.train.run_dir import Run, parse, settings
+from jaxdistill.train.saved import load_model
 from jaxdistill.types import TopK
 
 TEMPERATURE = 2.0
@@ -70,7 +73,7 @@ class Config:
     top_k: tuple[int, ...] = (1, 3, 5)
     """how many classes a sparse store keeps"""
     distributed: bool = False
-    """one of several, see jaxdistill.processes; SLURM and TPU pods need no flag"""
+    """one of several, see parallel.processes; SLURM and TPU pods need no flag"""
     compilation_cache: bool = True
     """keep compiled programs on disk, for the next run"""
     progress: bool = True

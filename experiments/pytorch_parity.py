@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from experiments.article_job import Task, baseline
-from jaxdistill import convert, fingerprints
+from jaxdistill.pretrained import state_dicts as convert
+from jaxdistill.teachers import fingerprints
 from jaxdistill.types import TrainState
 
 

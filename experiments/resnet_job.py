@@ -24,10 +24,14 @@ from experiments.loops import (
     one_epoch,
     with_outputs,
 )
-from jaxdistill import convert, models, parallel, teachers
+from jaxdistill import models
 from jaxdistill.data import Batches, normalize
-from jaxdistill.objectives import combine, hard_labels, soft_targets
-from jaxdistill.steps import init_state, make_train_step, scan_train
+from jaxdistill.models import apply
+from jaxdistill.objectives.logits import combine, hard_labels, soft_targets
+from jaxdistill.parallel import partitioner as parallel
+from jaxdistill.pretrained import state_dicts as convert
+from jaxdistill.teachers import ensemble as teachers
+from jaxdistill.train.step import init_state, make_train_step, scan_train
 
 CLASSES, NUMBERS = 10, (0.5, 0.25, 255)
 """Classes, and the images' mean, deviation and peak."""
@@ -55,7 +59,7 @@ def all_loops(config: Job, images: int, compiled: bool) -> Loops:
     step = scan_train(make_train_step(student, objective, optimizer))
     ours = partial(one_epoch, run, run.compile(step, batch_axis=1), state)
     batches = Batches(images, config.batch_size)
-    live, placed = run.place(teachers.live(TEACHER, taught)), run.replicate(examples)
+    live, placed = run.place(apply.live(TEACHER, taught)), run.replicate(examples)
     jobs = {
         LIVE: ours(batches, live, placed),
         STORED: ours(batches, teachers.Stored(), with_outputs(placed, live)),

@@ -48,11 +48,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from experiments.shakespeare_task import Task
-from jaxdistill import failures, processes, report
-from jaxdistill.comparison import compare
-from jaxdistill.parallel import Kind
-from jaxdistill.precision import Precision
-from jaxdistill.runs import parse
+from jaxdistill.models.precision import Precision
+from jaxdistill.parallel import processes
+from jaxdistill.parallel.partitioner import Kind
+from jaxdistill.report import tables as report
+from jaxdistill.study.comparison import compare
+from jaxdistill.train import failures
+from jaxdistill.train.run_dir import parse
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class Config:
     parallel: Kind = "auto"
     """how a step runs: a mesh where there are several devices, else jit"""
     distributed: bool = False
-    """one of several, see jaxdistill.processes; SLURM and TPU pods need no flag"""
+    """one of several, see parallel.processes; SLURM and TPU pods need no flag"""
     compilation_cache: bool = True
     """keep compiled programs on disk, for the next run"""
     progress: bool = True

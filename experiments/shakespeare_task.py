@@ -10,15 +10,19 @@ import numpy as np
 import optax
 
 from experiments.written import continued, own_kl
-from jaxdistill import data, fingerprints, losses, models, parallel, processes, teachers
+from jaxdistill import data, losses, models
 from jaxdistill.data.corpus import UNKNOWN
-from jaxdistill.evaluate import Evaluator, language
-from jaxdistill.generate import on_policy
+from jaxdistill.models import apply
+from jaxdistill.models.generation import on_policy
 from jaxdistill.models.gpt import gpt_size
-from jaxdistill.objectives import combine, hard_labels, on_logits, soft_targets
-from jaxdistill.row import Row
-from jaxdistill.runs import Run, settings
-from jaxdistill.study import Study
+from jaxdistill.objectives.logits import combine, hard_labels, on_logits, soft_targets
+from jaxdistill.parallel import partitioner as parallel
+from jaxdistill.parallel import processes
+from jaxdistill.study.arm import Row
+from jaxdistill.study.study import Study
+from jaxdistill.teachers import fingerprints
+from jaxdistill.train.evaluation import Evaluator, language
+from jaxdistill.train.run_dir import Run, settings
 
 SMOKE_TEXT = "a rose is a rose is a rose, and a daisy is a daisy. " * 40
 
@@ -137,7 +141,7 @@ class Task:
         )
         return optax.chain(optax.clip_by_global_norm(1.0), adamw)
 
-    def teacher(self, seed: int) -> teachers.Live:
+    def teacher(self, seed: int) -> apply.Live:
         """A seed's teacher, trained now unless it is there."""
         return self.study.train("teacher", self.rows["teacher"], seed)
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.loops import LIVE, SCANNED, STORED, SWEPT
-from jaxdistill import benchmark
-from jaxdistill.figures import new_figure, to_png
+from jaxdistill.report.figures import new_figure, to_png
+from jaxdistill.train import cost as benchmark
 
 
 def tables(summary: Mapping[str, Any]) -> dict[str, str]:

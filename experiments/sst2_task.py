@@ -10,25 +10,20 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from jaxdistill import (
-    data,
-    huggingface,
-    layers,
-    losses,
-    masking,
-    matching,
-    models,
-    parallel,
-    pretrained,
-    tokens,
-)
-from jaxdistill.augment import Prepare
-from jaxdistill.data import Batches
-from jaxdistill.evaluate import Evaluator
-from jaxdistill.objectives import combine, hard_labels, soft_targets
-from jaxdistill.row import Row
-from jaxdistill.runs import Run, settings
-from jaxdistill.study import Study
+from jaxdistill import data, losses, models
+from jaxdistill.data import Batches, masking
+from jaxdistill.data.augment import Prepare
+from jaxdistill.models import stacking as layers
+from jaxdistill.objectives import layers as matching
+from jaxdistill.objectives.logits import combine, hard_labels, soft_targets
+from jaxdistill.parallel import partitioner as parallel
+from jaxdistill.pretrained import classifier as pretrained
+from jaxdistill.pretrained import tokenizers as tokens
+from jaxdistill.pretrained import weights as huggingface
+from jaxdistill.study.arm import Row
+from jaxdistill.study.study import Study
+from jaxdistill.train.evaluation import Evaluator
+from jaxdistill.train.run_dir import Run, settings
 from jaxdistill.types import Objective
 
 SMOKE_TEXTS = ("a fine film", "a dull film , again", "so fine", "again dull", "fine !")

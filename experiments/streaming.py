@@ -35,13 +35,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdistill import benchmark, failures, models, parallel, report
+from jaxdistill import models
 from jaxdistill.data import Batches, Stream, normalize
-from jaxdistill.loop import STREAMED_PER_DISPATCH, fit
-from jaxdistill.objectives import combine, hard_labels
-from jaxdistill.parallel import Kind
-from jaxdistill.runs import Run, parse, settings
-from jaxdistill.steps import init_state, make_train_step, scan_train
+from jaxdistill.objectives.logits import combine, hard_labels
+from jaxdistill.parallel import partitioner as parallel
+from jaxdistill.parallel.partitioner import Kind
+from jaxdistill.report import tables as report
+from jaxdistill.train import cost as benchmark
+from jaxdistill.train import failures
+from jaxdistill.train.loop import STREAMED_PER_DISPATCH, fit
+from jaxdistill.train.run_dir import Run, parse, settings
+from jaxdistill.train.step import init_state, make_train_step, scan_train
 
 SHAPE, CLASSES = (32, 32, 3), 10
 

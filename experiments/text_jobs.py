@@ -15,13 +15,17 @@ import optax
 from flax import linen as nn
 
 from experiments.loops import one_epoch
-from jaxdistill import huggingface, models, parallel, teachers
+from jaxdistill import models
 from jaxdistill.data import Batches
-from jaxdistill.generate import generate
-from jaxdistill.huggingface_config import module_of
-from jaxdistill.layers import stack_layers
-from jaxdistill.objectives import combine, hard_labels, soft_targets
-from jaxdistill.steps import init_state, make_train_step, scan_train
+from jaxdistill.models import apply
+from jaxdistill.models.generation import generate
+from jaxdistill.models.stacking import stack_layers
+from jaxdistill.objectives.logits import combine, hard_labels, soft_targets
+from jaxdistill.parallel import partitioner as parallel
+from jaxdistill.pretrained import weights as huggingface
+from jaxdistill.pretrained.config import module_of
+from jaxdistill.teachers import ensemble as teachers
+from jaxdistill.train.step import init_state, make_train_step, scan_train
 from jaxdistill.types import TrainState
 
 THEIRS, OURS = "transformers, sdpa", "jaxdistill"
@@ -256,7 +260,7 @@ class Work:
         """Functions of both sides that write greedily behind the same prompts."""
         drawn = self.examples["inputs"]["input_ids"].reshape(-1)
         prompt = np.resize(drawn, (prompts, length))
-        live = self.run.place(teachers.live(self.module, {"params": self.state.params}))
+        live = self.run.place(apply.live(self.module, {"params": self.state.params}))
         write = partial(generate, steps=count, temperature=0.0)
         given, key = self.run.place({"input_ids": prompt}), jax.random.key(0)
         model = self.theirs()[0]

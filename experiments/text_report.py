@@ -7,7 +7,7 @@ from typing import Any
 
 from experiments.speed_report import machine_line, row, span
 from experiments.text_jobs import OURS, THEIRS
-from jaxdistill import benchmark
+from jaxdistill.train import cost as benchmark
 
 
 def tables(summary: Mapping[str, Any]) -> dict[str, str]:

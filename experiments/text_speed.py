@@ -58,8 +58,11 @@ from experiments.text_jobs import (
     torch_side,
 )
 from experiments.text_settings import SMOKE, Config, rule
-from jaxdistill import benchmark, data, failures, report
-from jaxdistill.runs import Run, environment
+from jaxdistill import data
+from jaxdistill.report import tables as report
+from jaxdistill.train import cost as benchmark
+from jaxdistill.train import failures
+from jaxdistill.train.run_dir import Run, environment
 
 PARTS = ("train", "distill", "lengths", "stages", "generate", "storage")
 

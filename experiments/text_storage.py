@@ -13,11 +13,14 @@ import numpy as np
 import optax
 
 from experiments.text_jobs import Shape, draw, gpt
-from jaxdistill import cache, data, losses, models, parallel, teachers
-from jaxdistill.huggingface_config import module_of
-from jaxdistill.loop import fit
-from jaxdistill.objectives import combine, hard_labels
-from jaxdistill.steps import init_state, make_train_step, scan_train
+from jaxdistill import data, losses, models
+from jaxdistill.models import apply
+from jaxdistill.objectives.logits import combine, hard_labels
+from jaxdistill.parallel import partitioner as parallel
+from jaxdistill.pretrained.config import module_of
+from jaxdistill.teachers import store as cache
+from jaxdistill.train.loop import fit
+from jaxdistill.train.step import init_state, make_train_step, scan_train
 from jaxdistill.types import TopK
 
 
@@ -42,7 +45,7 @@ def drawn(shape: Shape, count: int, sharpness: float, seed: int):
         )
         params = dict(params["params"])
         params["norm"] = jax.tree.map(lambda x: sharpness * x, params["norm"])
-        pair.append(teachers.live(module, {"params": params}))
+        pair.append(apply.live(module, {"params": params}))
     return *pair, examples
 
 
@@ -83,7 +86,7 @@ def train(shape: Shape, text: Mapping[str, Any], *, steps: int, rate: float, see
         steps=steps,
         progress=False,
     )
-    return teachers.trained(module, state)
+    return apply.trained(module, state)
 
 
 def smaller(shape: Shape) -> Shape:

@@ -51,9 +51,12 @@ import tyro
 from flax import linen as nn
 from jax.experimental import topologies
 
-from jaxdistill import benchmark, models, parallel, teachers
-from jaxdistill.objectives import combine, hard_labels, soft_targets
-from jaxdistill.steps import init_state, make_train_step
+from jaxdistill import models
+from jaxdistill.models import apply
+from jaxdistill.objectives.logits import combine, hard_labels, soft_targets
+from jaxdistill.parallel import partitioner as parallel
+from jaxdistill.train import cost as benchmark
+from jaxdistill.train.step import init_state, make_train_step
 
 TEACHER, STUDENT = (784, 512, 256, 10), (784, 128, 64, 10)
 
@@ -242,7 +245,7 @@ def make_step(job: Job, size: int):
         rng = jax.random.key(0)
         state = init_state(rng, student, optimizer, batch)
         variables = job.teacher.init(rng, batch["inputs"])
-        return state, teachers.live(job.teacher, variables)
+        return state, apply.live(job.teacher, variables)
 
     step = make_train_step(student, objective, optimizer, dtype=job.dtype)
     return step, start, shapes

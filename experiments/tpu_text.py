@@ -42,10 +42,14 @@ import optax
 import tyro
 from flax import linen as nn
 
-from jaxdistill import benchmark, losses, matching, models, parallel, teachers
+from jaxdistill import losses, models
+from jaxdistill.models import apply
 from jaxdistill.models.gpt import gpt_size
-from jaxdistill.objectives import combine, hard_labels, soft_targets
-from jaxdistill.steps import init_state, make_train_step
+from jaxdistill.objectives import layers as matching
+from jaxdistill.objectives.logits import combine, hard_labels, soft_targets
+from jaxdistill.parallel import partitioner as parallel
+from jaxdistill.train import cost as benchmark
+from jaxdistill.train.step import init_state, make_train_step
 from jaxdistill.types import Objective, Term
 
 
@@ -202,7 +206,7 @@ def abstract_step(job: Job, run: parallel.Parallel, chips: int):
         state = init_state(rng, student, optimizer, batch)
         variables = job.teacher.init(rng, batch["inputs"])
         kept = jax.tree.map(lambda x: x.astype(jnp.bfloat16), variables)
-        return state, teachers.live(job.teacher, kept)
+        return state, apply.live(job.teacher, kept)
 
     state, teacher = jax.eval_shape(start, batch)
     step = make_train_step(student, job.objective, optimizer, dtype="bfloat16")
@@ -222,7 +226,7 @@ def count(tree: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-def layer_bytes(teacher: teachers.Live) -> int:
+def layer_bytes(teacher: apply.Live) -> int:
     """Bytes of one of the teacher's layers, gathered in bfloat16."""
     stacked = [
         leaf.size // leaf.shape[0]

@@ -15,7 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jaxdistill.footprint import peak_memory
+from jaxdistill.models import apply
+from jaxdistill.runtimes import peak_memory
 
 
 def pytorch(job: dict[str, Any], weights, output: Path) -> float:
@@ -64,9 +65,9 @@ def ours(job: dict[str, Any], weights, output: Path) -> float:
     import jax
 
     from experiments.article_job import Job, Task
-    from jaxdistill import convert, teachers
-    from jaxdistill.checkpoint import Checkpoints
-    from jaxdistill.evaluate import Evaluator
+    from jaxdistill.pretrained import state_dicts as convert
+    from jaxdistill.train.checkpoint import Checkpoints
+    from jaxdistill.train.evaluation import Evaluator
 
     task = Task(Job(**job))
     module = task.modules["teacher"]
@@ -74,7 +75,7 @@ def ours(job: dict[str, Any], weights, output: Path) -> float:
     teacher = task.run.place(task.teacher(convert.from_torch(weights, like)))
     checkpoints = Checkpoints(output / "checkpoints")
     state = task.fit("student", 0, teacher, checkpoints)
-    model = teachers.trained(task.modules["student"], state)
+    model = apply.trained(task.modules["student"], state)
     accuracy = Evaluator(task.run, task.test)(task.run.place(model))["accuracy"]
     checkpoints.close()
     return accuracy

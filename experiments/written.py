@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdistill import losses, teachers
-from jaxdistill.generate import generate
+from jaxdistill import losses
+from jaxdistill.models import apply
+from jaxdistill.models.generation import generate
 from jaxdistill.types import Array, whole_logits
 
 
-def continued(model: teachers.Live, ids: Any, steps: int, rng: Array, size: int = 512):
+def continued(model: apply.Live, ids: Any, steps: int, rng: Array, size: int = 512):
     """`[N, L + steps]` integers: prompts `[N, L]`, and what a model writes behind them.
 
     Raises:
@@ -32,8 +33,8 @@ def continued(model: teachers.Live, ids: Any, steps: int, rng: Array, size: int 
 
 
 def own_kl(
-    student: teachers.Live,
-    teacher: teachers.Live,
+    student: apply.Live,
+    teacher: apply.Live,
     prompts: Any,
     steps: int,
     rng: Array,

@@ -8,8 +8,11 @@ from typing import Annotated, Literal
 
 import tyro
 
-from jaxdistill import cache, export, failures, report, saved
-from jaxdistill.deployment import finished
+from jaxdistill import export
+from jaxdistill.export.benchmark import from_run as finished
+from jaxdistill.report import tables as report
+from jaxdistill.teachers import store as cache
+from jaxdistill.train import failures, saved
 
 
 @dataclass(frozen=True)

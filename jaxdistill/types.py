@@ -147,3 +147,54 @@ Objective = Callable[
     [Outputs, Outputs | None, Batch, Any], dict[str, tuple[Any, Array, Array]]
 ]
 """`(student, teacher, batch, step) -> {name: (weight, values, mask)}`."""
+
+
+class Replica(NamedTuple):
+    """What a step must know of the devices it runs on; only pmap needs other than this.
+
+    Attributes:
+      sum: adds a tree of arrays over the devices.
+      key: a key of this device's own.
+      devices: how many, each of which sees its own part of the batch.
+    """
+
+    sum: Callable[[Any], Any] = lambda tree: tree
+    key: Callable[[Array], Array] = lambda rng: rng
+    devices: int = 1
+
+
+WHOLE = Replica()
+"""The step sees the whole batch: jit on one device, or a mesh."""
+
+
+def padding_mask(batch: Batch, shape: tuple[int, ...]) -> Array:
+    """The mask of values of `shape`, `[B]` or `[B, L]`: real tokens of real examples.
+
+    A text model's inputs say which tokens are padding in their `attention_mask`.
+    """
+    mask = broadcast_mask(batch["mask"], shape)
+    inputs = batch.get("inputs")
+    if len(shape) > 1 and isinstance(inputs, Mapping) and "attention_mask" in inputs:
+        return mask * inputs["attention_mask"]
+    return mask
+
+
+def token_mask(batch: Batch, shape: tuple[int, ...]) -> Array:
+    """The mask of a term whose values have `shape`: `[B]`, or `[B, L]` for tokens.
+
+    Of the real tokens (`padding_mask`) those that a batch's own `token_mask` counts.
+    """
+    mask = padding_mask(batch, shape)
+    return (
+        mask * batch["token_mask"] if len(shape) > 1 and "token_mask" in batch else mask
+    )
+
+
+def broadcast_mask(mask: Array, shape: tuple[int, ...]) -> Array:
+    """A `[B]` mask over values of `shape`, `[B, ...]`."""
+    return jnp.broadcast_to(mask.reshape(mask.shape + (1,) * (len(shape) - 1)), shape)
+
+
+def is_concrete(value) -> bool:
+    """Whether a hyperparameter is a number now, not a value being traced."""
+    return not isinstance(value, jax.core.Tracer)

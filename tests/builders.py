@@ -11,8 +11,11 @@ import optax
 from flax import linen as nn
 from flax import nnx, struct
 
-from jaxdistill import fingerprints, models, steps, teachers
-from jaxdistill.objectives import combine, hard_labels, soft_targets
+from jaxdistill import models
+from jaxdistill.models import apply
+from jaxdistill.objectives.logits import combine, hard_labels, soft_targets
+from jaxdistill.teachers import fingerprints
+from jaxdistill.train import step as steps
 from jaxdistill.types import Outputs
 
 CLASSES, WIDTH = 5, 6
@@ -64,7 +67,7 @@ def live(module: nn.Module, seed: int = 7, *, tokens: int | None = None):
     """A teacher with random variables."""
     inputs = make_batch(0, 2, tokens=tokens)["inputs"]
     variables = jax.jit(module.init)(jax.random.key(seed), inputs)
-    return teachers.live(module, variables)
+    return apply.live(module, variables)
 
 
 def recorder(rate: float) -> optax.GradientTransformation:

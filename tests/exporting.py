@@ -8,8 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdistill import data, models, teachers
+from jaxdistill import data, models
 from jaxdistill.export import Pixels, Subject
+from jaxdistill.models import apply
 
 PACKAGES = {
     "stablehlo": ("flatbuffers",),
@@ -60,7 +61,7 @@ def subject(module, inputs, pixels=None) -> Subject:
     size = len(jax.tree.leaves(inputs)[0])
     labels = np.arange(size) % 3
     examples = {"inputs": inputs, "labels": labels}
-    return Subject(teachers.live(module, variables), examples, pixels, inputs)
+    return Subject(apply.live(module, variables), examples, pixels, inputs)
 
 
 def statistics(fresh):
@@ -105,7 +106,7 @@ MODELS = {
 
 
 @cache
-def trained() -> teachers.Live:
+def trained() -> apply.Live:
     """A small network that knows most digits."""
     module, part = models.MLP((24, 10)), DIGITS.inputs(DIGITS.train)
     params = module.init(jax.random.key(0), part["inputs"][:1])
@@ -123,7 +124,7 @@ def trained() -> teachers.Live:
 
     start = params, optimizer.init(params)
     (params, _), _ = jax.jit(lambda c: jax.lax.scan(step, c, length=150))(start)
-    return teachers.live(module, jax.tree.map(np.asarray, params))
+    return apply.live(module, jax.tree.map(np.asarray, params))
 
 
 def digits(**others) -> Subject:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdistill.augment import chain, crop, describe, flip, mixup, shift
+from jaxdistill.data.augment import chain, crop, describe, flip, mixup, shift
 
 
 @pytest.mark.parametrize("shape", [(64, 5, 7), (64, 5, 7, 3)])

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 from flax import serialization
 
-from jaxdistill import benchmark, fingerprints, models, teachers
+from jaxdistill import models
+from jaxdistill.models import apply
+from jaxdistill.teachers import fingerprints
+from jaxdistill.train import cost as benchmark
 
 WIDTHS = (64, 128, 32, 10)
 WEIGHTS = sum(a * b for a, b in zip(WIDTHS, WIDTHS[1:], strict=False))
@@ -18,7 +21,7 @@ BIASES = sum(WIDTHS[1:])
 def model():
     module = models.MLP(WIDTHS[1:])
     variables = module.init(jax.random.key(0), np.zeros((1, WIDTHS[0])))
-    return teachers.live(module, variables)
+    return apply.live(module, variables)
 
 
 def batch(size: int) -> dict:
@@ -49,7 +52,7 @@ def text(length: int) -> dict:
 
 def forward_of(module, batch):
     variables = module.init(jax.random.key(0), batch["inputs"])
-    return benchmark.compile_forward(teachers.live(module, variables), batch)
+    return benchmark.compile_forward(apply.live(module, variables), batch)
 
 
 def test_each_turn_of_a_loop_counts():
@@ -91,7 +94,7 @@ def test_weights_come_back_bit_for_bit(model):
     assert 4 * (WEIGHTS + BIASES) < len(stored) < 4 * (WEIGHTS + BIASES) + 500
     restored = serialization.msgpack_restore(stored)
     assert fingerprints.of_tree(restored) == fingerprints.of_tree(model.variables)
-    again = teachers.live(model.module, restored)
+    again = apply.live(model.module, restored)
     np.testing.assert_array_equal(again(batch(4)).logits, model(batch(4)).logits)
 
 

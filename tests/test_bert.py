@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 from builders import recorder
 
-from jaxdistill import losses, matching, models, steps, teachers
-from jaxdistill.objectives import combine, hard_labels, soft_targets
+from jaxdistill import losses, models
+from jaxdistill.models import apply
+from jaxdistill.objectives import layers as matching
+from jaxdistill.objectives.logits import combine, hard_labels, soft_targets
+from jaxdistill.train import step as steps
 
 TEACHER = models.BertClassifier(models.Encoder(models.Size(23, 12, 4, 4)), 3)
 STUDENT = models.BertClassifier(models.Encoder(models.Size(23, 6, 2, 3)), 3)
@@ -69,7 +72,7 @@ def step(given, rate=0.1):
     optimizer = recorder(rate)
     state = steps.init_state(jax.random.key(1), student, optimizer, given)
     variables = jax.jit(TEACHER.init)(jax.random.key(2), given["inputs"])
-    teacher = teachers.live(TEACHER, jax.tree.map(lambda x: 3 * x, variables))
+    teacher = apply.live(TEACHER, jax.tree.map(lambda x: 3 * x, variables))
     train = steps.make_train_step(student, objective(), optimizer)
     return jax.jit(train)(state, teacher, given)
 

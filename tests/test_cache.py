@@ -14,16 +14,20 @@ from builders import CLASSES, assert_identical, live, make_batch
 from flax import linen as nn
 from flax import struct
 
-from jaxdistill import cache, losses, models, teachers, zarr
-from jaxdistill.augment import flip
-from jaxdistill.cache import CacheError
-from jaxdistill.masking import mask_tokens
-from jaxdistill.objectives import combine, hard_labels, soft_targets
-from jaxdistill.steps import init_state, make_train_step, scan_train
-from jaxdistill.teachers import Stored
-from jaxdistill.teachers import live as make_live
+from jaxdistill import losses, models
+from jaxdistill.data.augment import flip
+from jaxdistill.data.masking import mask_tokens
+from jaxdistill.data.views import replay, view_of
+from jaxdistill.models import apply
+from jaxdistill.models.apply import live as make_live
+from jaxdistill.objectives.logits import combine, hard_labels, soft_targets
+from jaxdistill.teachers import ensemble as teachers
+from jaxdistill.teachers import store as cache
+from jaxdistill.teachers import zarr
+from jaxdistill.teachers.ensemble import Stored
+from jaxdistill.teachers.store import CacheError
+from jaxdistill.train.step import init_state, make_train_step, scan_train
 from jaxdistill.types import Outputs, TopK
-from jaxdistill.views import replay, view_of
 
 SIZE, BATCH = 40, 8
 EXAMPLES = {
@@ -48,7 +52,7 @@ def small_shards(monkeypatch):
 class RulesOut:
     """A teacher of whose classes one has no probability."""
 
-    model: teachers.Live
+    model: apply.Live
     which: int = struct.field(pytree_node=False)
 
     def __call__(self, batch):

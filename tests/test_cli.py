@@ -11,8 +11,13 @@ from builders import NormNet
 from test_digits_mlp import run as train
 from test_report import summary
 
-from jaxdistill import cache, cli, data, fingerprints, models, report, saved, teachers
-from jaxdistill.runs import Run, RunError
+from jaxdistill import cli, data, models
+from jaxdistill.models import apply
+from jaxdistill.report import tables as report
+from jaxdistill.teachers import fingerprints
+from jaxdistill.teachers import store as cache
+from jaxdistill.train import saved
+from jaxdistill.train.run_dir import Run, RunError
 
 
 @pytest.fixture
@@ -116,7 +121,7 @@ TEACHER, OTHER = models.MLP((8, 10), dropout=0.5), models.MLP((4, 10))
 
 def random_model(module, width: int = 64):
     variables = module.init(jax.random.key(0), np.zeros((1, width), np.float32))
-    return teachers.live(module, variables)
+    return apply.live(module, variables)
 
 
 @pytest.fixture
@@ -158,7 +163,7 @@ def test_options_reach_the_store(finished, tmp_path):
     ).manifest
     arrays = cache.read(tmp_path / "s", manifest)
     assert arrays["log_probs"].dtype == np.float16
-    assert arrays["ids"].shape == (data.sources.DIGITS_TEST, 1, 3)
+    assert arrays["ids"].shape == (data.images.DIGITS_TEST, 1, 3)
 
 
 def test_a_bfloat16_runs_outputs_are_computed_in_it(finished):
@@ -265,7 +270,7 @@ MODULES = [
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda m: type(m).__name__)
 def test_a_module_is_made_again_from_its_record(module, tmp_path):
-    model = teachers.live(module, {"params": {"w": np.ones(2, np.float32)}})
+    model = apply.live(module, {"params": {"w": np.ones(2, np.float32)}})
     saved.save_model(Run(tmp_path, {}), "row", model)
     found = saved.load_model(tmp_path, "row")
     assert found.module == module

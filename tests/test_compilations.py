@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxdistill import compilations
+from jaxdistill.train import compilations
 
 SCRIPT = """
 import json, sys
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 class Config:
     compilation_cache: bool = True
 
-from jaxdistill.runs import parse
+from jaxdistill.train.run_dir import parse
 parse({"": Config()}, sys.argv[1:], "")
 import jax, jax.monitoring
 seen = []

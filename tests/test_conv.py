@@ -10,9 +10,9 @@ import pytest
 from builders import assert_identical
 from flax import linen as nn
 
-from jaxdistill import convert
 from jaxdistill.models import ConvNet
 from jaxdistill.models.conv import convolve, halve
+from jaxdistill.pretrained import state_dicts as convert
 
 TINY = ConvNet((3, 5), hidden=7, num_classes=4)
 

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from jaxdistill import convert, fingerprints, models
+from jaxdistill import models
+from jaxdistill.pretrained import state_dicts as convert
+from jaxdistill.teachers import fingerprints
 from jaxdistill.types import Outputs
 
 torch = pytest.importorskip("torch", reason="converting PyTorch weights needs torch")

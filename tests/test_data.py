@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sources, splits and batches; every kind of bad data ends in one sentence."""
 
-import ast
 import gzip
 import hashlib
 import shutil
@@ -20,11 +19,11 @@ from jaxdistill.data import (
     DataError,
     Dataset,
     check_labels,
-    few_labels,
     holdout,
     idx,
     tfds,
 )
+from jaxdistill.study.arm import few_labels
 
 IDX = [file for pair in idx.FILES.values() for file in pair]
 DIGITS_TEST_SHA256 = "bf7fa461884133bb570bc55a30f5f3a0de137d1599145861bc422940922613bb"
@@ -486,15 +485,6 @@ def test_labels_out_of_range(labels, sentence):
 def test_labels_in_range():
     for dtype in (np.uint8, np.int64):
         check_labels(np.array([0, 1, 2], dtype), 3)
-
-
-def test_no_file_of_the_package_data_imports_jax():
-    for path in Path(data.__file__).parent.glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [alias.name for alias in getattr(node, "names", [])]
-            imported = [getattr(node, "module", None) or "", *names]
-            if isinstance(node, ast.Import | ast.ImportFrom):
-                assert not [n for n in imported if n.split(".")[0] in ("jax", "flax")]
 
 
 def test_pixels_are_normalised_in_float32():

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The table of a benchmark of exported models."""
 
-from jaxdistill import deployed
+from jaxdistill.report import deployed
 
 
 def test_the_table_says_all_that_the_summary_has():

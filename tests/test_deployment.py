@@ -10,12 +10,9 @@ import numpy as np
 import pytest
 from exporting import MODELS, digits, needs
 
-from jaxdistill import (
-    deployment,
-    export,
-    runtimes,
-)
-from jaxdistill.deployment import child, process
+from jaxdistill import export, runtimes
+from jaxdistill.export import benchmark as deployment
+from jaxdistill.export.benchmark import child, process
 from jaxdistill.runtimes import ArtefactError
 
 pytest.importorskip("flatbuffers", reason="flatbuffers is not installed")
@@ -176,5 +173,5 @@ def test_the_measured_process_imports_little():
         elif isinstance(node, ast.ImportFrom):
             names = {f"{node.module}.{alias.name}" for alias in node.names}
             found |= names if node.module == "jaxdistill" else {node.module}
-    known = {"numpy", "jaxdistill.runtimes", "jaxdistill.footprint", "collections.abc"}
+    known = {"numpy", "jaxdistill.runtimes", "collections.abc"}
     assert found - sys.stdlib_module_names <= known

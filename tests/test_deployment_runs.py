@@ -9,21 +9,17 @@ import numpy as np
 import pytest
 from exporting import PACKAGES, needs, trained
 
-from jaxdistill import (
-    cli,
-    deployed,
-    deployment,
-    export,
-    fingerprints,
-    models,
-    runtimes,
-    saved,
-    teachers,
-)
-from jaxdistill.deployment import artefacts, finished, process
+from jaxdistill import cli, export, models, runtimes
 from jaxdistill.export import ExportError, artefact, check
-from jaxdistill.runs import Run
+from jaxdistill.export import benchmark as deployment
+from jaxdistill.export.benchmark import artefacts, process
+from jaxdistill.export.benchmark import from_run as finished
+from jaxdistill.models import apply
+from jaxdistill.report import deployed
 from jaxdistill.runtimes import ArtefactError
+from jaxdistill.teachers import fingerprints
+from jaxdistill.train import saved
+from jaxdistill.train.run_dir import Run
 
 pytest.importorskip("flatbuffers", reason="flatbuffers is not installed")
 
@@ -44,7 +40,7 @@ def run(tmp_path, monkeypatch):
     small = models.MLP((4, 10))
     params = small.init(jax.random.key(0), np.zeros((1, 64), np.float32))
     saved.save_model(log, "teacher", trained())
-    saved.save_model(log, "distilled", teachers.live(small, params))
+    saved.save_model(log, "distilled", apply.live(small, params))
     return tmp_path / "run"
 
 

@@ -16,9 +16,11 @@ from etils import epath
 from flax import serialization
 
 from experiments import digits_mlp
-from jaxdistill import data, fingerprints, loop, saved
-from jaxdistill.data import sources
-from jaxdistill.runs import parse, read_records
+from jaxdistill import data
+from jaxdistill.data import images as sources
+from jaxdistill.teachers import fingerprints
+from jaxdistill.train import loop, saved
+from jaxdistill.train.run_dir import parse, read_records
 
 ROWS = ["teacher", "scratch", "distilled"]
 STEPS = 4 * 15  # epochs times batches of 48 in 700 images

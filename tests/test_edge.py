@@ -7,8 +7,11 @@ import pytest
 from etils import epath
 
 from experiments import edge
-from jaxdistill import deployment, export, fingerprints, runtimes, saved
-from jaxdistill.runs import read_records
+from jaxdistill import export, runtimes
+from jaxdistill.export import benchmark as deployment
+from jaxdistill.teachers import fingerprints
+from jaxdistill.train import saved
+from jaxdistill.train.run_dir import read_records
 
 pytestmark = [
     pytest.mark.slow,

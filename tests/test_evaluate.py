@@ -10,8 +10,10 @@ from builders import CLASSES, live, make_batch
 from flax import struct
 from test_parallel import SOME, choose
 
-from jaxdistill import models, teachers
-from jaxdistill.evaluate import Evaluator, language, summarize
+from jaxdistill import models
+from jaxdistill.models import apply
+from jaxdistill.teachers import ensemble as teachers
+from jaxdistill.train.evaluation import Evaluator, language, summarize
 from jaxdistill.types import Factored, Outputs
 
 MLP = models.MLP((8, CLASSES))
@@ -26,7 +28,7 @@ def sharper(seed):
     teacher = live(MLP, seed)
     params = teacher.variables["params"]
     last = jax.tree.map(lambda x: 3 * x, params["Dense_1"])
-    return teachers.live(MLP, {"params": {**params, "Dense_1": last}})
+    return apply.live(MLP, {"params": {**params, "Dense_1": last}})
 
 
 STUDENT, TEACHER = sharper(1), sharper(2)
@@ -123,7 +125,7 @@ def test_tokens_of_which_none_counts_are_refused():
 class Counted:
     """A teacher that tells when it runs."""
 
-    model: teachers.Live
+    model: apply.Live
     tell: Any = struct.field(pytree_node=False)
 
     def __call__(self, batch):
@@ -157,7 +159,7 @@ def test_masked_classes_leave_the_kl_finite():
             return models.mlp.Outputs(jax.numpy.asarray(logits))
 
     def constant(*logits):
-        return teachers.live(Constant(logits), {})
+        return apply.live(Constant(logits), {})
 
     evaluate = Evaluator(choose("jit"), EXAMPLES)
     none = -np.inf

@@ -9,18 +9,12 @@ import numpy as np
 import pytest
 from exporting import DIGITS, SIZE, needs, subject, texts, trained
 
-from jaxdistill import (
-    cli,
-    data,
-    export,
-    fingerprints,
-    models,
-    runtimes,
-    saved,
-    teachers,
-    tokens,
-)
-from jaxdistill.runs import Run, RunError
+from jaxdistill import cli, data, export, models, runtimes
+from jaxdistill.models import apply
+from jaxdistill.pretrained import tokenizers as tokens
+from jaxdistill.teachers import fingerprints
+from jaxdistill.train import saved
+from jaxdistill.train.run_dir import Run, RunError
 
 
 @pytest.fixture(params=["stablehlo", "onnx", "tflite"])
@@ -42,7 +36,7 @@ def test_nothing_else_is_said(run, to, capfd):
 def run(tmp_path):
     """What the command needs of a finished run on the digits."""
     log = Run(tmp_path / "run", {"data": "digits", "validation": 900})
-    teacher = teachers.live(models.MLP((3,)), {"params": {}})
+    teacher = apply.live(models.MLP((3,)), {"params": {}})
     saved.save_model(log, "distilled", trained(), ("teacher", teacher))
     saved.save_model(log, "teacher", teacher)
     saved.save_model(log, "mine", trained())
@@ -182,7 +176,7 @@ def text_run(tmp_path, monkeypatch):
         (folder / name).write_text(f"sentence\tlabel\n{rows}\n")
     (folder / "test_sentences.tsv").write_text(f"label\tcontent\n{turned}\n")
     names = ("train.tsv", "dev.tsv", "test_sentences.tsv")
-    monkeypatch.setattr(data.text, "COUNTS", dict.fromkeys(names, len(SENTENCES)))
+    monkeypatch.setattr(data.texts, "COUNTS", dict.fromkeys(names, len(SENTENCES)))
     log = Run(tmp_path / "run", {"preset": "sst2", "test_length": 9})
     two = models.BertClassifier(models.Encoder(SIZE), 2)
     saved.save_model(log, "transformer", subject(two, texts()).model)

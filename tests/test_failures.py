@@ -10,9 +10,10 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdistill import failures, losses
-from jaxdistill.checkpoint import CheckpointError
-from jaxdistill.runs import RunError
+from jaxdistill import losses
+from jaxdistill.train import failures
+from jaxdistill.train.checkpoint import CheckpointError
+from jaxdistill.train.run_dir import RunError
 
 ONES = np.ones((2, 5), np.float32)
 
@@ -59,7 +60,7 @@ def test_a_script_that_jax_refuses_shows_where(tmp_path):
     script = tmp_path / "mine.py"
     script.write_text(
         "import jax.numpy as jnp\n"
-        "from jaxdistill import failures\n"
+        "from jaxdistill.train import failures\n"
         "with failures.in_a_sentence():\n"
         "    jnp.linspace(0.0, 1.0, -1)  # my mistake\n"
     )

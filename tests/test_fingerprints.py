@@ -16,7 +16,10 @@ from builders import assert_identical, nnx_teacher
 from flax import struct
 from flax.core import freeze
 
-from jaxdistill import fingerprints, models, teachers
+from jaxdistill import models
+from jaxdistill.models import apply
+from jaxdistill.teachers import ensemble as teachers
+from jaxdistill.teachers import fingerprints
 
 TREE = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "n": np.int32(3)}
 
@@ -65,7 +68,7 @@ IMAGES = np.random.default_rng(0).normal(size=(1, 4, 4)).astype(np.float32)
 def vit(heads: int = 2, **options):
     module = models.ViT(3, 8, 1, heads, patch=2, **options)
     variables = models.ViT(3, 8, 1, 2, patch=2).init(jax.random.key(0), IMAGES)
-    return teachers.live(module, variables)
+    return apply.live(module, variables)
 
 
 def test_of_model_knows_what_the_weights_do_not():
@@ -81,8 +84,8 @@ def test_of_model_knows_what_the_weights_do_not():
 
 
 def test_of_model_is_the_same_for_equal_teachers():
-    frozen = teachers.live(vit().module, freeze(vit().variables))
-    named = teachers.live(vit().module.copy(name="other"), vit().variables)
+    frozen = apply.live(vit().module, freeze(vit().variables))
+    named = apply.live(vit().module.copy(name="other"), vit().variables)
     default = vit(remat=False)
     same = {fingerprints.of_model(teacher) for teacher in (vit(), frozen, named)}
     assert same == {fingerprints.of_model(default)}

@@ -6,7 +6,8 @@ import json
 import pytest
 from test_report import records, summary
 
-from jaxdistill import figures, frontier, report
+from jaxdistill.report import figures, frontier
+from jaxdistill.report import tables as report
 
 
 def row(accuracy: float, size: float, latency: float | None = 10.0, **others):

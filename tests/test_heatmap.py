@@ -6,7 +6,7 @@ import io
 import numpy as np
 import pytest
 
-from jaxdistill import heatmap
+from jaxdistill.report import heatmap
 
 SUMMARY = {
     "axes": {"temperature": [1.0, 2.0], "rate": [0.1, 0.3], "seed": [0.0, 1.0]},

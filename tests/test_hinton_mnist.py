@@ -9,8 +9,8 @@ import pytest
 from etils import epath
 
 from experiments import hinton_mnist, hinton_parts
-from jaxdistill import report
-from jaxdistill.runs import read_records
+from jaxdistill.report import tables as report
+from jaxdistill.train.run_dir import read_records
 
 pytestmark = pytest.mark.slow
 

@@ -9,10 +9,11 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdistill import huggingface, models
-from jaxdistill.huggingface_config import read_config
-from jaxdistill.huggingface_names import BUFFERS, PREFIXES
-from jaxdistill.huggingface_tensors import by_todays_names
+from jaxdistill import models
+from jaxdistill.pretrained import weights as huggingface
+from jaxdistill.pretrained.config import read_config
+from jaxdistill.pretrained.names import BUFFERS, PREFIXES
+from jaxdistill.pretrained.tensors import by_todays_names
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 transformers = pytest.importorskip(

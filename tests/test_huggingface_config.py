@@ -6,15 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdistill.huggingface_config import (
+from jaxdistill.models.bert import BertClassifier
+from jaxdistill.models.config import ACTIVATIONS
+from jaxdistill.pretrained.config import (
     ALIASES,
     NUMBERS,
     module_of,
     read_config,
     size_of,
 )
-from jaxdistill.models.bert import BertClassifier
-from jaxdistill.models.size import ACTIVATIONS
 
 BERT = {"model_type": "bert", "architectures": ["BertForSequenceClassification"]}
 DISTILBERT = {

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import hyperparameters
-from jaxdistill import report
+from jaxdistill.report import tables as report
 
 pytestmark = pytest.mark.slow
 

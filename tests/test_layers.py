@@ -10,8 +10,13 @@ import pytest
 from builders import assert_identical
 
 from jaxdistill import models
-from jaxdistill.layers import drop_types, stack_layers, take_layers, unstack_layers
 from jaxdistill.models.gpt import gpt_size
+from jaxdistill.models.stacking import (
+    drop_types,
+    stack_layers,
+    take_layers,
+    unstack_layers,
+)
 
 SIZE = models.Size(17, 8, 4, 2)
 IDS = {"input_ids": jnp.asarray(np.random.default_rng(0).integers(0, 17, (2, 5)))}

@@ -10,10 +10,11 @@ import pytest
 from builders import CLASSES, HARD_AND_SOFT, assert_identical, live, make_batch, start
 from test_digits_mlp import run
 
-from jaxdistill import models, parallel
-from jaxdistill.lessons import Lessons
-from jaxdistill.steps import make_train_step, scan_train
-from jaxdistill.teachers import Stored
+from jaxdistill import models
+from jaxdistill.parallel import partitioner as parallel
+from jaxdistill.study.stores import Lessons
+from jaxdistill.teachers.ensemble import Stored
+from jaxdistill.train.step import make_train_step, scan_train
 
 SIZE, BATCH, SGD = 40, 8, optax.sgd(0.1)
 EXAMPLES = {k: v for k, v in make_batch(0, SIZE).items() if k in ("inputs", "labels")}

@@ -8,14 +8,16 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdistill import fingerprints, models, parallel
-from jaxdistill.checkpoint import Checkpoints
+from jaxdistill import models
 from jaxdistill.data import Batches
-from jaxdistill.journal import NonFiniteLoss
-from jaxdistill.loop import dispatches, fit, interval
-from jaxdistill.objectives import combine, hard_labels
-from jaxdistill.runs import Run
-from jaxdistill.steps import init_state, make_train_step, scan_train
+from jaxdistill.objectives.logits import combine, hard_labels
+from jaxdistill.parallel import partitioner as parallel
+from jaxdistill.teachers import fingerprints
+from jaxdistill.train.checkpoint import Checkpoints
+from jaxdistill.train.journal import NonFiniteLoss
+from jaxdistill.train.loop import dispatches, fit, interval
+from jaxdistill.train.run_dir import Run
+from jaxdistill.train.step import init_state, make_train_step, scan_train
 
 SIZE, BATCH = 22, 4  # six batches an epoch, the last padded
 

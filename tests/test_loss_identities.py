@@ -12,7 +12,7 @@ from losses_table import CASES, compiled, wide
 from references import log_softmax, softmax
 
 from jaxdistill import losses
-from jaxdistill.losses import stable
+from jaxdistill.losses import numerics as stable
 from jaxdistill.types import TopK
 
 INF = np.inf

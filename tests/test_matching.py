@@ -8,8 +8,9 @@ import optax
 import pytest
 from builders import CLASSES, make_batch
 
-from jaxdistill import losses, models, teachers
-from jaxdistill.matching import (
+from jaxdistill import losses, models
+from jaxdistill.models import apply
+from jaxdistill.objectives.layers import (
     last,
     on_attentions,
     on_extras,
@@ -17,10 +18,10 @@ from jaxdistill.matching import (
     on_scores,
     uniform,
 )
-from jaxdistill.objectives import combine, hard_labels, mutual_targets
-from jaxdistill.steps import init_state, make_train_step
-from jaxdistill.terms import padding_mask
-from jaxdistill.types import Outputs
+from jaxdistill.objectives.logits import combine, hard_labels, mutual_targets
+from jaxdistill.teachers import ensemble as teachers
+from jaxdistill.train.step import init_state, make_train_step
+from jaxdistill.types import Outputs, padding_mask
 
 BATCH = make_batch(0, 4, mask=[1, 1, 0, 1])
 
@@ -231,7 +232,7 @@ def test_a_projector_trains_beside_its_student_and_is_left_behind():
     student, optimizer = models.student(module), optax.sgd(0.1)
     state = init_state(jax.random.key(0), student, optimizer, BATCH)
     assert set(state.params) == {"student", "projector"}
-    teacher = teachers.live(wide, wide.init(jax.random.key(1), BATCH["inputs"]))
+    teacher = apply.live(wide, wide.init(jax.random.key(1), BATCH["inputs"]))
     objective = combine({"hint": (1.0, on_hiddens(losses.hint_mse, last()))})
     step = jax.jit(make_train_step(student, objective, optimizer))
     moved, metrics = step(state, teacher, BATCH)
@@ -244,7 +245,7 @@ def test_a_projector_trains_beside_its_student_and_is_left_behind():
     expected = losses.hint_mse(projected, teacher(BATCH).hiddens[0])
     total, count = metrics["hint"]
     np.testing.assert_allclose(total, expected @ BATCH["mask"], rtol=1e-5)
-    finished = teachers.trained(module, state)
+    finished = apply.trained(module, state)
     assert finished.module == narrow
     np.testing.assert_array_equal(finished(BATCH).logits, alone.logits)
 
@@ -269,7 +270,7 @@ def test_the_first_of_several_peers_is_what_is_left():
     modules = (models.MLP((3, CLASSES)), models.MLP((4, CLASSES)))
     student, optimizer = models.student(models.Peers(modules)), optax.sgd(0.1)
     state = init_state(jax.random.key(0), student, optimizer, BATCH)
-    finished = teachers.trained(models.Peers(modules), state)
+    finished = apply.trained(models.Peers(modules), state)
     assert finished.module == modules[0]
     expected = modules[0].apply({"params": state.params["peer_0"]}, BATCH["inputs"])
     np.testing.assert_array_equal(finished(BATCH).logits, expected.logits)
@@ -315,7 +316,7 @@ def test_peers_learn_from_each_other_as_each_would_alone(members):
 def test_mean_logits_are_one_teacher():
     module = models.MLP((CLASSES,))
     members = [
-        teachers.live(module, module.init(jax.random.key(i), BATCH["inputs"]))
+        apply.live(module, module.init(jax.random.key(i), BATCH["inputs"]))
         for i in range(3)
     ]
     found = teachers.mean_logits(members)(BATCH).logits

@@ -9,10 +9,14 @@ import pytest
 
 from experiments import method_table
 from experiments.methods import METHODS, Layers, Method
-from jaxdistill import comparison, fingerprints, models, teachers
-from jaxdistill.comparison import compare
-from jaxdistill.objectives import combine
-from jaxdistill.steps import init_state, make_train_step
+from jaxdistill import models
+from jaxdistill.models import apply
+from jaxdistill.objectives.logits import combine
+from jaxdistill.study import comparison
+from jaxdistill.study.comparison import compare
+from jaxdistill.teachers import ensemble as teachers
+from jaxdistill.teachers import fingerprints
+from jaxdistill.train.step import init_state, make_train_step
 
 pytestmark = pytest.mark.slow
 
@@ -47,7 +51,7 @@ def test_every_method_is_a_step_that_teaches(name):
     optimizer = optax.sgd(1e-3)
     state = init_state(jax.random.key(0), student, optimizer, BATCH)
     step = make_train_step(student, objective, optimizer)
-    teacher = teachers.live(TEACHER, TEACHER.init(jax.random.key(1), IMAGES))
+    teacher = apply.live(TEACHER, TEACHER.init(jax.random.key(1), IMAGES))
     moved, metrics = jax.jit(step)(state.replace(step=5), teacher, BATCH)
     taught = set(metrics) - {"hard", "loss"}
     assert bool(taught) == (name not in ("scratch", "label_smoothing"))

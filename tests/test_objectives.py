@@ -8,7 +8,7 @@ import pytest
 from builders import CLASSES, HARD_AND_SOFT, make_batch
 
 from jaxdistill import losses
-from jaxdistill.objectives import (
+from jaxdistill.objectives.logits import (
     combine,
     hard_labels,
     mutual_targets,
@@ -16,10 +16,10 @@ from jaxdistill.objectives import (
     soft_targets,
     teacher_labels,
 )
-from jaxdistill.parts import real_tokens
-from jaxdistill.schedules import anneal, warm_up
-from jaxdistill.terms import token_mask, wanted
-from jaxdistill.types import Outputs, TopK
+from jaxdistill.objectives.parts import real_tokens
+from jaxdistill.objectives.schedules import anneal, warm_up
+from jaxdistill.objectives.terms import wanted
+from jaxdistill.types import Outputs, TopK, token_mask
 
 BATCH = make_batch(0, 4, mask=[1, 1, 0, 1])
 TOKENS = make_batch(1, 4, mask=[1, 1, 0, 1], tokens=3)

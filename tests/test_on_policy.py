@@ -8,14 +8,17 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdistill import losses, models, parallel, steps, teachers
-from jaxdistill.evaluate import Evaluator, language
-from jaxdistill.generate import generate, on_policy
+from jaxdistill import losses, models
+from jaxdistill.models import apply
+from jaxdistill.models.generation import generate, on_policy
 from jaxdistill.models.gpt import gpt_size
-from jaxdistill.objectives import combine, hard_labels, on_logits
-from jaxdistill.row import Row
-from jaxdistill.runs import Run
-from jaxdistill.study import Study
+from jaxdistill.objectives.logits import combine, hard_labels, on_logits
+from jaxdistill.parallel import partitioner as parallel
+from jaxdistill.study.arm import Row
+from jaxdistill.study.study import Study
+from jaxdistill.train import step as steps
+from jaxdistill.train.evaluation import Evaluator, language
+from jaxdistill.train.run_dir import Run
 
 LENGTH, PROMPT = 8, 3
 PLAIN = {"dropout": 0.0, "attention_dropout": 0.0, "positions": LENGTH}
@@ -45,7 +48,7 @@ def state():
 @lru_cache
 def teacher():
     variables = jax.jit(TEACHER.init)(jax.random.key(2), batch()["inputs"])
-    return teachers.live(TEACHER, jax.tree.map(lambda x: 5 * x, variables))
+    return apply.live(TEACHER, jax.tree.map(lambda x: 5 * x, variables))
 
 
 def test_the_student_goes_on_from_a_prompt():
@@ -55,7 +58,7 @@ def test_the_student_goes_on_from_a_prompt():
     np.testing.assert_array_equal(ids[:, :PROMPT], given["inputs"]["input_ids"][:, :3])
     np.testing.assert_array_equal(ids[:, 1:], labels[:, :-1])
     start = {"input_ids": given["inputs"]["input_ids"][:, :PROMPT]}
-    model = teachers.trained(MODULE, state())
+    model = apply.trained(MODULE, state())
     _, draw = jax.random.split(rng)
     own = generate(model, start, draw, steps=LENGTH + 1 - PROMPT)["input_ids"]
     np.testing.assert_array_equal(own[:, 1:], labels)

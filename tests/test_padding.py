@@ -8,18 +8,21 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdistill import cache, losses, models, steps, teachers
+from jaxdistill import losses, models
 from jaxdistill.data import Batches, DataError
-from jaxdistill.evaluate import Evaluator, language
-from jaxdistill.matching import last, on_hiddens
-from jaxdistill.objectives import (
+from jaxdistill.models import apply
+from jaxdistill.objectives.layers import last, on_hiddens
+from jaxdistill.objectives.logits import (
     combine,
     hard_labels,
     on_logits,
     soft_targets,
     teacher_labels,
 )
-from jaxdistill.parallel import jit
+from jaxdistill.parallel.partitioner import jit
+from jaxdistill.teachers import store as cache
+from jaxdistill.train import step as steps
+from jaxdistill.train.evaluation import Evaluator, language
 
 VOCAB, LENGTHS = 23, np.array([3, 2, 3, 1])
 SIZE = models.Size(
@@ -77,7 +80,7 @@ def program(module):
     variables = jax.jit(module.init)(jax.random.key(1), given["inputs"])
     state = steps.init_state(jax.random.key(0), student, optax.sgd(1.0), given)
     train = steps.make_train_step(student, OBJECTIVE, optax.sgd(1.0))
-    return state, teachers.live(module, variables), jax.jit(train)
+    return state, apply.live(module, variables), jax.jit(train)
 
 
 def step(module, given):
@@ -109,7 +112,7 @@ def test_a_step_is_the_same(name, modules, given):
 def test_an_evaluation_is_the_same(name):
     module = MODULES[name]
     student, teacher = (
-        teachers.live(module, module.init(jax.random.key(i), batch(3, 0)["inputs"]))
+        apply.live(module, module.init(jax.random.key(i), batch(3, 0)["inputs"]))
         for i in (0, 1)
     )
     expected, found = (
@@ -123,7 +126,7 @@ def test_an_evaluation_is_the_same(name):
 def test_a_text_that_is_all_padding_is_refused():
     given = batch(3, 0)
     given["inputs"]["attention_mask"][2] = 0
-    teacher = teachers.live(MODULES["bert"], {})
+    teacher = apply.live(MODULES["bert"], {})
     batches = Batches(4, 2)
     with pytest.raises(DataError, match="row 2 is all padding"):
         next(batches.iterate({"inputs": given["inputs"]}, 0))

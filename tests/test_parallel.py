@@ -23,11 +23,12 @@ from builders import (
     train_step,
 )
 
-from jaxdistill import losses, models, parallel
+from jaxdistill import losses, models
 from jaxdistill.data import Batches
-from jaxdistill.loop import fit
-from jaxdistill.objectives import combine, hard_labels, on_logits, soft_targets
-from jaxdistill.steps import make_train_step, scan_train
+from jaxdistill.objectives.logits import combine, hard_labels, on_logits, soft_targets
+from jaxdistill.parallel import partitioner as parallel
+from jaxdistill.train.loop import fit
+from jaxdistill.train.step import make_train_step, scan_train
 
 MLP = models.MLP((8, CLASSES))
 DROPPING = models.MLP((32, CLASSES), dropout=0.5)

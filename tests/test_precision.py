@@ -18,9 +18,10 @@ from builders import (
     train_step,
 )
 
-from jaxdistill import models, teachers
-from jaxdistill.precision import lower
-from jaxdistill.steps import make_train_step
+from jaxdistill import models
+from jaxdistill.models import apply
+from jaxdistill.models.precision import lower
+from jaxdistill.train.step import make_train_step
 
 MLP = models.MLP((32, CLASSES))
 CONV = models.ConvNet((4,), 8, CLASSES, norm="batch")
@@ -44,7 +45,7 @@ def batch_for(module, seed=0):
 
 def teacher_for(module, batch):
     variables = module.init(jax.random.key(7), batch["inputs"])
-    return teachers.live(module, variables)
+    return apply.live(module, variables)
 
 
 def products(jaxpr) -> list:

@@ -20,14 +20,19 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdistill import fingerprints, models, parallel, processes, runs, teachers
-from jaxdistill.checkpoint import Checkpoints
+from jaxdistill import models
 from jaxdistill.data import Batches
-from jaxdistill.evaluate import Evaluator
-from jaxdistill.loop import fit
-from jaxdistill.objectives import combine, hard_labels, soft_targets
-from jaxdistill.runs import Run
-from jaxdistill.steps import init_state, make_train_step, scan_train
+from jaxdistill.models import apply
+from jaxdistill.objectives.logits import combine, hard_labels, soft_targets
+from jaxdistill.parallel import partitioner as parallel
+from jaxdistill.parallel import processes
+from jaxdistill.teachers import fingerprints
+from jaxdistill.train import run_dir as runs
+from jaxdistill.train.checkpoint import Checkpoints
+from jaxdistill.train.evaluation import Evaluator
+from jaxdistill.train.loop import fit
+from jaxdistill.train.run_dir import Run
+from jaxdistill.train.step import init_state, make_train_step, scan_train
 
 STEPS, EVERY, BATCH, SIZE, HEARTBEAT = 50, 10, 16, 90, 5
 SAVES = range(EVERY, STEPS + 1, EVERY)
@@ -53,13 +58,13 @@ def train(kind: str, directory: Path | None = None, pause: float = 0.0, step=Non
     batch = next(Batches(SIZE, BATCH).iterate(data, 0))
     state = init_state(jax.random.key(0), student, optimizer, batch)
     other = init_state(jax.random.key(1), student, optimizer, batch)
-    teacher = run.place(teachers.trained(MLP, other))
+    teacher = run.place(apply.trained(MLP, other))
     objective = combine({"hard": (0.5, hard_labels()), "soft": (0.5, soft_targets())})
     evaluator = Evaluator(run, data)
 
     def evaluate(placed):
         time.sleep(pause)
-        return evaluator(teachers.trained(MLP, placed), teacher)
+        return evaluator(apply.trained(MLP, placed), teacher)
 
     state = fit(
         state,
@@ -376,7 +381,8 @@ def test_a_command_line_refuses(config, flags, environment, sentence, monkeypatc
 
 
 def test_a_process_alone_may_still_choose_its_devices():
-    code = "from jaxdistill import processes; import jax; processes.start(False, {}); "
+    code = "from jaxdistill.parallel import processes; import jax; "
+    code += "processes.start(False, {}); "
     code += "jax.config.update('jax_num_cpu_devices', 3); print(jax.device_count())"
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     command = [sys.executable, "-c", code]

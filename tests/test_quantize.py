@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxdistill import models
-from jaxdistill.quantize import quantized
+from jaxdistill.export.quantize import quantized
 from jaxdistill.runtimes import ArtefactError
 
 X = np.random.default_rng(0).normal(size=(16, 12)).astype(np.float32)

@@ -9,8 +9,12 @@ import numpy as np
 import pytest
 from builders import RECORDER
 
-from jaxdistill import losses, matching, models, recipes, steps, teachers
-from jaxdistill.masking import mask_tokens
+from jaxdistill import losses, models
+from jaxdistill.data.masking import mask_tokens
+from jaxdistill.models import apply
+from jaxdistill.objectives import layers as matching
+from jaxdistill.objectives import recipes
+from jaxdistill.train import step as steps
 from jaxdistill.types import Factored, Outputs
 
 LENGTHS = (5, 2, 4, 3)  # the last sentence is padding
@@ -299,7 +303,7 @@ def large():
     """The teacher, its parameters three times those of a start: it has opinions."""
     inputs = {"input_ids": np.ones((1, 7), np.int32)}
     variables = jax.jit(LARGE.init)(jax.random.key(2), inputs)
-    return teachers.live(LARGE, jax.tree.map(lambda x: 3 * x, variables))
+    return apply.live(LARGE, jax.tree.map(lambda x: 3 * x, variables))
 
 
 @pytest.mark.parametrize(
@@ -340,7 +344,7 @@ def test_a_step_moves_every_part_that_the_objective_sees(objective, unmoved):
     assert still == {
         n for n in every if any(f"{n}/".startswith(f"{s}/") for s in starts)
     }
-    finished = teachers.trained(SMALL, moved)
+    finished = apply.trained(SMALL, moved)
     assert finished.module == SMALL.student
 
 

@@ -10,9 +10,10 @@ import pytest
 from etils import epath
 from scipy import stats
 
-from jaxdistill import figures, report
-from jaxdistill.runs import Run, RunError, read_records
-from jaxdistill.statistics import holm, paired, spread
+from jaxdistill.report import figures
+from jaxdistill.report import tables as report
+from jaxdistill.report.statistics import holm, paired, spread
+from jaxdistill.train.run_dir import Run, RunError, read_records
 
 ACCURACY = {
     "teacher": [0.95, 0.97, 0.96],

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from builders import assert_identical
 
-from jaxdistill import convert
 from jaxdistill.models import ResNet, resnet_cifar, resnet_imagenet
+from jaxdistill.pretrained import state_dicts as convert
 
 TINY = ResNet(5, stages=(1, 1), widths=(4, 4, 8))
 

@@ -12,7 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdistill import export, models, runtimes, teachers
+from jaxdistill import export, models, runtimes
+from jaxdistill.models import apply
 from jaxdistill.runtimes import ArtefactError
 
 pytest.importorskip("flatbuffers", reason="flatbuffers is not installed")
@@ -30,7 +31,7 @@ def write(folder: Path, module, inputs, pixels=None) -> Path:
     first = jax.tree.map(lambda x: x[:1] * 1.0 if pixels else x[:1], inputs)
     variables = jax.jit(module.init)(jax.random.key(0), first)
     examples = {"inputs": inputs, "labels": np.zeros(8, np.int32)}
-    model = teachers.live(module, variables)
+    model = apply.live(module, variables)
     given = export.Subject(model, examples, pixels)
     export.write(given, folder / "student", to="stablehlo")
     return folder / "student"

@@ -3,7 +3,8 @@
 
 import json
 
-from jaxdistill import report, series
+from jaxdistill.report import series
+from jaxdistill.report import tables as report
 
 SUMMARY = {
     "measure": "test errors",

@@ -13,12 +13,15 @@ from builders import CLASSES, HARD_AND_SOFT, assert_identical, largest_differenc
 from flax import linen as nn
 from jax.sharding import PartitionSpec as P
 
-from jaxdistill import benchmark, models, parallel, teachers
-from jaxdistill.checkpoint import Checkpoints
+from jaxdistill import models
 from jaxdistill.data import Batches
-from jaxdistill.loop import fit
-from jaxdistill.sharding import FSDP, cut_width
-from jaxdistill.steps import init_state, make_train_step, scan_train
+from jaxdistill.models import apply
+from jaxdistill.parallel import partitioner as parallel
+from jaxdistill.parallel.sharding import FSDP, cut_width
+from jaxdistill.train import cost as benchmark
+from jaxdistill.train.checkpoint import Checkpoints
+from jaxdistill.train.loop import fit
+from jaxdistill.train.step import init_state, make_train_step, scan_train
 from jaxdistill.types import Outputs
 
 WIDTH, LAYERS, BATCH = 128, 6, 16
@@ -72,7 +75,7 @@ def fresh(module):
 
 
 def teacher():
-    return teachers.live(STACK, {"params": fresh(STACK).params})
+    return apply.live(STACK, {"params": fresh(STACK).params})
 
 
 def step(module):

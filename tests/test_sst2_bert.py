@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 from experiments import sst2_bert, sst2_task
-from jaxdistill import huggingface, layers, models, tokens
-from jaxdistill.saved import load_model
+from jaxdistill import models
+from jaxdistill.models import stacking as layers
+from jaxdistill.pretrained import tokenizers as tokens
+from jaxdistill.pretrained import weights as huggingface
+from jaxdistill.train.saved import load_model
 
 pytest.importorskip("tokenizers", reason="tokenizers is not installed")
 pytestmark = pytest.mark.slow

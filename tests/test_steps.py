@@ -23,10 +23,11 @@ from builders import (
     train_step,
 )
 
-from jaxdistill import losses, models, steps
-from jaxdistill.matching import on_hiddens
-from jaxdistill.objectives import combine, hard_labels, on_logits
-from jaxdistill.steps import make_train_step
+from jaxdistill import losses, models
+from jaxdistill.objectives.layers import on_hiddens
+from jaxdistill.objectives.logits import combine, hard_labels, on_logits
+from jaxdistill.train import step as steps
+from jaxdistill.train.step import make_train_step
 from jaxdistill.types import Outputs, Student
 
 MLP = models.MLP((8, CLASSES))

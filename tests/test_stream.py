@@ -16,13 +16,14 @@ import optax
 import pytest
 from builders import assert_identical
 
-from jaxdistill import augment, models, parallel
-from jaxdistill.checkpoint import Checkpoints
-from jaxdistill.data import Batches, DataError, Stream, normalize
-from jaxdistill.loop import STREAMED_PER_DISPATCH, fit
-from jaxdistill.objectives import combine, hard_labels
-from jaxdistill.runs import Run
-from jaxdistill.steps import init_state, make_train_step, scan_train
+from jaxdistill import models
+from jaxdistill.data import Batches, DataError, Stream, augment, normalize
+from jaxdistill.objectives.logits import combine, hard_labels
+from jaxdistill.parallel import partitioner as parallel
+from jaxdistill.train.checkpoint import Checkpoints
+from jaxdistill.train.loop import STREAMED_PER_DISPATCH, fit
+from jaxdistill.train.run_dir import Run
+from jaxdistill.train.step import init_state, make_train_step, scan_train
 
 pytest.importorskip("grain", reason="grain is not installed")
 

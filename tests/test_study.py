@@ -6,16 +6,21 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdistill import data, fingerprints, models, parallel, saved, teachers
-from jaxdistill.augment import shift
-from jaxdistill.checkpoint import CheckpointError
-from jaxdistill.comparison import compare
-from jaxdistill.evaluate import Evaluator
-from jaxdistill.masking import hide_tokens
-from jaxdistill.objectives import combine, hard_labels, soft_targets
-from jaxdistill.row import Row
-from jaxdistill.runs import Run
-from jaxdistill.study import Study
+from jaxdistill import data, models
+from jaxdistill.data.augment import shift
+from jaxdistill.data.masking import hide_tokens
+from jaxdistill.models import apply
+from jaxdistill.objectives.logits import combine, hard_labels, soft_targets
+from jaxdistill.parallel import partitioner as parallel
+from jaxdistill.study.arm import Row
+from jaxdistill.study.comparison import compare
+from jaxdistill.study.study import Study
+from jaxdistill.teachers import ensemble as teachers
+from jaxdistill.teachers import fingerprints
+from jaxdistill.train import saved
+from jaxdistill.train.checkpoint import CheckpointError
+from jaxdistill.train.evaluation import Evaluator
+from jaxdistill.train.run_dir import Run
 
 MODULE = models.MLP((8, 10))
 SOURCE = data.load("digits")
@@ -52,7 +57,7 @@ def loss(study, name):
 
 def test_stored_views_are_those_that_the_student_sees(study):
     """A student that is its own teacher, and stays it, differs on other images only."""
-    itself = study.run.place(teachers.trained(MODULE, study.fresh(ROW, 0)))
+    itself = study.run.place(apply.trained(MODULE, study.fresh(ROW, 0)))
     study.train("same", ROW, 0, itself)
     np.testing.assert_allclose(loss(study, "same"), 0, atol=1e-6)
     study.train("unshifted", ROW._replace(prepare=None, views=0), 0, itself)
@@ -61,7 +66,7 @@ def test_stored_views_are_those_that_the_student_sees(study):
 
 
 def test_each_augmentation_has_its_own_views(study):
-    itself = study.run.place(teachers.trained(MODULE, study.fresh(ROW, 0)))
+    itself = study.run.place(apply.trained(MODULE, study.fresh(ROW, 0)))
     rows = {"two": ROW, "one": ROW._replace(prepare=shift(1, SOURCE.background))}
     rows["still"] = ROW._replace(prepare=None, views=0)
     for name, row in rows.items():
@@ -71,7 +76,7 @@ def test_each_augmentation_has_its_own_views(study):
 
 
 def test_another_number_of_steps_is_another_training(study):
-    itself = study.run.place(teachers.trained(MODULE, study.fresh(ROW, 0)))
+    itself = study.run.place(apply.trained(MODULE, study.fresh(ROW, 0)))
     study.train("same", ROW, 0, itself)
     for row in (ROW._replace(steps=15), ROW._replace(views=2)):
         with pytest.raises(CheckpointError):
@@ -94,7 +99,7 @@ def test_steps_are_timed_on_stored_views(study):
 
 
 def test_the_mean_of_two_teachers_has_views(study):
-    members = [teachers.trained(MODULE, study.fresh(ROW, seed)) for seed in (0, 1)]
+    members = [apply.trained(MODULE, study.fresh(ROW, seed)) for seed in (0, 1)]
     mean = study.run.place(teachers.mean_logits(members))
     study.train("mean", ROW, 0, mean)
     assert min(loss(study, "mean")) > 1e-3
@@ -106,7 +111,7 @@ def test_the_mean_of_two_teachers_has_views(study):
     + [(ROW._replace(prepare=None), lambda model: model)],
 )
 def test_views_need_what_is_stored(study, row, teacher):
-    model = teachers.trained(MODULE, study.fresh(ROW, 0))
+    model = apply.trained(MODULE, study.fresh(ROW, 0))
     with pytest.raises(ValueError, match="views needs an augmentation and one teacher"):
         study.train("bad", row, 0, study.run.place(teacher(model)))
 
@@ -163,7 +168,7 @@ def test_texts_may_be_cut_and_their_teachers_outputs_with_them(of_texts, views):
     bag = models.BagOfEmbeddings(20, 4, 2)
     row = ROW._replace(module=bag, prepare=hide, views=views)
     study = of_texts(trim_to=(4, 6))
-    itself = study.run.place(teachers.trained(bag, study.fresh(row, 0)))
+    itself = study.run.place(apply.trained(bag, study.fresh(row, 0)))
     trained = study.train("same", row, 0, itself)
     np.testing.assert_allclose(loss(study, "same"), 0, atol=1e-6)
     again = of_texts(trim_to=(4, 6)).train("same", row, 0, itself)
@@ -182,7 +187,7 @@ def test_a_row_may_keep_the_largest_probabilities_alone(study):
 
     And a live row asks the teacher, whatever the study does.
     """
-    teacher = study.run.place(teachers.trained(MODULE, study.fresh(ROW, 1)))
+    teacher = study.run.place(apply.trained(MODULE, study.fresh(ROW, 1)))
     row = ROW._replace(prepare=None, views=0, optimizer=optax.sgd(0.1))
     rows = {"whole": row, "live": row._replace(live=True)}
     rows |= {f"top_{k}": row._replace(top_k=k) for k in (10, 2)}
@@ -200,7 +205,7 @@ def test_a_row_may_keep_the_largest_probabilities_alone(study):
 )
 def test_top_k_needs_one_teachers_logits(study, change):
     row = ROW._replace(top_k=2, **change)
-    itself = study.run.place(teachers.trained(MODULE, study.fresh(ROW, 0)))
+    itself = study.run.place(apply.trained(MODULE, study.fresh(ROW, 0)))
     with pytest.raises(ValueError, match="a row with top_k needs one teacher's logits"):
         study.train("bad", row, 0, itself)
 
@@ -209,7 +214,7 @@ def test_top_k_needs_one_teachers_logits(study, change):
     "change", [{"live": True}, {"rollout": lambda state, batch, rng: batch}]
 )
 def test_views_of_a_live_teacher_are_ever_new(study, change):
-    itself = study.run.place(teachers.trained(MODULE, study.fresh(ROW, 0)))
+    itself = study.run.place(apply.trained(MODULE, study.fresh(ROW, 0)))
     study.train("live", ROW._replace(**change), 0, itself)
     np.testing.assert_allclose(loss(study, "live"), 0, atol=1e-6)
     assert not (study.log.path / "outputs").exists()
@@ -226,7 +231,7 @@ def test_views_of_a_live_teacher_are_ever_new(study, change):
     ids=["top_k", "live", "start", "objective"],
 )
 def test_another_lesson_is_another_training(study, change):
-    itself = study.run.place(teachers.trained(MODULE, study.fresh(ROW, 0)))
+    itself = study.run.place(apply.trained(MODULE, study.fresh(ROW, 0)))
     row = ROW._replace(prepare=None, views=0)
     study.train("same", row, 0, itself)
     with pytest.raises(CheckpointError):
@@ -282,7 +287,7 @@ def test_what_cannot_be_compared_is_said_before_anything_trains(study, options, 
 
 
 def test_a_row_may_start_from_its_teacher(study):
-    teacher = teachers.trained(MODULE, study.fresh(ROW, 5))
+    teacher = apply.trained(MODULE, study.fresh(ROW, 5))
     row = ROW._replace(
         prepare=None,
         views=0,

@@ -18,15 +18,12 @@ from builders import (
     make_batch,
 )
 
-from jaxdistill import models, parallel
-from jaxdistill.checkpoint import Checkpoints
+from jaxdistill import models
 from jaxdistill.data import Batches
-from jaxdistill.evaluate import Evaluator
-from jaxdistill.loop import fit
-from jaxdistill.objectives import combine, hard_labels, soft_targets
-from jaxdistill.runs import Run
-from jaxdistill.steps import init_state, make_train_step, scan_train
-from jaxdistill.sweep import (
+from jaxdistill.models.apply import trained
+from jaxdistill.objectives.logits import combine, hard_labels, soft_targets
+from jaxdistill.parallel import partitioner as parallel
+from jaxdistill.study.sweep import (
     Own,
     cell_state,
     choose,
@@ -39,7 +36,11 @@ from jaxdistill.sweep import (
     size,
     stack,
 )
-from jaxdistill.teachers import trained
+from jaxdistill.train.checkpoint import Checkpoints
+from jaxdistill.train.evaluation import Evaluator
+from jaxdistill.train.loop import fit
+from jaxdistill.train.run_dir import Run
+from jaxdistill.train.step import init_state, make_train_step, scan_train
 
 SIZE, BATCH, STEPS = 24, 6, 7
 EXAMPLES = {k: make_batch(0, SIZE)[k] for k in ("inputs", "labels")}
@@ -204,7 +205,7 @@ def test_cells_stay_on_their_devices():
     [({}, len(os.sched_getaffinity(0))), ({"JAX_NUM_CPU_DEVICES": "3"}, 3)],
 )
 def test_each_core_is_a_device(environment, devices):
-    code = "from jaxdistill import sweep; sweep.use_cores(); import jax; "
+    code = "from jaxdistill.study import sweep; sweep.use_cores(); import jax; "
     code += "print(jax.device_count()); sweep.use_cores()"
     unset = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     found = subprocess.run(

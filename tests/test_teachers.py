@@ -15,9 +15,13 @@ from builders import (
     start,
 )
 
-from jaxdistill import fingerprints, models, teachers
-from jaxdistill.objectives import combine, soft_targets
-from jaxdistill.steps import init_state, make_train_step
+from jaxdistill import models
+from jaxdistill.losses.logits import mean_log_probs
+from jaxdistill.models import apply
+from jaxdistill.objectives.logits import combine, soft_targets
+from jaxdistill.teachers import ensemble as teachers
+from jaxdistill.teachers import fingerprints
+from jaxdistill.train.step import init_state, make_train_step
 from jaxdistill.types import Outputs, Student
 
 MLP = models.MLP((8, CLASSES))
@@ -28,7 +32,7 @@ def norm_teacher():
     """A BatchNorm network with running statistics that are not the initial ones."""
     teacher = live(NormNet())
     stats = jax.tree.map(lambda x: x + 0.5, teacher.variables["batch_stats"])
-    return teachers.live(NormNet(), {**teacher.variables, "batch_stats": stats})
+    return apply.live(NormNet(), {**teacher.variables, "batch_stats": stats})
 
 
 TEACHERS = {
@@ -53,7 +57,7 @@ def test_live_is_the_module_in_evaluation_mode():
 
 def test_a_trained_state_is_a_teacher():
     state = start(NormNet(), BATCH)
-    found = teachers.trained(NormNet(), state)(BATCH)
+    found = apply.trained(NormNet(), state)(BATCH)
     variables = {"params": state.params, **state.model_state}
     expected = NormNet().apply(variables, BATCH["inputs"])
     np.testing.assert_array_equal(found.logits, expected.logits)
@@ -74,9 +78,9 @@ def test_an_ensemble_of_nobody_is_an_error():
 
 def test_mean_log_probs_are_of_the_mean_probability():
     logits = 3 * jax.random.normal(jax.random.key(0), (4, 2, 3))
-    found = teachers.mean_log_probs(logits, 2)
+    found = mean_log_probs(logits, 2)
     np.testing.assert_allclose(found, np.log(jax.nn.softmax(logits).mean(0)), atol=1e-6)
-    single = teachers.mean_log_probs(logits[0], 2)
+    single = mean_log_probs(logits[0], 2)
     np.testing.assert_allclose(single, jax.nn.log_softmax(logits[0]), atol=1e-6)
 
 

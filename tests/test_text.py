@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from jaxdistill import data
-from jaxdistill.data import DataError, Vocabulary, corpus, text, windows
+from jaxdistill.data import DataError, Vocabulary, corpus, windows
+from jaxdistill.data import texts as text
 
 SST2 = {
     "train.tsv": "sentence\tlabel\nso bad \t0\ngood , no less\t1\n",

@@ -9,9 +9,12 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdistill import losses, matching, models, steps, teachers
-from jaxdistill.objectives import combine, hard_labels, soft_targets
-from jaxdistill.precision import lower
+from jaxdistill import losses, models
+from jaxdistill.models import apply
+from jaxdistill.models.precision import lower
+from jaxdistill.objectives import layers as matching
+from jaxdistill.objectives.logits import combine, hard_labels, soft_targets
+from jaxdistill.train import step as steps
 
 BAG = models.BagOfEmbeddings(19, 6, 3, hidden=(5, 4))
 LSTM = models.BiLSTM(19, 6, 4, 3, inner=7)
@@ -195,7 +198,7 @@ def test_a_bert_teaches_classes_and_hidden_states(module):
         terms["hint"] = (1.0, matching.on_hiddens(losses.hint_mse, ((0, 1),)))
     student, optimizer = models.student(module), optax.adam(0.03)
     state = steps.init_state(jax.random.key(1), student, optimizer, given)
-    teacher = teachers.live(
+    teacher = apply.live(
         TEACHER, jax.jit(TEACHER.init)(jax.random.key(2), given["inputs"])
     )
     step = jax.jit(steps.make_train_step(student, combine(terms), optimizer))

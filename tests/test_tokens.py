@@ -8,7 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from jaxdistill import models, tokens
+from jaxdistill import models
+from jaxdistill.pretrained import tokenizers as tokens
 
 pytest.importorskip("tokenizers", reason="tokenizers is not installed")
 
@@ -92,7 +93,7 @@ class TestTrained:
     def test_the_same_in_another_process(self, trained):
         """The library numbers pieces in the order of a hash that each process draws."""
         code = (
-            "from jaxdistill import tokens; import sys; "
+            "from jaxdistill.pretrained import tokenizers as tokens; import sys; "
             f"print(ascii(tokens.train_wordpiece({TEXTS!a}, 100).to_str()))"
         )
         command = [sys.executable, "-c", code]

@@ -7,11 +7,14 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdistill import models, parallel, teachers
-from jaxdistill.evaluate import Evaluator
-from jaxdistill.objectives import combine, hard_labels, soft_targets
-from jaxdistill.steps import init_state, make_train_step, scan_train
-from jaxdistill.trimming import cut, lengths, trimmed
+from jaxdistill import models
+from jaxdistill.data.trimming import cut, lengths, trimmed
+from jaxdistill.models import apply
+from jaxdistill.objectives.logits import combine, hard_labels, soft_targets
+from jaxdistill.parallel import partitioner as parallel
+from jaxdistill.teachers import ensemble as teachers
+from jaxdistill.train.evaluation import Evaluator
+from jaxdistill.train.step import init_state, make_train_step, scan_train
 
 SIZE, LENGTH, BATCH = 24, 12, 8
 TRIM_TO = (5,)
@@ -98,9 +101,7 @@ def test_a_training_is_the_same(examples, kind, micro_batches):
     batch = {**jax.tree.map(lambda x: x[:1], examples), "mask": np.ones(1)}
     student = models.student(module)
     start = init_state(jax.random.key(0), student, optimizer, batch)
-    teacher = teachers.live(
-        module, {"params": student.init(jax.random.key(1), batch)[0]}
-    )
+    teacher = apply.live(module, {"params": student.init(jax.random.key(1), batch)[0]})
     objective = combine({"soft": (0.5, soft_targets()), "hard": (0.5, hard_labels())})
     rows = {
         "index": np.arange(SIZE).reshape(-1, BATCH),
@@ -178,7 +179,7 @@ def test_evaluation_of_cut_batches_is_the_same(examples, kind):
     run = parallel.choose(kind)
     batch = {**examples, "mask": np.ones(SIZE, np.float32)}
     variables = [bert().init(jax.random.key(i), batch["inputs"]) for i in (0, 1)]
-    student, teacher = (run.place(teachers.live(bert(), v)) for v in variables)
+    student, teacher = (run.place(apply.live(bert(), v)) for v in variables)
     whole, parts = (
         Evaluator(run, examples, batch_size=BATCH, trim_to=to) for to in ((), TRIM_TO)
     )

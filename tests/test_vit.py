@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdistill import convert
 from jaxdistill.models import ViT, deit_base, deit_small, deit_tiny
+from jaxdistill.pretrained import state_dicts as convert
 
 PLAIN = ViT(5, width=8, depth=2, heads=2, patch=4)
 TINY = PLAIN.clone(distillation_token=True)

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from builders import RECORDER, largest_difference
 
-from jaxdistill import losses, models, teachers
+from jaxdistill import losses, models
+from jaxdistill.models import apply
 from jaxdistill.models.gpt import gpt_size
-from jaxdistill.objectives import (
+from jaxdistill.objectives.logits import (
     combine,
     hard_labels,
     mutual_targets,
@@ -17,8 +18,9 @@ from jaxdistill.objectives import (
     soft_targets,
     teacher_labels,
 )
-from jaxdistill.parts import first_classes
-from jaxdistill.steps import init_state, make_train_step, masked_sum
+from jaxdistill.objectives.parts import first_classes
+from jaxdistill.teachers import ensemble as teachers
+from jaxdistill.train.step import init_state, make_train_step, masked_sum
 from jaxdistill.types import Factored, Outputs, TopK
 
 TOKENS, CLASSES = (2, 5), 11
@@ -335,7 +337,7 @@ def test_several_factored_models_are_multiplied_out(join):
         outputs = peers.apply(variables, batch["inputs"])
         found.append(mutual_targets()(outputs, None, batch, 0)[0])
         mine = [{"params": variables["params"][f"peer_{i}"]} for i in range(2)]
-        teacher = join([teachers.live(one, each) for each in mine])
+        teacher = join([apply.live(one, each) for each in mine])
         taught.append(
             soft_targets()(
                 outputs.replace(logits=outputs.logits[0]), teacher(batch), batch, 0
@@ -371,7 +373,7 @@ def test_a_language_model_trains_on_factored_logits_as_on_whole(which, tied):
     for factored in (False, True):
         student = models.student(make(8, factored))
         variables = jax.jit(make(12, factored).init)(jax.random.key(1), batch["inputs"])
-        teacher = teachers.live(make(12, factored), variables)
+        teacher = apply.live(make(12, factored), variables)
         state = init_state(jax.random.key(0), student, RECORDER, batch)
         step = jax.jit(make_train_step(student, objective, RECORDER))
         found.append(step(state, teacher, batch)[0].opt_state)

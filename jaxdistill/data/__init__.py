@@ -4,11 +4,11 @@
 from jaxdistill.data.batches import Batches, Orders, pad
 from jaxdistill.data.corpus import Corpus, Vocabulary, load_corpus, windows
 from jaxdistill.data.errors import DataError
+from jaxdistill.data.images import Dataset, holdout, load
 from jaxdistill.data.inputs import check_inputs
-from jaxdistill.data.labels import check_labels, few_labels
-from jaxdistill.data.sources import Dataset, holdout, load
+from jaxdistill.data.labels import check_labels
 from jaxdistill.data.stream import Stream
-from jaxdistill.data.text import Labelled, Texts, load_texts
+from jaxdistill.data.texts import Labelled, Texts, load_texts
 from jaxdistill.data.transforms import normalize
 
 __all__ = [
@@ -23,7 +23,6 @@ __all__ = [
     "Vocabulary",
     "check_inputs",
     "check_labels",
-    "few_labels",
     "holdout",
     "load",
     "load_corpus",

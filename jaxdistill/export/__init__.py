@@ -16,7 +16,7 @@ from jaxdistill.export.artefact import (
     obtain,
     write,
 )
-from jaxdistill.export.finished import from_run, of_images
+from jaxdistill.export.from_run import from_run, of_images
 from jaxdistill.export.subject import ExportError, Int8, Pixels, Subject
 
 __all__ = [

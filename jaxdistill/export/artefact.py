@@ -15,7 +15,6 @@ import jax
 from etils import epath
 from flax import linen as nn
 
-from jaxdistill import benchmark, fingerprints
 from jaxdistill.export import check, onnx, stablehlo, tflite
 from jaxdistill.export.subject import (
     LOGITS,
@@ -34,6 +33,8 @@ from jaxdistill.runtimes import (
     read,
     version,
 )
+from jaxdistill.teachers import fingerprints
+from jaxdistill.train import cost as benchmark
 
 Target = Literal["stablehlo", "onnx", "tflite"]
 FORMATS: Mapping[str, Any] = {"stablehlo": stablehlo, "onnx": onnx, "tflite": tflite}

@@ -12,10 +12,10 @@ from flax import linen as nn
 
 from jaxdistill.data import normalize, pad
 from jaxdistill.data.inputs import some_of
-from jaxdistill.layers import unstack_layers
 from jaxdistill.models.adapters import strip
+from jaxdistill.models.apply import Live
+from jaxdistill.models.stacking import unstack_layers
 from jaxdistill.runtimes import first_line
-from jaxdistill.teachers import Live
 from jaxdistill.types import Array, whole_logits
 
 Int8 = Literal["dynamic", "static"]

@@ -2,7 +2,7 @@
 """Distillation losses: arrays in, one value per example or token out.
 
 Argument order is student, teacher, labels, mask, then keyword-only hyperparameters.
-Nothing here reduces over the batch; `jaxdistill.steps` does, in one place.
+Nothing here reduces over the batch; `train.step` does, in one place.
 """
 
 from jaxdistill.losses.attention import attention_kl, attention_mse, relation_kl
@@ -19,7 +19,6 @@ from jaxdistill.losses.features import (
     neuron_selectivity,
     patient_mse,
 )
-from jaxdistill.losses.logit_structure import decoupled_kl, dist, standardize
 from jaxdistill.losses.logits import (
     cross_entropy,
     forward_kl,
@@ -36,6 +35,7 @@ from jaxdistill.losses.relations import (
 )
 from jaxdistill.losses.sequences import ctc, frame_kl, shift_tokens
 from jaxdistill.losses.sparse import sparse_forward_kl
+from jaxdistill.losses.structure import decoupled_kl, dist, standardize
 from jaxdistill.losses.vocabulary import chunked_cross_entropy, chunked_forward_kl
 
 BATCH_COUPLED = (

@@ -8,7 +8,7 @@ anything, -inf included. What a masked query gives is finite and for the caller 
 import jax.numpy as jnp
 from jaxtyping import Float, Real
 
-from jaxdistill.losses.stable import divergence, divide, fixed, log_normalize, promote
+from jaxdistill.losses.numerics import divergence, divide, fixed, log_normalize, promote
 from jaxdistill.types import Array
 
 Maps = Float[Array, "b h l s"]

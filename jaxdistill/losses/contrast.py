@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int, Real
 
 from jaxdistill.losses.logits import check_temperature
-from jaxdistill.losses.stable import fixed, normalize, promote
+from jaxdistill.losses.numerics import fixed, normalize, promote
 from jaxdistill.types import Array
 
 

@@ -3,8 +3,9 @@
 
 import jax.numpy as jnp
 
-from jaxdistill.losses.logits import Logits, Values, is_concrete, tempered
-from jaxdistill.losses.stable import divergence
+from jaxdistill.losses.logits import Logits, Values, tempered
+from jaxdistill.losses.numerics import divergence
+from jaxdistill.types import is_concrete
 
 
 def reverse_kl(student: Logits, teacher: Logits, *, temperature=1.0) -> Values:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from jaxdistill.losses.stable import fixed, normalize, promote
+from jaxdistill.losses.numerics import fixed, normalize, promote
 from jaxdistill.types import Array
 
 States = Float[Array, "*b d"]

@@ -5,6 +5,7 @@ A class whose logit is -inf on both sides (a masked vocabulary) does not exist: 
 and gradients are those of the classes that are left.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -12,8 +13,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Float, Int
 
-from jaxdistill.losses.stable import divergence, divide, fixed, promote
-from jaxdistill.types import Array, Factored
+from jaxdistill.losses.numerics import divergence, divide, fixed, promote
+from jaxdistill.types import (
+    Array,
+    Factored,
+    is_concrete,
+    whole_logits,
+)
 
 Logits = Float[Array, "*b c"]
 Values = Float[Array, "*b"]
@@ -165,11 +171,6 @@ def logit_mse(student: Logits, teacher: Logits) -> Values:
     return divide((gap**2).sum(-1), exists.sum(-1))
 
 
-def is_concrete(value) -> bool:
-    """Whether a hyperparameter is a number now, not a value being traced."""
-    return not isinstance(value, jax.core.Tracer)
-
-
 def check_temperature(temperature) -> None:
     """Raise ValueError unless a concrete temperature is above 0."""
     if is_concrete(temperature) and not temperature > 0:
@@ -222,3 +223,17 @@ def tempered(
         jax.nn.log_softmax(promote(student) / temperature),
         jax.nn.log_softmax(fixed(teacher) / temperature),
     )
+
+
+def mean_log_probs(logits: Array | Factored, ndim: int) -> Array:
+    """Log-probabilities; over an ensemble's leading axis, of the mean probability.
+
+    Args:
+      logits: `[..., C]`, or `[M, ..., C]` with one axis more than `ndim`; `Factored`
+        ones are multiplied out.
+      ndim: how many axes a single model's logits have.
+    """
+    log_probs = jax.nn.log_softmax(promote(whole_logits(logits)))
+    if logits.ndim == ndim:
+        return log_probs
+    return jax.nn.logsumexp(log_probs, axis=0) - math.log(logits.shape[0])

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Float, Real
 
-from jaxdistill.losses.stable import (
+from jaxdistill.losses.numerics import (
     centre,
     divergence,
     divide,

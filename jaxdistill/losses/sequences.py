@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Float, Int, Real
 
 from jaxdistill.losses.logits import check_temperature
-from jaxdistill.losses.stable import divergence, fixed, promote
+from jaxdistill.losses.numerics import divergence, fixed, promote
 from jaxdistill.types import Array
 
 

@@ -4,9 +4,15 @@
 import jax
 import jax.numpy as jnp
 
-from jaxdistill.losses.logits import Logits, Values, check_temperature, is_concrete
-from jaxdistill.losses.stable import divergence, fixed, log_normalize, log_sum, promote
-from jaxdistill.types import TopK
+from jaxdistill.losses.logits import Logits, Values, check_temperature
+from jaxdistill.losses.numerics import (
+    divergence,
+    fixed,
+    log_normalize,
+    log_sum,
+    promote,
+)
+from jaxdistill.types import TopK, is_concrete
 
 
 def sparse_forward_kl(

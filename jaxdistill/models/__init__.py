@@ -16,12 +16,12 @@ from jaxdistill.models.bert import (
     BertMaskedLM,
     Encoder,
 )
+from jaxdistill.models.config import Size
 from jaxdistill.models.conv import ConvNet
 from jaxdistill.models.gpt import DISTILGPT2, GPT, GPT2, GPTClassifier, gpt_size
+from jaxdistill.models.layers import BatchNorm
 from jaxdistill.models.mlp import MLP
-from jaxdistill.models.norm import BatchNorm
 from jaxdistill.models.resnet import ResNet, resnet_cifar, resnet_imagenet
-from jaxdistill.models.size import Size
 from jaxdistill.models.student import student
 from jaxdistill.models.text import BagOfEmbeddings, BiLSTM
 from jaxdistill.models.vit import ViT, deit_base, deit_small, deit_tiny

@@ -7,8 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxdistill.models.config import Size, activation, readable
 from jaxdistill.models.dropout import Dropout
-from jaxdistill.models.size import Size, activation, readable
 from jaxdistill.models.transformer import (
     NORMAL,
     Blocks,

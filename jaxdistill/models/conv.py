@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxdistill.models.norm import Norm, normalise
+from jaxdistill.models.layers import Norm, normalise
 from jaxdistill.types import Array, Outputs
 
 _DIRECT = ContextVar("direct", default=False)

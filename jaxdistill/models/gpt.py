@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxdistill.models.size import Size, readable
+from jaxdistill.models.config import Size, readable
 from jaxdistill.models.transformer import (
     NORMAL,
     Blocks,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxdistill.models.conv import convolve, with_channels
-from jaxdistill.models.norm import Norm, normalise
+from jaxdistill.models.layers import Norm, normalise
 from jaxdistill.types import Array, Outputs
 
 _CIFAR_WIDTHS = {1: (16, 16, 32, 64), 4: (32, 64, 128, 256)}

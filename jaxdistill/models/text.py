@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxdistill.models.size import rows_of
+from jaxdistill.models.config import rows_of
 from jaxdistill.models.transformer import NORMAL
 from jaxdistill.types import Array, Outputs
 

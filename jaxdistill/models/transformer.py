@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxdistill.models.config import Size, activation
 from jaxdistill.models.dropout import Dropout
-from jaxdistill.models.size import Size, activation
 from jaxdistill.types import Array, Outputs
 
 NORMAL = nn.initializers.normal(0.02)

@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""BERT, DistilBERT and GPT-2 from Hugging Face folders to linen variables, and back.
+
+A folder holds `config.json` and `model.safetensors`, or the shards that
+`model.safetensors.index.json` names. Every tensor is accounted for: one without a
+place, or a place without a tensor, is an error that names it. Left out are only BERT's
+head for the next sentence in a masked LM's file, the pooler of a BertModel, and a
+language model's end in a classifier's. Queries, keys and values are one product here;
+nothing else changes but the order of axes, so both directions together are the
+identity.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax import traverse_util
+
+from jaxdistill.models.stacking import stack_layers, unstack_layers
+from jaxdistill.pretrained.config import (
+    CONFIG,
+    architecture_of,
+    is_tied,
+    kind_of,
+    module_of,
+    read_config,
+    size_of,
+)
+from jaxdistill.pretrained.files import WEIGHTS, find, read_weights
+from jaxdistill.pretrained.names import (
+    BARE,
+    BESIDE,
+    BIAS,
+    BIAS_AGAIN,
+    BODIES,
+    ENDS,
+    HEADS,
+    LEAVES,
+    NOTHING,
+    PREFIXES,
+    ROOTS,
+    TURNED,
+    Place,
+)
+from jaxdistill.pretrained.tensors import Tensors, by_todays_names, without_copies
+
+ParamPath = tuple[str, ...]
+Placed = tuple[Place, list[str], ParamPath]
+"""A place, the names of its tensors' layers, and its path in `params`."""
+
+
+def load(
+    folder: str | Path, *, scan: bool = False, remat: bool = False, maps: bool = True
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A module and its variables from a folder, or by a hub's id.
+
+    A BertModel or DistilBertModel is an `Encoder`; a GPT2Model is a `GPT`, whose logits
+    take no weights of their own.
+
+    Args:
+      folder: with `config.json` and `model.safetensors`; where there is no such folder,
+        a hub's id, which needs `huggingface_hub` and a network.
+      scan: see `models.transformer.Blocks`.
+      remat: likewise.
+      maps: likewise.
+
+    Raises:
+      ValueError: an architecture that is not known, or a file that is missing, cut
+        short, or does not fit the configuration.
+    """
+    folder = find(folder)
+    config = read_config(folder)
+    module = module_of(config, scan=scan, remat=remat, maps=maps)
+    return module, to_linen(read_weights(folder / WEIGHTS), config, scan=scan)
+
+
+def to_linen(
+    state: Mapping[str, np.ndarray], config: Mapping[str, Any], *, scan: bool = False
+) -> dict[str, Any]:
+    """Linen variables from tensors by their Hugging Face names.
+
+    Args:
+      state: `{name: array}`.
+      config: the configuration's content.
+      scan: stack the blocks' parameters, as `scan=True` has them.
+
+    Raises:
+      ValueError: a tensor without a place, a place without a tensor, or a shape that
+        is not the module's, or of no float; it names the first.
+    """
+    beside = BESIDE.get(architecture_of(config), NOTHING)
+    tensors = without_copies(by_todays_names(state, config), is_tied(config), beside)
+    found = place(tensors, _places(config), module_of(config), beside)
+    params = traverse_util.unflatten_dict(found)
+    return {"params": stack_layers(params) if scan else params}
+
+
+def place(
+    tensors: Tensors,
+    places: Iterable[Placed],
+    module: nn.Module,
+    beside: re.Pattern[str],
+) -> dict[ParamPath, np.ndarray]:
+    """Tensors at their places: `{path: array}`.
+
+    Args:
+      tensors: see `by_todays_names`.
+      places: of the parameters that are read.
+      module: which has them, not scanned.
+      beside: how the names begin of what is left out.
+
+    Raises:
+      ValueError: a place without a tensor, a tensor without a place, or one of another
+        shape or of no float; it names the first, as in the file.
+    """
+    left, found = dict(tensors), {}
+    for where, names, path in places:
+        for theirs, leaf in LEAVES[where.kind].items():
+            keys = [f"{name}.{theirs}" for name in names]
+            missing = [key for key in keys if key not in left]
+            if missing:
+                raise ValueError(f"the weights lack {missing[0]!r}")
+            turned = where.kind in TURNED and leaf == "kernel"
+            found[*path, leaf] = [left.pop(key) for key in keys], turned
+    over = sorted(
+        theirs for name, (theirs, _) in left.items() if not beside.match(name)
+    )
+    if over:
+        raise ValueError(f"the weights hold {over[0]!r}, which has no place here")
+    shapes = shapes_of(module)
+    return {path: _joined(*parts, shapes[path]) for path, parts in found.items()}
+
+
+def _joined(
+    parts: list[tuple[str, np.ndarray]], turned: bool, shape: tuple[int, ...]
+) -> np.ndarray:
+    """Tensors side by side in an array of this shape, each an equal part of it."""
+    *rows, columns = shape
+    each = (*rows, columns // len(parts))
+    each = each[::-1] if turned else each
+    for name, array in parts:
+        if array.shape != each:
+            raise ValueError(
+                f"the weights hold {name!r} of shape {array.shape}; config.json asks "
+                f"for {each}"
+            )
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise ValueError(
+                f"the weights hold {name!r} of type {array.dtype}, which is no float"
+            )
+    # A copy: the module may train on, and a device may share the host's memory.
+    return np.concatenate([x.T if turned else x for _, x in parts], axis=-1)
+
+
+def from_linen(
+    variables: Mapping[str, Any], config: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    """Tensors by their Hugging Face names, of variables scanned or not.
+
+    Raises:
+      ValueError: variables of another module; it names the first that does not fit.
+    """
+    params = unstack_layers(jax.tree.map(np.asarray, dict(variables["params"])))
+    flat = traverse_util.flatten_dict(params)
+    _check_shapes(flat, config)
+    state = {}
+    prefix = PREFIXES[kind_of(config)] if architecture_of(config) in BARE else ""
+    for where, names, path in _places(config):
+        for theirs, leaf in LEAVES[where.kind].items():
+            parts = np.split(flat[(*path, leaf)], len(names), axis=-1)
+            for name, part in zip(names, parts, strict=True):
+                turned = where.kind in TURNED and leaf == "kernel"
+                array = part.T if turned else part
+                key = f"{name}.{theirs}".removeprefix(prefix)
+                state[key] = np.array(array, order="C")
+    if BIAS in state and not is_tied(config):
+        state[BIAS_AGAIN] = state[BIAS]
+    return state
+
+
+def _places(config) -> Iterator[Placed]:
+    """Every place of a model, its tensors' layer names, and its path in `params`."""
+    architecture = architecture_of(config)
+    alone = architecture in BARE or architecture == "GPT2LMHeadModel"
+    yield from body_places(config, alone=alone)
+    end = () if is_tied(config) else (ENDS[architecture],)
+    for where in (*HEADS.get(architecture, ()), *end):
+        yield where, list(where.theirs), tuple(filter(None, (where.ours,)))
+
+
+def body_places(config: Mapping[str, Any], *, alone=False) -> Iterator[Placed]:
+    """The places of a model's body, below a head or alone."""
+    kind, size = kind_of(config), size_of(config)
+    root = () if alone else (ROOTS[kind],)
+    for where in BODIES[kind]:
+        if where.ours == "segments" and not size.types:
+            continue
+        for i in range(size.depth if "{}" in where.ours else 1):
+            names = [PREFIXES[kind] + name.format(i) for name in where.theirs]
+            yield where, names, (*root, *where.ours.format(i).split("/"))
+
+
+def shapes_of(module: nn.Module) -> dict[ParamPath, tuple[int, ...]]:
+    """The shapes of a text model's parameters, by path; its layers are apart."""
+    inputs = {"input_ids": jnp.zeros((1, 1), jnp.int32)}
+    params = jax.eval_shape(module.init, jax.random.key(0), inputs)["params"]
+    return {k: v.shape for k, v in traverse_util.flatten_dict(dict(params)).items()}
+
+
+def _check_shapes(flat: Mapping[ParamPath, np.ndarray], config) -> None:
+    expected = shapes_of(module_of(config))
+    for path in sorted({*expected, *flat}):
+        name = "/".join(path)
+        if path not in flat or path not in expected:
+            side = "lack" if path in expected else "hold"
+            raise ValueError(f"the variables {side} {name!r}")
+        if flat[path].shape != expected[path]:
+            raise ValueError(
+                f"{name!r} has the shape {flat[path].shape}, config.json asks for "
+                f"{expected[path]}"
+            )
+
+
+def save(folder: str | Path, variables: Mapping[str, Any], config: Mapping[str, Any]):
+    """Writes a folder that Hugging Face's library loads.
+
+    Args:
+      folder: made where there is none.
+      variables: linen variables, scanned or not.
+      config: the configuration's content, as `read_config` gives it. The type of the
+        weights that it names becomes theirs, or is left out where they have several.
+
+    Raises:
+      ValueError: variables of another module.
+    """
+    from safetensors.numpy import save_file
+
+    folder = Path(folder)
+    state = from_linen(variables, config)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    text = json.dumps(_with_type(config, state), indent=2)
+    (folder / CONFIG).write_text(f"{text}\n")
+
+
+def _with_type(config: Mapping[str, Any], state: Mapping[str, np.ndarray]):
+    """The configuration with the type of these tensors, in which they are loaded."""
+    names = {"dtype", "torch_dtype"} & {*config} or {"dtype"}
+    rest = {name: value for name, value in config.items() if name not in names}
+    types = {array.dtype.name for array in state.values()}
+    return rest | dict.fromkeys(names, *types) if len(types) == 1 else rest

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of a benchmark of exported models, and how it was measured."""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from jaxdistill.report.figures import words
+
+Rounds = Sequence[Mapping[str, Any]]
+
+
+def table(summary: Mapping[str, Any]) -> str:
+    """A line for each artefact, as Markdown; below it what the numbers are.
+
+    The summary is `deployment.finished`'s.
+    """
+    how = summary["deployed"]
+    head = [
+        "",
+        "format",
+        "accuracy %",
+        "parameters",
+        "FLOPs",
+        "kB",
+        "cold start, s",
+        "of that load, ms",
+        "peak MB",
+    ]
+    for count in how["threads"]:
+        some = _count(count, "thread")
+        head += [f"p50, us, {some}", f"p95, us, {some}", f"examples/s, {some}"]
+    lines = [_line(head), _line(["---", "---"] + ["--:"] * (len(head) - 2))]
+    for row in summary["rows"].values():
+        one, cost = row["threads"]["1"], row["cost"]
+        cells = [
+            words(row["row"]),
+            row["kind"],
+            f"{100 * row['accuracy']['mean']:.2f}",
+            f"{cost['parameters']:,}",
+            f"{cost['flops']:,.0f}",
+            f"{cost['bytes'] / 1e3:,.1f}",
+            _span(one, lambda each: each["cold_start_s"]),
+            _span(one, lambda each: 1e3 * each["load_s"]),
+            _span(one, _megabytes),
+        ]
+        for count in how["threads"]:
+            found = row["threads"][str(count)]
+            cells += [
+                _span(found, lambda each: each["latency_us"]["p50"]),
+                _span(found, lambda each: each["latency_us"]["p95"]),
+                _span(found, lambda each: each["per_second"]),
+            ]
+        lines.append(_line(cells))
+    return "\n".join([*lines, "", *_notes(summary), ""])
+
+
+def _notes(summary: Mapping[str, Any]) -> list[str]:
+    """How it was measured, from the summary alone."""
+    how, rows = summary["deployed"], summary["rows"].values()
+    on, batch = how["machine"], how["batch"]
+    ones = [each for row in rows for each in row["threads"]["1"]]
+    before = [each["memory_before"] for each in ones if each["memory_before"]]
+    at_first = statistics.median(before) / 1e6 if before else None
+    examples = sorted({row["examples"] for row in rows})
+    named = " and ".join(f"{count:,}" for count in examples)
+    versions = ", ".join(f"{name} {number}" for name, number in on["versions"].items())
+    notes = [
+        "Every line is the exported file in its runtime, on the CPU; accuracy is the "
+        f"file's, on {named} test examples, of the model of the first seed alone. A "
+        "value is the median (lowest to highest) "
+        f"of {_count(how['rounds'], 'round')}: in each, every file has a fresh process "
+        "for each number of threads, in turns, the order turning round; one round "
+        "before them is not counted.",
+        "Cold start is from the start of the process to its first answer, Python and "
+        "imports included, nothing compiled before; load is what of it follows the "
+        "runtime's import: to read the file, verify it, compile it and answer once. "
+        f"Then come {how['warmup']} calls to warm up and {how['repeats']} that are "
+        "timed, each of one example, NumPy in and NumPy out; p50 and p95 are those of "
+        f"a round. Throughput is of batches of {batch}, {how['batches']:,} of them at "
+        f"least, and for {how['seconds']:g} s.",
+        "Peak memory is the whole process's with single examples and one thread, "
+        "interpreter and libraries included"
+        + (
+            f"; before the runtime was imported it was {at_first:.1f} MB."
+            if before
+            else "."
+        ),
+        "Threads are set by the runtime's own option; JAX has none: its process is "
+        "kept to so many cores. FLOPs are those of the float model for one example, as "
+        "XLA counts them.",
+    ]
+    if any(row["runtime"] == "ai-edge-litert" for row in rows):
+        notes.append(
+            "A TFLite file takes a fixed number of examples: the throughput is that of "
+            f"a second file, for {batch}, and the rest that of the one for 1."
+        )
+    quantised = any(" int8 " in row["kind"] for row in rows)
+    if quantised and any(row["runtime"] == "jax" for row in rows):
+        notes.append("StableHLO has floats alone: its export quantises nothing.")
+    notes += [f"Left out: {name}: {why}." for name, why in how["left_out"].items()]
+    notes.append(
+        f"{_count(on['cores'], 'core')} of {on['cpu']}, {on['system']}, Python "
+        f"{on['python']}, {versions}."
+    )
+    return [f"- {note}" for note in notes]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def _span(rounds: Rounds, value: Callable[[Mapping[str, Any]], float | None]) -> str:
+    """The median, and the lowest and highest where there are several rounds."""
+    values = [each for each in map(value, rounds) if each is not None]
+    if not values:
+        return "-"
+    if len(values) == 1:
+        return _number(values[0])
+    low, high = _number(min(values)), _number(max(values))
+    return f"{_number(statistics.median(values))} ({low} to {high})"
+
+
+def _megabytes(found: Mapping[str, Any]) -> float | None:
+    return None if found["memory"] is None else found["memory"] / 1e6
+
+
+def _number(value: float) -> str:
+    """Three digits, or all of a whole number that has more."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A table of trainings: arms by seeds; many students in one program."""

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A study's examples with a teacher's outputs beside them, computed once."""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from etils import epath
+
+from jaxdistill.data.augment import Prepare, describe
+from jaxdistill.parallel import processes
+from jaxdistill.parallel.partitioner import Parallel
+from jaxdistill.teachers import fingerprints
+from jaxdistill.teachers import store as cache
+
+
+class Lessons:
+    """The stores of one run; the last lesson read stays in memory."""
+
+    def __init__(
+        self,
+        run: Parallel,
+        folder: epath.Path,
+        compute: Any,
+        trim_to: tuple[int, ...],
+        progress: bool,
+    ):
+        """Nothing is written yet.
+
+        Args:
+          run: how the steps run that read them.
+          folder: for stores, one for each teacher, data set and batch shape.
+          compute: what the steps compute in, see `cache.Manifest`.
+          trim_to: lengths that batches of texts are cut to, likewise.
+          progress: whether to show bars.
+        """
+        self.run, self.folder = run, folder
+        self.compute, self.trim_to, self.progress = compute, trim_to, progress
+        self._last: tuple[str, Any, dict[str, Any]] = ("", None, {})
+
+    def of(
+        self,
+        examples: Mapping[str, Any],
+        teacher: Any,
+        batch_size: int,
+        *,
+        prepare: Prepare | None = None,
+        views: int = 1,
+        top_k: int | None = None,
+    ) -> dict[str, Any]:
+        """The examples with a placed teacher's outputs, from disk if they are there.
+
+        They are computed as in a step on `batch_size` examples, split over the run's
+        devices and in its precision, and so are equal to the live teacher's; where
+        batches are cut they differ by rounding.
+
+        Args:
+          examples: the same object again is asked of the disk once.
+          teacher: of one set of logits, not an ensemble.
+          batch_size: of the step.
+          prepare: the augmentation of the views, None for the examples as they are.
+          views: of each example, to be seen again with `views.replay`.
+          top_k: how many classes are kept, None for all.
+        """
+        teacher = self.run.fetch(teacher)
+        # What does not divide is split in no way that is known here.
+        devices = math.gcd(batch_size, len(self.run.devices))
+        name = f"{fingerprints.of_model(teacher)[:16]}-{batch_size}-{devices}"
+        transform = "as the examples are"
+        if prepare is not None:
+            transform = describe(prepare)
+            seen = hashlib.sha256(transform.encode()).hexdigest()[:8]
+            name = f"{name}-{views}-{seen}"
+        if top_k is not None:
+            name = f"{name}-top{top_k}"
+        if self.trim_to:
+            name = f"{name}-cut{'-'.join(map(str, self.trim_to))}"
+        if self._last[0] != name or self._last[1] is not examples:
+            manifest = cache.describe(
+                teacher,
+                examples,
+                data="this run's",
+                split="train",
+                transform=transform,
+                views=views,
+                top_k=top_k,
+                batch_size=batch_size,
+                devices=devices,
+                trim_to=self.trim_to,
+                compute=self.compute,
+            )
+            path = self.folder / f"{name}-{manifest.content[:16]}"
+            cache.write(
+                path,
+                teacher,
+                examples,
+                manifest,
+                prepare=prepare,
+                progress=self.progress,
+            )
+            # The first process finishes the store, and the others wait until then.
+            processes.on_first(partial(cache.check, path, manifest))
+            merged = {**examples, "teacher": cache.read(path, manifest)}
+            self._last = (name, examples, merged)
+        return self._last[2]

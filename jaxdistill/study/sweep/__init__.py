@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many students in one program: a grid of hyperparameters and seeds, by vmap.
+
+    cells = grid(temperature=[1.0, 4.0], learning_rate=[1e-3, 3e-3], seed=range(5))
+    run = choose(cells)
+    students = train(cells, module, make_objective, make_optimizer, run=run, ...)
+
+A cell is a mapping of traced numbers. `make_objective(cell)` and `make_optimizer(cell)`
+are called once, under vmap: one compilation serves the whole grid. A small student
+leaves most of a device idle; thirty of them share one teacher, one batch and one
+dispatch. What each cell has for itself (its labels, its teacher) is `Own`.
+"""
+
+from jaxdistill.study.sweep.devices import (
+    Division,
+    choose,
+    compile_sweep,
+    divide,
+    group_for,
+    use_cores,
+)
+from jaxdistill.study.sweep.own import Own, stack
+from jaxdistill.study.sweep.steps import (
+    cell,
+    cell_state,
+    in_groups,
+    init_states,
+    make_sweep_step,
+    scan_sweep,
+)
+from jaxdistill.study.sweep.training import train
+from jaxdistill.study.sweep.trials import Cell, grid, size
+
+__all__ = [
+    "Cell",
+    "Division",
+    "Own",
+    "cell",
+    "cell_state",
+    "choose",
+    "compile_sweep",
+    "divide",
+    "grid",
+    "group_for",
+    "in_groups",
+    "init_states",
+    "make_sweep_step",
+    "scan_sweep",
+    "size",
+    "stack",
+    "train",
+    "use_cores",
+]

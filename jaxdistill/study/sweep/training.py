@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A sweep from its fresh states to its trained students."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from flax import linen as nn
+
+from jaxdistill import models
+from jaxdistill.data import Batches, Orders
+from jaxdistill.models import apply
+from jaxdistill.parallel.partitioner import Parallel
+from jaxdistill.study.sweep import own
+from jaxdistill.study.sweep.devices import compile_sweep, group_for
+from jaxdistill.study.sweep.steps import init_states, make_sweep_step
+from jaxdistill.study.sweep.trials import Cell
+from jaxdistill.teachers import fingerprints
+from jaxdistill.train.checkpoint import Checkpoints
+from jaxdistill.train.loop import fit, interval
+from jaxdistill.train.run_dir import Run
+from jaxdistill.types import Objective
+
+
+def train(
+    cells: Mapping[str, Any],
+    module: nn.Module,
+    make_objective: Callable[[Cell], Objective],
+    make_optimizer: Callable[[Cell], optax.GradientTransformation],
+    *,
+    run: Parallel,
+    log: Run,
+    name: str,
+    examples: Mapping[str, Any],
+    batches: Batches | Orders,
+    steps: int,
+    teacher: Any = None,
+    names: Sequence[str] = (),
+    evaluate: Callable[[apply.Live], Any] | None = None,
+    evaluations: int = 5,
+    best: str | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> apply.Live:
+    """Trains a grid through `loop.fit`, resumed from its checkpoints.
+
+    Args:
+      cells: `{name: [cells]}`, with `seed`.
+      module: the linen module of every cell.
+      make_objective: see `make_sweep_step`.
+      make_optimizer: likewise.
+      run: `choose(cells)`.
+      log: the run directory.
+      name: in logs and of the checkpoint folder.
+      examples: not placed, `Own` in part perhaps (`stack`); with stored outputs as
+        `teacher`, see `cache.read`.
+      batches: which examples go into which batch: the same for all cells, or `Orders`.
+      steps: optimizer steps.
+      teacher: not placed: `teachers.Stored()`, a live teacher, each cell's own
+        (`stack`), or None.
+      names: of the cells in logs; without, a record is their mean.
+      evaluate: `all students -> {name: number}`, with names one such of each cell.
+      evaluations: records and checkpoints of the training, about so many
+        (`loop.interval`).
+      best: see `Checkpoints`; of the cells' mean.
+      progress: whether to show a bar.
+      options: see `make_sweep_step`.
+
+    Returns:
+      All students as one placed model, whose variables have an axis of cells first.
+    """
+    student = models.student(module)
+    first = jax.tree.map(
+        lambda x: (x.tree[0] if own.is_own(x) else x)[:1],
+        {name: array for name, array in examples.items() if name != "teacher"},
+        is_leaf=own.is_own,
+    )
+    first["mask"] = np.ones(1, np.float32)
+    cell = {name: np.asarray(of)[0] for name, of in cells.items()}
+    checkpoints = Checkpoints(
+        log.path / "checkpoints" / name,
+        identity={
+            "name": name,
+            "cells": {name: np.asarray(of).tolist() for name, of in cells.items()},
+            "teacher": fingerprints.of_tree((teacher, examples)),
+            "objective": fingerprints.described(make_objective(cell)),
+            "steps": steps,
+        },
+        best=best,
+    )
+    step = make_sweep_step(student, make_objective, make_optimizer, **options)
+    _, shared = own.apart(teacher)
+    # A live teacher that all share is asked once for all.
+    group = None if jax.tree.leaves(shared) else group_for(run)
+    trained = partial(apply.trained, module)
+    states = fit(
+        init_states(cells, student, make_optimizer, first),
+        compile_sweep(run, step, cells, group=group),
+        run=run,
+        examples=run.replicate(dict(examples)),
+        batches=batches,
+        steps=steps,
+        teacher=run.replicate(teacher),
+        evaluate=None if evaluate is None else lambda x: evaluate(trained(x)),
+        evaluate_every=interval(steps, evaluations),
+        checkpoints=checkpoints,
+        log=log,
+        name=name,
+        cells=names,
+        progress=progress,
+    )
+    checkpoints.close()
+    return trained(run.place(states))

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which arrays, and which model: the same in every process, and on every machine.
+
+Checkpoints, stored outputs and exported files know by these what they belong to.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from jaxdistill.parallel.sharding import whole
+
+
+def of_model(model: Any) -> str:
+    """SHA-256 over a model's arrays and what is static in it: what it computes.
+
+    Classes and functions count by their names and fields, not by their code; fields of
+    a module at their defaults are left out, so that a new one changes nothing. It is
+    the same in every process.
+    """
+    static = _spell_structure(jax.tree.structure(model))
+    return hashlib.sha256(f"{of_tree(model)}\n{static}".encode()).hexdigest()
+
+
+def of_tree(tree: Any) -> str:
+    """SHA-256 over paths, types, shapes and bytes of a pytree's arrays."""
+    total = hashlib.sha256()
+    for name, leaf in sorted(by_leaf(tree).items()):
+        total.update(f"{name}={leaf}\n".encode())
+    return total.hexdigest()
+
+
+def by_leaf(tree: Any) -> dict[str, str]:
+    """SHA-256 of each leaf, by its path."""
+    result = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        array = np.asarray(whole(leaf) if isinstance(leaf, jax.Array) else leaf)
+        header = f"{array.dtype.str}{array.shape}".encode()
+        result[jax.tree_util.keystr(path)] = hashlib.sha256(
+            header + array.tobytes()
+        ).hexdigest()
+    return result
+
+
+def described(value: Any) -> str:
+    """How a value prints, without the addresses that differ in every process.
+
+    >>> described([len, lambda: 0])
+    '[<built-in function len>, <function <lambda>>]'
+    """
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def _spell_structure(structure: Any) -> str:
+    node = structure.node_data()
+    if node is None:
+        return "*"
+    kind, static = node
+    inner = ", ".join(_spell_structure(child) for child in structure.children())
+    if issubclass(kind, Mapping):  # its keys are in the digest
+        return f"({inner})"
+    return f"{kind.__qualname__}[{_spell(static)}]({inner})"
+
+
+def _spell(value: Any) -> str:
+    """A static value in words, without addresses and in a fixed order."""
+    if isinstance(value, functools.partial):
+        return f"partial({_spell((value.func, value.args, value.keywords))})"
+    if hasattr(value, "__qualname__"):  # a class or a function
+        return value.__qualname__
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(sorted(map(_spell, value.items())))}}}"
+    if isinstance(value, set | frozenset):
+        return f"{{{', '.join(sorted(map(_spell, value)))}}}"
+    if isinstance(value, tuple | list):
+        return f"({', '.join(map(_spell, value))})"
+    if dataclasses.is_dataclass(value):
+        fields = {
+            field.name: _spell(getattr(value, field.name))
+            for field in dataclasses.fields(value)
+            if not (isinstance(value, nn.Module) and field.name in ("parent", "name"))
+            and _spell(getattr(value, field.name)) != _spell(field.default)
+        }
+        return f"{type(value).__qualname__}{_spell(fields)}"
+    return described(value)

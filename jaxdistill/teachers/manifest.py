@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A store's small files: what its outputs are of, and which parts are there.
+
+They are replaced whole, so that a kill leaves the old one or the new one.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import jax
+from etils import epath
+
+from jaxdistill.teachers.ensemble import Ensemble
+from jaxdistill.types import Outputs
+
+FORMAT = 3
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+class CacheError(ValueError):
+    """Stored outputs that cannot be used; one sentence says why."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What stored outputs are of; all of it is compared when a store is opened.
+
+    Attributes:
+      teacher: its `fingerprints.of_model`.
+      data: the data set's name.
+      split: which part of it.
+      size: examples.
+      content: `fingerprints.of_tree` of the inputs.
+      transform: what was done to the inputs, in words.
+      classes: C or V.
+      top_k: K, or None for dense logits.
+      dtype: of the stored floats.
+      views: augmented views of each example.
+      seed: of the views.
+      layers: which hidden states.
+      batch_size: of the teacher's forward pass; a step of another one differs from a
+        live teacher's by rounding.
+      devices: over how many of them that batch is split; of another number, likewise.
+      trim_to: lengths to which batches of texts of like length were cut (`trimming`);
+        a step that cuts others differs by rounding.
+      compute: what the teacher computes in (`precision`), or None for its own types.
+      arrays: `{name: {"shape", "dtype"}}` of what is stored of one example.
+      format: of the store.
+    """
+
+    teacher: str
+    data: str
+    split: str
+    size: int
+    content: str
+    transform: str
+    classes: int
+    top_k: int | None = None
+    dtype: str = "float32"
+    views: int = 1
+    seed: int = 0
+    layers: tuple[int, ...] = ()
+    batch_size: int = 512
+    devices: int = 1
+    trim_to: tuple[int, ...] = ()
+    compute: str | None = None
+    arrays: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    format: int = FORMAT
+
+    def __post_init__(self):
+        for name in ("size", "views", "batch_size", "devices"):
+            if getattr(self, name) < 1:
+                raise CacheError(
+                    f"{name} of a store must be at least 1, got {getattr(self, name)}"
+                )
+        if self.batch_size % self.devices:
+            raise CacheError(
+                f"a batch_size of {self.batch_size} does not divide over "
+                f"{self.devices} devices"
+            )
+        if self.dtype not in DTYPES:
+            raise CacheError(f"dtype must be one of {DTYPES}, got {self.dtype!r}")
+
+    def shapes(self, rows: int) -> dict[str, list[int]]:
+        """The shapes of the arrays of so many examples."""
+        return {name: [rows, *x["shape"]] for name, x in self.arrays.items()}
+
+
+def check_outputs(outputs: Outputs, teacher: Any, manifest: Manifest) -> None:
+    """Raise CacheError unless the teacher says what the manifest asks for."""
+    *leading, classes = outputs.logits.shape
+    # An ensemble of as many members as the batch has examples has the right length.
+    if leading[:1] != [manifest.batch_size] or isinstance(teacher, Ensemble):
+        raise CacheError(
+            "a store takes logits of one model, [B, ..., C], got shape "
+            f"{outputs.logits.shape} for a batch of {manifest.batch_size}; of an "
+            "ensemble it can store the `mean_logits`"
+        )
+    if manifest.trim_to and (leading[1:] or manifest.layers):
+        raise CacheError(
+            "a store with trim_to takes one set of logits of each text; store what a "
+            "teacher says of every token without it, or keep the teacher live"
+        )
+    if manifest.top_k is not None and not 0 < manifest.top_k <= classes:
+        raise CacheError(
+            f"top_k must lie between 1 and the {classes} classes, got {manifest.top_k}"
+        )
+    depth = len(outputs.hiddens)
+    for layer in manifest.layers:
+        if not 0 <= layer < depth:
+            raise CacheError(
+                f"layers must be of the teacher's {depth} hidden states, counted "
+                f"from 0, got {layer}"
+            )
+
+
+def compare(path: epath.Path, manifest: Manifest) -> None:
+    """Raise CacheError unless a manifest on disk is the expected one."""
+    try:
+        stored = json.loads(path.read_text())
+    except (OSError, ValueError) as error:  # no JSON, or no text
+        raise CacheError(
+            f"{path} is damaged: {error}; delete it and give the command that wrote "
+            "it again: outputs that are there are kept"
+        ) from error
+    if not isinstance(stored, dict):
+        raise CacheError(f"{path} is damaged: it holds no manifest")
+    expected = json.loads(json.dumps(asdict(manifest)))
+    for name in dict.fromkeys(["format", *expected, *stored]):
+        # A name that is damaged is missing, which None is not.
+        if name not in stored or stored[name] != expected.get(name):
+            raise CacheError(
+                f"{path.parent} holds outputs of another {name}: "
+                f"{stored.get(name)!r} is stored, {expected.get(name)!r} was expected"
+            )
+
+
+def save(path: epath.Path, value: Any) -> None:
+    """Writes a JSON file whole; several processes may write the same one."""
+    text = json.dumps(value, indent=1)
+    if "://" in str(path):  # an object appears when it is complete
+        path.write_text(text)
+        return
+    partial = path.with_name(f"{path.name}.{jax.process_index()}.partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def save_manifest(path: epath.Path, manifest: Manifest) -> None:
+    """Writes what `compare` reads."""
+    save(path, asdict(manifest))
+
+
+def is_marked(path: epath.Path, shapes: Mapping[str, Any]) -> bool:
+    """Whether a shard's mark is there, and says that arrays of these shapes are."""
+    try:
+        return json.loads(path.read_text()) == shapes
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a store holds of a teacher: computed batch by batch, as a step computes it."""
+
+from collections.abc import Callable, Mapping
+from operator import itemgetter
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdistill.data import pad, trimming
+from jaxdistill.data.augment import Prepare
+from jaxdistill.data.inputs import some_of
+from jaxdistill.data.views import view_of
+from jaxdistill.losses.numerics import promote
+from jaxdistill.models.precision import lower
+from jaxdistill.teachers.manifest import Manifest
+from jaxdistill.types import Array, Batch, Outputs, whole_logits
+
+
+def of_batch(
+    teacher: Callable[[Batch], Outputs],
+    batch: Batch,
+    *,
+    manifest: Manifest,
+    prepare: Prepare | None,
+) -> dict[str, Array]:
+    """What is stored of a batch, by the arrays' names, each `[B, views, ...]`.
+
+    Args:
+      teacher: see `teachers`.
+      batch: with `index` and `mask`, `[B]`.
+      manifest: what is asked for.
+      prepare: augmentation that makes a view of an example, or None.
+    """
+    size = batch["mask"].shape[0]
+    # Here, not before: compiled with the forward pass, as in a step, it rounds alike.
+    teacher = lower(teacher, manifest.compute)
+
+    def view_outputs(number):
+        view = batch
+        if prepare is not None:
+            view = view_of(prepare, manifest.seed, batch, jnp.full(size, number))
+        return trimming.trimmed(of_view, manifest.trim_to)(view)
+
+    def of_view(view):
+        outputs = teacher({**view, "inputs": lower(view["inputs"], manifest.compute)})
+        hiddens = {
+            f"hidden_{i}": outputs.hiddens[i].astype(manifest.dtype)
+            for i in manifest.layers
+        }
+        return _logits(whole_logits(outputs.logits), manifest) | hiddens
+
+    if manifest.views == 1:
+        return jax.tree.map(lambda x: x[:, None], view_outputs(0))
+    views = jax.lax.map(view_outputs, jnp.arange(manifest.views))
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), views)
+
+
+def of_examples(
+    forward: Callable[[Any, Batch], dict[str, Array]],
+    teacher: Any,
+    examples: Mapping[str, Any],
+    index: np.ndarray,
+    manifest: Manifest,
+) -> dict[str, np.ndarray]:
+    """What is stored of the examples at `index`, in its order.
+
+    Args:
+      forward: `of_batch` with its options, compiled.
+      teacher: see `teachers`.
+      examples: all of them, `inputs` and what else a batch has.
+      index: positions `[N]`.
+      manifest: what is asked for.
+    """
+    if not manifest.trim_to:
+        return _in_turn(forward, teacher, examples, index, manifest)
+    order = trimming.shortest_first(some_of(examples["inputs"], index))
+    arrays = _in_turn(forward, teacher, examples, index[order], manifest)
+    back = np.argsort(order)
+    return {name: array[back] for name, array in arrays.items()}
+
+
+def _logits(logits: Array, manifest: Manifest) -> dict[str, Array]:
+    if manifest.top_k is None:
+        return {"logits": logits.astype(manifest.dtype)}
+    logits = promote(logits)
+    kept, ids = jax.lax.top_k(logits, manifest.top_k)
+    total = jax.nn.logsumexp(logits, axis=-1)
+    return {
+        "ids": ids.astype(jnp.int32),
+        "log_probs": (kept - total[..., None]).astype(manifest.dtype),
+        "logsumexp": total,
+    }
+
+
+def _in_turn(forward, teacher, examples, index, manifest) -> dict[str, np.ndarray]:
+    """As many at once as one device has of a batch: it computes its part as alone."""
+    rows = pad(index, manifest.batch_size // manifest.devices)
+    examples, parts = jax.tree.map(np.asarray, dict(examples)), []
+    for at, mask in zip(rows["index"], rows["mask"], strict=True):
+        batch = jax.tree.map(itemgetter(at), examples)
+        arrays = forward(teacher, {**batch, "index": at, "mask": mask})
+        real = int(mask.sum())  # padding comes last
+        parts.append({name: np.asarray(x)[:real] for name, x in arrays.items()})
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

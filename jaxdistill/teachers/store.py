@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Teacher outputs on disk: computed once, verified, read by the example's index.
+
+A store is a folder of zarr3 arrays (local disk or object storage) of N examples in one
+or several augmented views (`views`):
+
+    manifest.json                         written last: a store without it is unfinished
+    logits [N, views, C]                  dense, or
+    ids, log_probs [N, views, K], logsumexp [N, views]
+    hidden_0 [N, views, ...]              layers asked for
+
+What is stored is free of temperature.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from tqdm.auto import tqdm
+
+from jaxdistill.data import check_inputs
+from jaxdistill.data.augment import Prepare
+from jaxdistill.teachers import fingerprints
+from jaxdistill.teachers.manifest import (
+    DTYPES,
+    CacheError,
+    Manifest,
+    check_outputs,
+    compare,
+    is_marked,
+    save,
+    save_manifest,
+)
+from jaxdistill.teachers.outputs import of_batch, of_examples
+from jaxdistill.teachers.zarr import SHARD, DamagedError, open_array, read_array
+from jaxdistill.types import Batch, Outputs, token_mask
+
+__all__ = ["DTYPES", "CacheError", "Manifest", "check", "describe", "read", "verify"]
+__all__ += ["write"]
+
+
+def describe(
+    teacher: Any,
+    examples: Mapping[str, Any],
+    *,
+    data: str,
+    split: str,
+    transform: str,
+    **options: Any,
+) -> Manifest:
+    """The manifest of a teacher's outputs on these examples.
+
+    Args:
+      teacher: a pytree of variables, see `teachers`.
+      examples: `inputs` of all examples, and what else a batch has.
+      data: the data set's name.
+      split: which part of it.
+      transform: what was done to the inputs, in words: normalisation, augmentation.
+      options: `top_k`, `dtype`, `views`, `seed`, `layers`, `batch_size`, `devices`,
+        `trim_to`, `compute`.
+
+    Raises:
+      CacheError: K is larger than the number of classes, a layer is not there, the
+        teacher is an ensemble, or an option is senseless.
+      DataError: a text is all padding.
+    """
+    check_inputs(examples["inputs"])
+    inputs = jax.tree.map(np.asarray, examples["inputs"])
+    manifest = Manifest(
+        teacher=fingerprints.of_model(teacher),
+        data=data,
+        split=split,
+        size=len(jax.tree.leaves(inputs)[0]),
+        content=fingerprints.of_tree(inputs),
+        transform=transform,
+        classes=0,
+        **options,
+    )
+    size = manifest.batch_size
+    batch = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), dict(examples)
+    )
+    batch["mask"] = jax.ShapeDtypeStruct((size,), jnp.float32)
+    batch["index"] = jax.ShapeDtypeStruct((size,), jnp.int32)
+    outputs = jax.eval_shape(teacher, batch)
+    check_outputs(outputs, teacher, manifest)
+    one_view = partial(of_batch, manifest=replace(manifest, views=1), prepare=None)
+    return replace(
+        manifest,
+        classes=outputs.logits.shape[-1],
+        arrays={
+            name: {"shape": [manifest.views, *x.shape[2:]], "dtype": x.dtype.name}
+            for name, x in jax.eval_shape(one_view, teacher, batch).items()
+        },
+    )
+
+
+def write(
+    path: Any,
+    teacher: Callable[[Batch], Outputs],
+    examples: Mapping[str, np.ndarray],
+    manifest: Manifest,
+    *,
+    prepare: Prepare | None = None,
+    progress: bool = True,
+) -> None:
+    """Computes and stores a teacher's outputs; goes on where a kill left it.
+
+    Several processes share the work by `jax.process_index`; the first writes the
+    manifest when all shards are there.
+
+    Args:
+      path: a folder for nothing else; object storage works.
+      teacher: see `teachers`.
+      examples: as for `describe`.
+      manifest: from `describe`.
+      prepare: augmentation (`augment`) that makes a view of an example.
+      progress: whether to show a bar on what takes longer than two seconds.
+
+    Raises:
+      CacheError: `path` holds other outputs.
+    """
+    folder = epath.Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "manifest.json").exists():
+        check(folder, manifest)
+        return
+    if (folder / "begun.json").exists():
+        compare(folder / "begun.json", manifest)
+    save_manifest(folder / "begun.json", manifest)
+    forward = jax.jit(partial(of_batch, manifest=manifest, prepare=prepare))
+    shards = range(0, manifest.size, SHARD)
+    mine = shards[jax.process_index() :: jax.process_count()]
+    bar = tqdm(
+        mine, desc="teacher outputs", unit="shard", delay=2, disable=not progress
+    )
+    for start in bar:
+        stop = min(start + SHARD, manifest.size)
+        mark, shapes = folder / f"shard_{start}.json", manifest.shapes(stop - start)
+        if is_marked(mark, shapes):
+            continue
+        index = np.arange(start, stop, dtype=np.int32)
+        arrays = of_examples(forward, teacher, examples, index, manifest)
+        for name, array in arrays.items():
+            shape = (manifest.size, *array.shape[1:])
+            try:
+                store = open_array(folder / name, shape, array.dtype, create=True)
+            except DamagedError as error:
+                raise CacheError(str(error)) from error
+            store[start:stop].write(array).result()
+        save(mark, shapes)
+    if jax.process_index() == 0:
+        _wait([folder / f"shard_{start}.json" for start in shards])
+        save_manifest(folder / "manifest.json", manifest)
+
+
+def read(path: Any, manifest: Manifest) -> dict[str, np.ndarray]:
+    """Stored outputs, for the examples of a run: `{**examples, "teacher": read(...)}`.
+
+    A step's batch then holds the rows of its examples, however they are shuffled, and
+    the teacher is `teachers.Stored`.
+
+    Args:
+      path: the store's folder.
+      manifest: what the run expects, from `describe`.
+
+    Returns:
+      `logits` `[N, views, C]`, or `ids`, `log_probs`, `logsumexp`; `hidden_i`.
+
+    Raises:
+      CacheError: an unfinished store, one of something else, or a damaged one.
+    """
+    folder = epath.Path(path)
+    check(folder, manifest)
+    for start in range(0, manifest.size, SHARD):
+        rows = min(SHARD, manifest.size - start)
+        mark = folder / f"shard_{start}.json"
+        if not is_marked(mark, manifest.shapes(rows)):
+            raise CacheError(
+                f"{folder} is damaged: {mark.name} is missing, cut short or changed"
+            )
+    arrays = {}
+    for name, shape in manifest.shapes(manifest.size).items():
+        dtype = manifest.arrays[name]["dtype"]
+        try:
+            arrays[name] = read_array(folder / name, shape, dtype)
+        except DamagedError as error:
+            raise CacheError(str(error)) from error
+    return arrays
+
+
+def check(path: Any, manifest: Manifest) -> None:
+    """Raise CacheError unless a store is finished and is what a run expects."""
+    stored = epath.Path(path) / "manifest.json"
+    if not stored.exists():
+        raise CacheError(
+            f"{path} holds no finished teacher outputs; write them (again), the same "
+            "command goes on where it stopped"
+        )
+    compare(stored, manifest)
+
+
+def verify(
+    path: Any,
+    teacher: Callable[[Batch], Outputs],
+    examples: Mapping[str, np.ndarray],
+    manifest: Manifest,
+    *,
+    prepare: Prepare | None = None,
+    rows: int = 256,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Computes random rows again, and the teacher's accuracy from what is stored.
+
+    Returns:
+      `difference`, the largest of a logit (or kept log-probability) over the largest,
+      both of those that are finite, or infinity where others are; `accuracy` of the
+      first view.
+
+    Raises:
+      CacheError: as `read`.
+    """
+    stored = read(path, manifest)
+    rng = np.random.default_rng(seed)
+    chosen = np.sort(rng.permutation(manifest.size)[:rows]).astype(np.int32)
+    forward = jax.jit(partial(of_batch, manifest=manifest, prepare=prepare))
+    again = of_examples(forward, teacher, examples, chosen, manifest)
+    name = "logits" if manifest.top_k is None else "log_probs"
+    found = np.asarray(stored[name][chosen], np.float32)
+    expected = np.asarray(again[name], np.float32)
+    guess = (
+        stored["logits"][:, 0].argmax(-1)
+        if manifest.top_k is None
+        else stored["ids"][:, 0, ..., 0]
+    )
+    right = guess == np.asarray(examples["labels"])
+    real = {**examples, "mask": np.ones(len(right))}
+    return {
+        "difference": _difference(found, expected),
+        "accuracy": float(np.average(right, weights=token_mask(real, right.shape))),
+    }
+
+
+def _difference(found: np.ndarray, expected: np.ndarray) -> float:
+    """The largest difference over the largest value; a class may be ruled out, -inf."""
+    finite = np.isfinite(expected)
+    if not np.array_equal(found[~finite], expected[~finite]):
+        return np.inf
+    found, expected = (np.where(finite, x, 0) for x in (found, expected))
+    gap = abs(found - expected).max()
+    return float(gap / abs(expected).max()) if gap else 0.0
+
+
+def _wait(files: Sequence[epath.Path], seconds: float = 3600.0) -> None:
+    """Until the other processes have written theirs."""
+    until = time.monotonic() + seconds
+    while missing := [file for file in files if not file.exists()]:
+        if time.monotonic() > until:
+            raise CacheError(f"{missing[0]} was not written within {seconds:.0f} s")
+        time.sleep(0.2)

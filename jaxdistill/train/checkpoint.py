@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Orbax checkpoints that know when they are damaged.
+
+Orbax restores a flipped bit silently, and counts an empty folder as a step. So the
+SHA-256 of every array is stored beside the arrays, inside the same atomic commit, and a
+checkpoint is used only when every array still has its own.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import os
+import warnings
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
+
+from jaxdistill.parallel import processes
+from jaxdistill.teachers import fingerprints
+from jaxdistill.types import TrainState
+
+logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written or used; one sentence says which and why."""
+
+
+class Checkpoints:
+    """The checkpoints of one training: asynchronous, the last two and the best kept."""
+
+    def __init__(
+        self,
+        directory: str | os.PathLike,
+        *,
+        identity: Mapping[str, Any] | None = None,
+        best: str | None = None,
+        keep: int = 2,
+    ):
+        """Opens or creates a folder of checkpoints.
+
+        Args:
+          directory: a local path or an object store's.
+          identity: JSON stored beside each state and compared on restore: the
+            configuration, the teacher's digest.
+          best: the metric whose highest value marks the best checkpoint.
+          keep: how many of the newest stay; two, so that a damaged one has another.
+
+        Raises:
+          CheckpointError: the folder cannot be made.
+        """
+        self.path = epath.Path(os.fspath(directory))
+        if "://" not in str(self.path):
+            self.path = epath.Path(os.path.abspath(self.path))
+        self._identity = json.loads(json.dumps(identity or {}))
+        policies: list[Any] = [policy.LatestN(keep)]
+
+        def score(metrics):
+            # A state saved on SIGTERM may come before the first evaluation.
+            return (metrics or {}).get(best, -math.inf)
+
+        if best is not None:
+            policies.append(policy.BestN(get_metric_fn=score, n=1))
+        self._best = best
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy.AnyPreservationPolicy(policies),
+            best_fn=None if best is None else score,
+            create=True,
+        )
+        try:
+            self._manager = ocp.CheckpointManager(self.path, options=options)
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot open checkpoint folder {self.path}: {error}"
+            ) from error
+
+    def save(
+        self,
+        state: TrainState,
+        position: Mapping[str, Any],
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Starts to write a state; returns once its arrays have left the device.
+
+        Args:
+          state: the parts where they are (`Parallel.storable`), all of them a copy of
+            one device, or arrays of the host. Each process writes its own parts.
+          position: where the data stands, as JSON.
+          metrics: for the choice of the best.
+
+        Raises:
+          CheckpointError: this save, or the one before it, could not be written.
+        """
+        step = int(state.step)
+        arrays = _of_all_processes(_plain(state))
+        meta = {
+            "identity": self._identity,
+            "position": dict(position),
+            "leaves": _leaves(arrays),
+        }
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(arrays),
+            meta=ocp.args.JsonSave({"meta": meta, "sha256": _hash(meta)}),
+        )
+        scores = None if self._best is None else dict(metrics or {})
+        try:
+            self._manager.save(step, args=args, metrics=scores, force=True)
+        except Exception as error:  # Orbax raises whatever its storage raised
+            raise self._unwritten(step, error) from error
+
+    def wait(self) -> None:
+        """Blocks until the last save is on disk, or raises CheckpointError."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._unwritten(None, error) from error
+
+    def close(self) -> None:
+        """Waits, then lets the folder go."""
+        self.wait()
+        self._manager.close()
+
+    def steps(self) -> list[int]:
+        """Steps with a checkpoint, intact or not, oldest first."""
+        return sorted(self._manager.all_steps(read=True))
+
+    def best_step(self) -> int | None:
+        """The step whose `best` metric is highest."""
+        return self._manager.best_step()
+
+    def restore(
+        self, like: TrainState, step: int | None = None, *, shardings: Any = None
+    ):
+        """The newest intact checkpoint, or the given one.
+
+        A damaged checkpoint is named in a warning, moved to `damaged/`, and the one
+        before it is tried.
+
+        Args:
+          like: a state of the expected structure and shapes, on any devices.
+          step: a step, or None for the newest.
+          shardings: `Parallel.shardings(like)`, or None for the default device.
+
+        Returns:
+          `(state, position)`, or None where there is none.
+
+        Raises:
+          CheckpointError: the checkpoint is of another model, configuration or teacher.
+        """
+        for candidate in [step] if step is not None else reversed(self.steps()):
+            found, reason = None, ""
+            try:
+                found = self._read(candidate, like, shardings)
+            except CheckpointError:
+                raise
+            except Exception as error:
+                reason = str(error).strip().split("\n")[0] or type(error).__name__
+            # One process may have read a damaged part that the others have not.
+            if not processes.any_process(found is None):
+                return found
+            warnings.warn(
+                f"checkpoint {self.path / str(candidate)} is damaged ({reason}); "
+                "moved to damaged/, using the one before it",
+                stacklevel=2,
+            )
+            processes.on_first(partial(self._set_aside, candidate))
+            self._manager.reload()
+        return None
+
+    def _read(self, step: int, like: TrainState, shardings: Any):
+        read = self._manager.restore(
+            step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
+        )["meta"]
+        meta = read["meta"]
+        if _hash(meta) != read["sha256"]:
+            raise ValueError("its description does not match its checksum")
+        self._check_identity(step, meta["identity"])
+        self._check_shapes(step, meta["leaves"], _plain(like))
+        abstract = _abstract(like, shardings)
+        arrays = self._manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        )["state"]
+        for name, leaf in _leaves(arrays).items():
+            if leaf != meta["leaves"][name]:
+                raise ValueError(f"array {name} does not match its checksum")
+        return _state(arrays, like), meta["position"]
+
+    def _check_identity(self, step: int, stored: Mapping[str, Any]) -> None:
+        for key in sorted({*stored, *self._identity}):
+            if stored.get(key) != self._identity.get(key):
+                raise CheckpointError(
+                    f"checkpoint {self.path / str(step)} belongs to another run: {key} "
+                    f"was {stored.get(key)!r}, is now {self._identity.get(key)!r}"
+                )
+
+    def _check_shapes(self, step: int, stored: Mapping[str, Any], like: Any) -> None:
+        expected = {
+            jax.tree_util.keystr(path): [str(leaf.dtype), list(leaf.shape)]
+            for path, leaf in jax.tree_util.tree_leaves_with_path(like)
+        }
+        found = {name: leaf[:2] for name, leaf in stored.items()}
+        for name in sorted({*expected, *found}):
+            if expected.get(name) != found.get(name):
+                raise CheckpointError(
+                    f"checkpoint {self.path / str(step)} is of another model: {name} "
+                    f"is {found.get(name)} there, {expected.get(name)} here"
+                )
+
+    def _set_aside(self, step: int) -> None:
+        target = self.path / "damaged"
+        target.mkdir(exist_ok=True)
+        number = len(list(target.iterdir()))
+        (self.path / str(step)).rename(target / f"{step}-{number}")
+
+    def _unwritten(self, step: int | None, error: Exception) -> CheckpointError:
+        which = (
+            "the last checkpoint" if step is None else f"the checkpoint of step {step}"
+        )
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        kept = [str(s) for s in self.steps() if s != step]
+        last = (
+            f"steps kept: {', '.join(kept)}" if kept else "none was written before it"
+        )
+        return CheckpointError(
+            f"could not write {which} to {self.path} (disk full or no permission?): "
+            f"{reason}; {last}"
+        )
+
+
+def _plain(state: TrainState) -> dict[str, Any]:
+    """A state as a dict of numeric arrays; the typed key as its data."""
+    return {
+        "step": state.step,
+        "params": state.params,
+        "model_state": state.model_state,
+        "opt_state": state.opt_state,
+        "rng": jax.random.key_data(state.rng),
+    }
+
+
+def _of_all_processes(arrays: Any) -> Any:
+    """Orbax takes no array of one process's devices where there are others."""
+    if jax.process_count() == 1:
+        return arrays
+    return jax.tree.map(
+        lambda x: x if not x.is_fully_addressable else np.asarray(x), arrays
+    )
+
+
+def _abstract(like: TrainState, shardings: Any) -> Any:
+    """The shapes of a state's arrays, and where they are to be read to."""
+    if shardings is None and jax.process_count() > 1:
+        return jax.tree.map(lambda x: np.empty(x.shape, x.dtype), _plain(like))
+    if shardings is None:
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        shardings = jax.tree.map(lambda _: device, like)
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        _plain(like),
+        vars(shardings),
+    )
+
+
+def _state(arrays: Mapping[str, Any], like: TrainState) -> TrainState:
+    rng = jax.random.wrap_key_data(arrays["rng"], impl=jax.random.key_impl(like.rng))
+    return TrainState(**{**arrays, "rng": rng})
+
+
+def _leaves(arrays: Any) -> dict[str, list]:
+    """`{path: [dtype, shape, sha256]}`."""
+    hashes = fingerprints.by_leaf(arrays)
+    return {
+        jax.tree_util.keystr(path): [
+            str(jnp.asarray(leaf).dtype),
+            list(leaf.shape),
+            hashes[jax.tree_util.keystr(path)],
+        ]
+        for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)
+    }
+
+
+def _hash(meta: Any) -> str:
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()

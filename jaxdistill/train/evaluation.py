@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluation: exact sums over real examples, whatever the batches and devices.
+
+Every metric is a (sum, count) pair until the very end. Sums of a batch are taken on the
+device in float32; batches add up on the host in float64 (counts stay exact integers).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdistill.data import trimming
+from jaxdistill.data.batches import pad
+from jaxdistill.data.errors import DataError
+from jaxdistill.data.inputs import check_inputs
+from jaxdistill.losses.logits import mean_log_probs, of_classes
+from jaxdistill.losses.numerics import divergence
+from jaxdistill.parallel.partitioner import Parallel
+from jaxdistill.teachers.ensemble import Stored
+from jaxdistill.train.step import make_eval_step, masked_sum, scan_eval
+from jaxdistill.types import WHOLE, Batch, Metrics, Outputs, token_mask
+
+ECE_BINS = 15
+
+
+def classification(student: Outputs, teacher: Outputs | None, batch: Batch) -> Metrics:
+    """Sums of the classification metrics over one batch.
+
+    `accuracy`, `nll` (nats) and, given a teacher, `agreement` (same argmax) and `kl`
+    (teacher to student, nats, temperature 1; to an ensemble's mean distribution) are
+    scalars; `class_error` is `[C]`, and `ece` is `[ECE_BINS]`: the sum of confidence
+    minus correctness in equal-width confidence bins, with the bins' counts. The `nll`
+    of a label that is no class is NaN.
+
+    References:
+      Guo et al. 2017, On Calibration of Modern Neural Networks, section 2 (ECE).
+    """
+    labels, mask = batch["labels"], batch["mask"]
+    ndim = labels.ndim + 1
+    log_q = mean_log_probs(student.logits, ndim)
+    count = mask.sum()
+    guess = log_q.argmax(-1)
+    right = (guess == labels).astype(jnp.float32)
+    nll = -jnp.take_along_axis(log_q, labels[..., None], -1)[..., 0]
+    nll = of_classes(nll, labels, log_q)
+
+    def mean(values):
+        return masked_sum(values, mask), count
+
+    confidence = jnp.exp(log_q.max(-1))
+    bins = jnp.clip((confidence * ECE_BINS).astype(jnp.int32), 0, ECE_BINS - 1)
+    in_bin = jax.nn.one_hot(bins, ECE_BINS) * mask[:, None]
+    in_class = jax.nn.one_hot(labels, log_q.shape[-1]) * mask[:, None]
+    metrics = {
+        "accuracy": mean(right),
+        "nll": mean(nll),
+        # Products and sums, not a matmul: that would be rounded to bfloat16 on a TPU.
+        "ece": (((confidence - right)[:, None] * in_bin).sum(0), in_bin.sum(0)),
+        "class_error": (((1 - right)[:, None] * in_class).sum(0), in_class.sum(0)),
+    }
+    if teacher is not None:
+        log_p = mean_log_probs(teacher.logits, ndim)
+        metrics["agreement"] = mean((guess == log_p.argmax(-1)).astype(jnp.float32))
+        metrics["kl"] = mean(divergence(log_p, log_q))
+    return metrics
+
+
+def language(student: Outputs, teacher: Outputs | None, batch: Batch) -> Metrics:
+    """Sums of a language model's metrics over one batch, by token.
+
+    `labels` `[B, L]` are the tokens to predict; those of padding, and where
+    `token_mask` is 0, do not count. `nll` is in nats, `perplexity` its exponential,
+    `accuracy` the share of tokens whose label is the most likely one; given a teacher,
+    `agreement` (same most likely token) and `kl` (teacher to student, nats, temperature
+    1; to an ensemble's mean distribution). `Factored` logits are multiplied out. The
+    `nll` of a label that counts and is no class, such as -100, is NaN.
+    """
+    labels = batch["labels"]
+    ndim, mask = labels.ndim + 1, token_mask(batch, labels.shape)
+    log_q = mean_log_probs(student.logits, ndim)
+    count, guess = mask.sum(), log_q.argmax(-1)
+    nll = -jnp.take_along_axis(log_q, labels[..., None], -1)[..., 0]
+    nll = of_classes(nll, labels, log_q)
+    values = {"accuracy": guess == labels, "nll": nll, "perplexity": nll}
+    if teacher is not None:
+        log_p = mean_log_probs(teacher.logits, ndim)
+        values["agreement"] = guess == log_p.argmax(-1)
+        values["kl"] = divergence(log_p, log_q)
+    return {
+        name: (masked_sum(value.astype(jnp.float32), mask), count)
+        for name, value in values.items()
+    }
+
+
+def summarize(metrics: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
+    """Sums to numbers: means, per-class error rates as a list, ECE over its bins, the
+    exponential of a mean for the perplexity.
+
+    Args:
+      metrics: `{name: (sum, count)}`, each with or without a leading axis of batches.
+
+    Returns:
+      `{name: float}`; `class_error` is a list with NaN-free entries (0 for a class
+      without examples).
+    """
+    result: dict[str, Any] = {}
+    for name, (sums, counts) in metrics.items():
+        sums, counts = np.asarray(sums, np.float64), np.asarray(counts, np.float64)
+        inner = 1 if name in ("ece", "class_error") else 0
+        if sums.ndim > inner:
+            sums, counts = sums.sum(0), counts.sum(0)
+        if name == "ece":
+            result[name] = float(np.abs(sums).sum() / max(counts.sum(), 1))
+        elif name == "class_error":
+            result[name] = (sums / np.maximum(counts, 1)).tolist()
+        else:
+            result[name] = float(sums / counts) if counts > 0 else 0.0
+            if name == "perplexity":
+                result[name] = float(np.exp(result[name]))
+    return result
+
+
+class Evaluator:
+    """Evaluates models on one data set, resident on the devices; compiles once.
+
+    For `classification` the last teacher's log-probabilities are kept, so that it runs
+    once for all its students; other metrics ask it each time.
+    """
+
+    def __init__(
+        self,
+        run: Parallel,
+        examples: Mapping[str, np.ndarray],
+        *,
+        batch_size: int = 512,
+        metrics=classification,
+        cells: bool = False,
+        trim_to: Sequence[int] = (),
+    ):
+        """Places the examples.
+
+        Args:
+          run: see `parallel`.
+          examples: `inputs` and `labels`.
+          batch_size: rounded up to a multiple of the devices.
+          metrics: `(student, teacher, batch) -> {name: (sum, count)}`.
+          cells: whether a student is many at once, a sweep's (see `sweep`).
+          trim_to: lengths in tokens: texts are sorted by length, and a batch is cut to
+            the shortest of these that holds it (`trimming`).
+
+        Raises:
+          DataError: a text is all padding, or `token_mask` counts no real token.
+        """
+        check_inputs(examples["inputs"])
+        size = len(examples["labels"])
+        whole = {**examples, "mask": np.ones(size)}
+        if not np.any(token_mask(whole, np.shape(examples["labels"]))):
+            raise DataError("token_mask is 0 at every real token: none counts")
+        devices = len(run.devices)
+        batch_size = -(-min(batch_size, size) // devices) * devices
+        self._run, self._metrics, self._cells = run, metrics, cells
+        self._examples, self._order = run.replicate(dict(examples)), np.arange(size)
+        if trim_to:
+            self._order = trimming.shortest_first(examples["inputs"])
+        rows = pad(self._order, batch_size)
+        slot = np.broadcast_to(np.arange(batch_size), rows["index"].shape)
+        self._rows = run.split({**rows, "slot": slot}, 1)
+        step = make_eval_step(metrics, trim_to)
+        self._step = self._compiled(_over_cells(step) if cells else step)
+        self._ask = self._compiled(_log_probs_step(batch_size, trim_to))
+        self._answered: tuple[Any, Any] = (None, None)
+
+    def __call__(self, student: Any, teacher: Any = None) -> Any:
+        """The summary of placed models (see `teachers.trained`) on the whole set.
+
+        Of a sweep's students a list, a summary for each.
+        """
+        examples = self._examples
+        if teacher is not None and self._metrics is classification:
+            examples, teacher = self._taught(teacher), Stored()
+        sums = self._step((student, teacher), examples, self._rows)
+        sums = jax.tree.map(np.asarray, self._run.fetch(sums))
+        if not self._cells:
+            return summarize(sums)
+        # Batches first, then cells: each cell's summary from its own sums.
+        leaves, tree = jax.tree.flatten(sums)
+        by_cell = zip(*(np.moveaxis(x, 1, 0) for x in leaves), strict=True)
+        return [summarize(jax.tree.unflatten(tree, cell)) for cell in by_cell]
+
+    def _compiled(self, step: Callable) -> Callable:
+        return self._run.compile(scan_eval(step), batch_axis=1, donate=False)
+
+    def _taught(self, teacher: Any) -> Any:
+        """The placed examples with a teacher's log-probabilities, as it stores them."""
+        if self._answered[0] is not teacher:
+            found = self._ask(teacher, self._examples, self._rows)
+            found = np.concatenate(np.asarray(self._run.fetch(found)))
+            logits = np.empty((len(self._order), 1, *found.shape[1:]), found.dtype)
+            logits[self._order, 0] = found[: len(self._order)]
+            stored = self._run.replicate({"logits": logits})
+            self._answered = (teacher, {**self._examples, "teacher": stored})
+        return self._answered[1]
+
+
+def _log_probs_step(size: int, trim_to: Sequence[int]) -> Callable:
+    """A teacher's log-probabilities on a whole batch of `size`, on every device."""
+
+    def step(teacher, batch: Batch, *, replica=WHOLE):
+        def log_probs(batch):
+            return mean_log_probs(teacher(batch).logits, batch["labels"].ndim + 1)
+
+        own = trimming.trimmed(log_probs, trim_to)(batch)
+        whole = jnp.zeros((size, *own.shape[1:]), own.dtype)
+        return replica.sum(whole.at[batch["slot"]].set(own))
+
+    return step
+
+
+def _over_cells(eval_step: Callable) -> Callable:
+    """The step on students with a leading axis of cells; metrics gain it."""
+
+    def step(models, batch: Batch, *, replica=WHOLE) -> Metrics:
+        students, teacher = models
+        one = lambda student: eval_step((student, teacher), batch, replica=replica)  # noqa: E731
+        return jax.vmap(one)(students)
+
+    return step

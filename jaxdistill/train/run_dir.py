@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run directory: all that report, benchmark and export need, and nothing else.
+
+    config.json     the command's settings
+    env.json        versions, devices, commit
+    metrics.jsonl   one record a line, in order
+    summary.json    the result, written last
+    checkpoints/    one folder a training
+
+The directory may lie in object storage (`gs://...`): files are small and written whole.
+"""
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jax
+from etils import epath
+
+from jaxdistill.parallel import processes
+from jaxdistill.train import compilations
+
+FREE = (
+    "run_dir",
+    "data_dir",
+    "parallel",
+    "distributed",
+    "stored",
+    "remat",
+    "save",
+    "compilation_cache",
+    "progress",
+)
+"""Flags that are no settings of a run: it may be resumed with others.
+
+Of `parallel` seeds alone has checkpoints of its own, and says so.
+"""
+
+
+class RunError(RuntimeError):
+    """A run directory that cannot be used; one sentence says why."""
+
+
+class Run:
+    """A run directory, opened for one configuration.
+
+    Of several processes the first writes; the others' calls do nothing.
+    """
+
+    def __init__(self, directory: str | os.PathLike, config: Mapping[str, Any]):
+        """Opens or creates a directory.
+
+        Raises:
+          RunError: it holds a run with another configuration, or cannot be written.
+        """
+        self.path = epath.Path(directory)
+        self._opened = time.monotonic()
+        self._environment = environment()
+        self._records: list[dict[str, Any]] = []
+        try:
+            processes.on_first(lambda: self._open(json.loads(json.dumps(config))))
+        except OSError as error:
+            raise RunError(
+                f"cannot write to run directory {directory}: {error}"
+            ) from error
+
+    def _open(self, config: Mapping[str, Any]) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._records = read_records(self.path / "metrics.jsonl")
+        # Without a record nothing was trained, as when a setting was refused: the
+        # corrected command must not be taken for another run.
+        if self._records and (self.path / "config.json").exists():
+            self._compare(json.loads((self.path / "config.json").read_text()), config)
+        else:
+            self.write("config.json", config)
+        if not self._records:  # else it is of what trained them, see `dispatched`
+            self.write("env.json", self._environment)
+
+    def write(self, name: str, value: Any) -> None:
+        """Writes a JSON file whole: a reader sees the old one or the new one."""
+        self._replace(name, json.dumps(value, indent=1) + "\n")
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Writes a file below the directory."""
+        if not processes.is_first():
+            return
+        (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (self.path / name).write_bytes(content)
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Appends a record to metrics.jsonl."""
+        self._records.append(dict(record))
+        if not processes.is_first():
+            return
+        if "://" in str(self.path):  # an object cannot be appended to
+            self._replace("metrics.jsonl", _lines(self._records))
+            return
+        with open(self.path / "metrics.jsonl", "a") as file:
+            file.write(_lines([record]))
+
+    def dispatched(self, steps: int) -> None:
+        """Notes in env.json how long this process took to train its first `steps`.
+
+        The time runs from the opening of the directory: reading the data, drawing the
+        weights, compilation, and the steps themselves.
+        """
+        if "first_dispatch" not in self._environment:
+            seconds = round(time.monotonic() - self._opened, 3)
+            first = {"steps": steps, "seconds": seconds}
+            self._environment["first_dispatch"] = first
+            self.write("env.json", self._environment)
+
+    def rewind(self, fit: str, step: int) -> None:
+        """Drops what training `fit` logged after `step`: it resumes from there."""
+        kept = [r for r in self._records if r["fit"] != fit or r["step"] <= step]
+        # Also where nothing is dropped: a kill may have left half a line in the file.
+        self._records = kept
+        self._replace("metrics.jsonl", _lines(kept))
+
+    def __str__(self) -> str:
+        """What a script says last: where all is, and how soon the training began."""
+        first = self._environment.get("first_dispatch")
+        where = f"run directory: {self.path}"
+        if first is None:
+            return where
+        return f"{where} (first {first['steps']} steps after {first['seconds']:.1f} s)"
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """All records, in order."""
+        return list(self._records)
+
+    def _replace(self, name: str, text: str) -> None:
+        if not processes.is_first():
+            return
+        path = self.path / name
+        if "://" in str(path):
+            path.write_text(text)
+            return
+        partial = path.with_name(f"{name}.partial")
+        partial.write_text(text)
+        partial.replace(path)
+
+    def _compare(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+        changed = [
+            f"{key} was {old.get(key)!r}, is now {new.get(key)!r}"
+            for key in sorted({*old, *new})
+            if old.get(key) != new.get(key)
+        ]
+        if changed:
+            raise RunError(
+                f"run directory {self.path} holds another run: {'; '.join(changed)}; "
+                "give another --run-dir, or the first command again to resume it"
+            )
+
+
+def parse(presets: Mapping[str, Any], argv: Sequence[str] | None, description: Any):
+    """A script's command line as its configuration; `--preset` chooses the defaults.
+
+    Compiled programs are kept on disk, unless its `compilation_cache` is False. Where
+    the script has a flag `distributed`, its processes join (`processes.start`); one
+    without it ends where there are several.
+
+    Args:
+      presets: `{name: configuration}`, dataclasses; the first is the default.
+      argv: the arguments, None for the process's own.
+      description: the script's docstring.
+    """
+    import tyro
+
+    first = next(iter(presets))
+    early = argparse.ArgumentParser(add_help=False)
+    early.add_argument("--preset", default=first)
+    preset = early.parse_known_args(argv)[0].preset
+    default = presets.get(preset, presets[first])
+    config = tyro.cli(
+        type(default), args=argv, default=default, description=description
+    )
+    if config.compilation_cache:
+        compilations.keep()
+    try:
+        if hasattr(config, "distributed"):
+            processes.start(config.distributed, asdict(config))
+        else:
+            processes.check_alone()
+    except processes.ProcessError as error:
+        sys.exit(f"error: {error}")
+    return config
+
+
+def settings(config: Any) -> dict[str, Any]:
+    """A script's configuration, but for the flags that its results do not depend on."""
+    return {k: v for k, v in asdict(config).items() if k not in FREE}
+
+
+def read_records(path: epath.Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl; a last line cut short by a kill is dropped."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+def environment() -> dict[str, Any]:
+    """What the numbers depend on: versions, devices, precision, commit."""
+    packages = (
+        "jaxdistill",
+        "jax",
+        "jaxlib",
+        "flax",
+        "optax",
+        "orbax-checkpoint",
+        "numpy",
+    )
+    device = jax.devices()[0]
+    precision = getattr(jax.config, "jax_default_matmul_precision", None)
+    return {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in packages},
+        "devices": {
+            "platform": device.platform,
+            "kind": device.device_kind,
+            "count": jax.device_count(),
+            "processes": jax.process_count(),
+        },
+        "cpu_count": os.cpu_count(),
+        "matmul_precision": precision or "default",
+        "commit": _commit(),
+    }
+
+
+def processor() -> str:
+    """The CPU's name, as far as the system tells it."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=5
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _lines(records) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)

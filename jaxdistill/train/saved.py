@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trained models in a run directory: what a finished run can be used for.
+
+models/ROW.msgpack   the variables of the first seed (`benchmark.weights`)
+models/ROW.json      the module that takes them, the fingerprints of the model and of
+                     what taught it
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+from etils import epath
+from flax import errors, serialization
+from flax import linen as nn
+
+from jaxdistill import data, models
+from jaxdistill.models import apply
+from jaxdistill.teachers import fingerprints
+from jaxdistill.teachers import store as cache
+from jaxdistill.train import cost as benchmark
+from jaxdistill.train.run_dir import Run, RunError
+
+
+class Lesson(NamedTuple):
+    """What a store of teacher outputs is written from, and read with (`cache`)."""
+
+    teacher: apply.Live
+    examples: dict[str, Any]
+    manifest: cache.Manifest
+
+
+def save_model(
+    log: Run, row: str, model: apply.Live, teacher: tuple[str, Any] | None = None
+) -> None:
+    """Writes a trained model below a run directory.
+
+    Args:
+      log: the run.
+      row: the model's name in its table.
+      model: without what only trained it.
+      teacher: the name and the model of what taught it, if anything did.
+    """
+    taught = None
+    if teacher is not None:
+        taught = {"row": teacher[0], "fingerprint": fingerprints.of_model(teacher[1])}
+    log.write_bytes(f"models/{row}.msgpack", benchmark.weights(model.variables))
+    print_of = fingerprints.of_model(model)
+    record = {
+        "module": _recipe(model.module),
+        "fingerprint": print_of,
+        "teacher": taught,
+    }
+    log.write_bytes(f"models/{row}.json", json.dumps(record, indent=1).encode())
+
+
+def load_model(run_dir: Any, row: str) -> apply.Live:
+    """A row's trained model, of the first seed.
+
+    Args:
+      run_dir: a run directory; object storage works.
+      row: its name in the run's table.
+
+    Raises:
+      RunError: there is no such model, it is damaged, or its module is none of
+        `jaxdistill.models`.
+    """
+    folder = epath.Path(run_dir) / "models"
+    weights, record = folder / f"{row}.msgpack", folder / f"{row}.json"
+    if not weights.exists():
+        there = sorted(path.stem for path in folder.glob("*.msgpack"))
+        raise RunError(
+            f"{run_dir} holds no model {row!r}; it has: {', '.join(there) or 'none'}"
+        )
+    if not record.exists():
+        raise RunError(
+            f"{record}, which tells the module, is missing; give the run's command "
+            "again to have it written: what is trained is not trained again"
+        )
+    try:
+        saved = json.loads(record.read_text())
+        module = _build(saved["module"])
+        model = apply.live(module, serialization.msgpack_restore(weights.read_bytes()))
+        same = fingerprints.of_model(model) == saved["fingerprint"]
+    except RunError:
+        raise
+    except Exception as error:  # whatever the bytes have become
+        raise RunError(f"{weights} or {record.name} is damaged: {error}") from error
+    if not same:
+        raise RunError(f"{weights} or {record.name} is damaged: it was changed")
+    return model
+
+
+def read_teacher(run_dir: Any, row: str) -> dict[str, Any] | None:
+    """The row and the fingerprint of what taught a row's model, or None.
+
+    Older records do not tell: there it is the run's teacher, but for rows whose names
+    say that they had none.
+
+    Raises:
+      RunError: a record is damaged.
+    """
+    record = epath.Path(run_dir) / "models" / f"{row}.json"
+    try:
+        said = json.loads(record.read_text())
+        if "teacher" in said:
+            return said["teacher"]
+        record = record.with_name("teacher.json")
+        if row == "teacher" or row.startswith("scratch") or not record.exists():
+            return None
+        found = json.loads(record.read_text())["fingerprint"]
+        return {"row": "teacher", "fingerprint": found}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{record} is damaged") from error
+
+
+def read_accuracy(run_dir: Any, row: str) -> float | None:
+    """A row's accuracy on the test, of the first seed, if the run's summary tells one.
+
+    Raises:
+      RunError: the summary is damaged.
+    """
+    path = epath.Path(run_dir) / "summary.json"
+    try:
+        seeds = json.loads(path.read_text()).get("seeds", {}) if path.exists() else {}
+        return seeds[row][0].get("accuracy") if row in seeds else None
+    except (OSError, ValueError, AttributeError, LookupError, TypeError) as error:
+        raise RunError(f"{path} is damaged") from error
+
+
+def read_config(run_dir: Any) -> tuple[dict[str, Any], str]:
+    """A run's settings, and the data set that they name.
+
+    Scripts on texts name theirs by their preset.
+
+    Raises:
+      RunError: config.json is missing or damaged, or names none.
+    """
+    path = epath.Path(run_dir) / "config.json"
+    try:
+        config = json.loads(path.read_text())
+        if "data" not in config and config.get("preset") in data.texts.CLASSES:
+            return config, config["preset"]
+        return config, config["data"]
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"{path} names no data set ({error!r})") from error
+
+
+def load_lesson(
+    run_dir: Any,
+    row: str = "teacher",
+    *,
+    split: Literal["train", "test"] = "train",
+    data_dir: Any = None,
+    batch_size: int | None = None,
+    **options: Any,
+) -> Lesson:
+    """A row's model as the teacher of its run's images.
+
+    Args:
+      run_dir: a run directory whose config.json names a data set.
+      row: which model.
+      split: "train" is without the images that the run held out for validation.
+      data_dir: see `data.load`.
+      batch_size: of the forward pass; None is that of the run's steps.
+      options: others of `cache.describe`.
+
+    Raises:
+      RunError: as `load_model`, or there is no such data.
+    """
+    model = load_model(run_dir, row)
+    config, name = read_config(run_dir)
+    source = data.load(name, data_dir)
+    images, part = getattr(source, split), str(split)
+    if split == "train" and config.get("validation"):
+        images, held = data.holdout(images, config["validation"])
+        part = f"train, {len(held['labels'])} held out"
+    examples = source.inputs(images)
+    if batch_size is None:
+        batch_size = config.get("batch_size", 512) // config.get("micro_batches", 1)
+    precision = config.get("precision", "float32")
+    try:
+        manifest = cache.describe(
+            model,
+            examples,
+            data=name,
+            split=part,
+            transform="normalised",
+            batch_size=batch_size,
+            compute=None if precision == "float32" else precision,
+            **options,
+        )
+    except errors.FlaxError as error:
+        raise RunError(
+            f"the model {row!r} of {run_dir} does not take the images of {name}, "
+            f"{examples['inputs'].shape[1:]}: {error}"
+        ) from error
+    return Lesson(model, examples, manifest)
+
+
+def _recipe(value: Any) -> Any:
+    """A module of `models` as JSON; of others the class alone."""
+    if isinstance(value, tuple | list):
+        return [_recipe(item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    kind = type(value)
+    if getattr(models, kind.__name__, None) is not kind:
+        return {"class": f"{kind.__module__}.{kind.__qualname__}"}
+    fields = [f.name for f in dataclasses.fields(value)]
+    return {
+        "class": kind.__name__,
+        "fields": {
+            name: _recipe(getattr(value, name))
+            for name in fields
+            if name not in ("parent", "name")
+        },
+    }
+
+
+def _build(recipe: Any) -> Any:
+    if isinstance(recipe, list):  # JSON has no tuples, and a module's fields no lists
+        return tuple(_build(item) for item in recipe)
+    if not isinstance(recipe, Mapping):
+        return recipe
+    kind: Any = getattr(models, recipe["class"], None)
+    known = isinstance(kind, type) and issubclass(kind, nn.Module | models.Size)
+    if not known or "fields" not in recipe:
+        raise RunError(
+            f"{recipe['class']} is no module of jaxdistill.models; make it yourself, "
+            "and read its variables with flax.serialization.msgpack_restore"
+        )
+    return kind(**{name: _build(value) for name, value in recipe["fields"].items()})

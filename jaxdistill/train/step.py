@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pure train and eval steps, and the only reduction to a scalar."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxdistill.data.trimming import trimmed
+from jaxdistill.losses.numerics import divide
+from jaxdistill.models.precision import lower
+from jaxdistill.train.accumulate import accumulate, split
+from jaxdistill.types import (
+    WHOLE,
+    Array,
+    Batch,
+    Metrics,
+    Objective,
+    Outputs,
+    Replica,
+    Student,
+    Teacher,
+    TrainState,
+)
+
+DROPOUT, AUGMENT, GENERATE = 0, 1, 2
+"""Purposes of a step's keys: `fold_in(fold_in(state.rng, state.step), PURPOSE)`."""
+
+
+def init_state(
+    rng: Array, student: Student, optimizer: optax.GradientTransformation, batch: Batch
+) -> TrainState:
+    """A fresh state.
+
+    Args:
+      rng: a typed key, `jax.random.key(seed)`. Half of it draws the parameters, the
+        other half stays in the state for dropout and augmentation.
+      batch: any batch, for shapes.
+    """
+    init_rng, rng = jax.random.split(rng)
+    params, model_state = jax.jit(student.init)(init_rng, batch)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        model_state=model_state,
+        opt_state=optimizer.init(params),
+        rng=rng,
+    )
+
+
+def make_train_step(
+    student: Student,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    *,
+    prepare: Callable[[Batch, Array], Batch] | None = None,
+    rollout: Callable[[TrainState, Batch, Array], Batch] | None = None,
+    micro_batches: int = 1,
+    trim_to: Sequence[int] = (),
+    dtype: Any = None,
+) -> Callable:
+    """One optimizer step: `(state, teacher, batch) -> (state, metrics)`.
+
+    The loss is `sum_k weight_k sum(values_k mask_k) / sum(mask_k)`, the counts being
+    summed over devices and micro-batches before any gradient is taken, so that padding
+    weighs nothing wherever it falls. A term without a real entry adds 0; a step without
+    any leaves all but `step` as it was.
+
+    Args:
+      student: see `models.student`.
+      objective: see `objectives.combine`.
+      optimizer: an optax transformation.
+      prepare: `(batch, rng) -> batch`, augmentation that teacher and student share.
+      rollout: `(state, batch, rng) -> batch`, what the student makes of a batch before
+        both see it (`generate.on_policy`); no gradient flows through it.
+      micro_batches: parts in which the gradient is accumulated. For per-example terms
+        the sum is the large batch's gradient. It is not for BatchNorm (statistics are
+        each part's own), dropout draws, and terms that pair examples.
+      trim_to: lengths in tokens, to the shortest of which that holds its texts a batch
+        is cut (`trimming`); of inputs with `attention_mask`, and terms to which
+        padding does not matter. () cuts nothing.
+      dtype: what both forward passes and the backward pass compute in (`precision`),
+        or None for the types of the parameters.
+
+    Returns:
+      The step. `teacher` is a pytree of `teachers`, or None. Metrics are
+      `{term: (sum, count)}` and the weighted `loss` with count 1.
+
+    Warns:
+      UserWarning: a term pairs examples, and sees them in parts, a device's or a
+        micro-batch's.
+    """
+
+    def train_step(
+        state: TrainState, teacher: Teacher | None, batch: Batch, *, replica=WHOLE
+    ) -> tuple[TrainState, Metrics]:
+        _warn_of_parts(objective, replica.devices, micro_batches)
+        rng = replica.key(jax.random.fold_in(state.rng, state.step))
+        if prepare is not None:
+            batch = prepare(batch, jax.random.fold_in(rng, AUGMENT))
+        if rollout is not None:
+            batch = rollout(state, batch, jax.random.fold_in(rng, GENERATE))
+        key = jax.random.fold_in(rng, DROPOUT)
+        parts = split(batch, micro_batches)
+        lesson = lower(teacher, dtype)
+        forward = _forward(
+            student, objective, lesson, dtype, state.step, key, micro_batches
+        )
+        counts = replica.sum(_counts(forward, state, parts, micro_batches))
+        model_state, (loss, sums, grads) = _gradient(
+            forward, state, parts, counts, micro_batches, trim_to
+        )
+        loss, sums, grads = replica.sum((loss, sums, grads))
+        model_state = _mean_state(model_state, replica)
+        moved = _update(state, optimizer, grads, model_state, counts)
+        metrics = {name: (sums[name], counts[name]) for name in sums}
+        return moved, {**metrics, "loss": (loss, jnp.ones(()))}
+
+    return train_step
+
+
+def make_eval_step(
+    metrics: Callable[[Outputs, Outputs | None, Batch], Metrics],
+    trim_to: Sequence[int] = (),
+) -> Callable:
+    """Sums of metrics on one batch: `((student, teacher), batch) -> metrics`.
+
+    Args:
+      metrics: `(student, teacher, batch) -> {name: (sum, count)}`, see `evaluate`.
+      trim_to: see `make_train_step`.
+
+    Returns:
+      The step; student and teacher are pytrees of `teachers`, the teacher may be None.
+    """
+
+    def eval_step(models, batch: Batch, *, replica=WHOLE) -> Metrics:
+        student, teacher = models
+
+        def sums(batch):
+            lesson = None if teacher is None else teacher(batch)
+            return metrics(student(batch), lesson, batch)
+
+        return replica.sum(trimmed(sums, trim_to)(batch))
+
+    return eval_step
+
+
+def scan_train(train_step: Callable) -> Callable:
+    """Many steps in one dispatch, over data that lives on the device, or comes to it.
+
+    Returns:
+      `(state, (teacher, examples), rows) -> (state, metrics)`: `examples` is a batch of
+      the whole data set, `rows` has `index` and `mask` of shape `[K, B]`, and every
+      metric gains a leading axis `[K]`. What `examples` lack, all of it where they are
+      `{}`, `rows` brings as `[K, B, ...]` (`data.Stream`).
+    """
+
+    def run(state, resident, rows, *, replica=WHOLE):
+        teacher, examples = resident
+
+        def body(state, row):
+            return train_step(state, teacher, take(examples, row), replica=replica)
+
+        return jax.lax.scan(body, state, rows)
+
+    return run
+
+
+def scan_eval(eval_step: Callable) -> Callable:
+    """`(models, examples, rows) -> metrics` over resident data, as `scan_train`."""
+
+    def run(models, examples, rows, *, replica=WHOLE):
+        def body(carry, row):
+            return carry, eval_step(models, take(examples, row), replica=replica)
+
+        return jax.lax.scan(body, None, rows)[1]
+
+    return run
+
+
+def take(examples: Batch, row: Batch) -> Batch:
+    """The batch of the examples at `row["index"]`, with `row["mask"]`."""
+    batch = jax.tree.map(lambda x: x[row["index"]], dict(examples))
+    return {**batch, **row}
+
+
+def masked_sum(values: Array, mask: Array) -> Array:
+    """`sum(values * mask)`; values under a zero mask may be anything, NaN included."""
+    return (jnp.where(mask > 0, values, 0) * mask).sum()
+
+
+def _warn_of_parts(objective: Objective, devices: int, micro_batches: int) -> None:
+    coupled = getattr(objective, "coupled", ())
+    parts = devices * micro_batches
+    if coupled and parts > 1:
+        warnings.warn(
+            f"{', '.join(coupled)}: examples are compared within each of {parts} parts "
+            f"of a batch (micro-batches {micro_batches}, devices under pmap {devices}),"
+            " not over all of it; jit and mesh without micro-batches do that",
+            stacklevel=3,
+        )
+
+
+def _mean_state(model_state: Any, replica: Replica) -> Any:
+    # A device that normalises with its own examples has its own statistics; a counter
+    # is the same on all. Types stay: the state is the carry of a scan.
+    devices = replica.sum(jnp.ones(()))
+    return jax.tree.map(
+        lambda x: (
+            (replica.sum(x) / devices).astype(x.dtype)
+            if jnp.issubdtype(x.dtype, jnp.inexact)
+            else x
+        ),
+        model_state,
+    )
+
+
+def _forward(student, objective, teacher, dtype, step, dropout, micro_batches):
+    """`(params, model_state, i, part) -> (terms, model_state)` on micro-batch i."""
+
+    def forward(params, model_state, i, part):
+        part = {**part, "inputs": lower(part["inputs"], dtype)}
+        lesson = None if teacher is None else teacher(part)
+        key = dropout if micro_batches == 1 else jax.random.fold_in(dropout, i)
+        params = lower(params, dtype)
+        outputs, model_state = student.apply(params, model_state, part, key)
+        return objective(outputs, lesson, part, step), model_state
+
+    return forward
+
+
+def _counts(forward, state: TrainState, parts: Batch, micro_batches: int):
+    """Each term's count. Only masks are used: XLA drops the forward pass."""
+
+    def count(carry, i, part):
+        terms, _ = forward(state.params, state.model_state, i, part)
+        return carry, {name: mask.sum() for name, (_, _, mask) in terms.items()}
+
+    return accumulate(count, None, parts, micro_batches)[1]
+
+
+def _gradient(forward, state: TrainState, parts, counts, micro_batches, trim_to):
+    """The last model state, and loss, sums and gradients added up over the parts."""
+
+    def loss_of(params, model_state, i, part):
+        terms, model_state = forward(params, model_state, i, part)
+        sums = {k: masked_sum(values, mask) for k, (_, values, mask) in terms.items()}
+        loss = sum(w * divide(sums[k], counts[k]) for k, (w, _, _) in terms.items())
+        return loss, (sums, model_state)
+
+    def gradient(model_state, i, part):
+        of = jax.value_and_grad(loss_of, has_aux=True)
+        of_part = trimmed(partial(of, state.params, model_state, i), trim_to)
+        (loss, (sums, model_state)), grads = of_part(part)
+        return model_state, (loss, sums, grads)
+
+    return accumulate(gradient, state.model_state, parts, micro_batches)
+
+
+def _update(state, optimizer, grads, model_state, counts) -> TrainState:
+    def move(grads, model_state):
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        return optax.apply_updates(state.params, updates), model_state, opt_state
+
+    def stay(grads, model_state):
+        del grads, model_state
+        return state.params, state.model_state, state.opt_state
+
+    # Not a where of both: XLA would copy the optimizer's state and compute it twice.
+    # The barrier keeps the sums over devices before the choice, where a TPU's compiler
+    # makes one of them; without it the biases' gradients were summed apart.
+    some, grads = sum(counts.values()) > 0, jax.lax.optimization_barrier(grads)
+    params, model_state, opt_state = jax.lax.cond(some, move, stay, grads, model_state)
+    return state.replace(
+        step=state.step + 1,
+        params=params,
+        model_state=model_state,
+        opt_state=opt_state,
+    )

@@ -50,17 +50,17 @@ import jax
 import numpy as np
 import optax
 
-from jaxdistill import data, models
-from jaxdistill.objectives.logits import combine, hard_labels, soft_targets
-from jaxdistill.parallel import partitioner as parallel
-from jaxdistill.pretrained import tokenizers as tokens
+from jaxdistill import (
+    data,
+    models,
+    objectives,
+    parallel,
+    pretrained,
+    report,
+    study,
+    train,
+)
 from jaxdistill.pretrained import weights as huggingface
-from jaxdistill.report import tables as report
-from jaxdistill.study.arm import Row
-from jaxdistill.study.comparison import compare
-from jaxdistill.study.study import Study
-from jaxdistill.train.evaluation import Evaluator
-from jaxdistill.train.run_dir import Run
 
 print("devices:", jax.devices())
 
@@ -132,24 +132,24 @@ print(texts.train.labels[0], texts.train.texts[0])
 
 # %%
 if SETTINGS["teacher"] is None:
-    tokenizer = tokens.train_wordpiece(texts.train.texts, 40)
-    size = models.Size(len(tokenizer.get_vocab()), 16, 2, 2)
-    teacher, pretrained = models.BertClassifier(models.Encoder(size), 2), None
+    tokenizer = pretrained.train_wordpiece(texts.train.texts, 40)
+    size = models.TransformerConfig(len(tokenizer.get_vocab()), 16, 2, 2)
+    teacher, loaded = models.BertClassifier(models.Encoder(size), 2), None
 else:
-    teacher, pretrained = huggingface.load(SETTINGS["teacher"])
+    teacher, loaded = pretrained.load(SETTINGS["teacher"])
     if not isinstance(teacher, models.BertClassifier):
         raise ValueError("the teacher is a BERT or DistilBERT with a head for classes")
-    tokenizer = tokens.load_tokenizer(huggingface.find(SETTINGS["teacher"]))
-    tokens.check_tokenizer(tokenizer, teacher.encoder.size)
+    tokenizer = pretrained.load_tokenizer(huggingface.find(SETTINGS["teacher"]))
+    pretrained.check_tokenizer(tokenizer, teacher.encoder.size)
 
 
 def encoded(split):
     """A split as a model takes it."""
-    inputs = tokens.encode(tokenizer, split.texts, SETTINGS["length"])
+    inputs = pretrained.encode(tokenizer, split.texts, SETTINGS["length"])
     return {"inputs": inputs, "labels": split.labels}
 
 
-train, test = encoded(texts.train), encoded(texts.test)
+train_split, test = encoded(texts.train), encoded(texts.test)
 
 # %% [markdown]
 # ## The rows of the table
@@ -158,18 +158,20 @@ train, test = encoded(texts.train), encoded(texts.test)
 # teacher takes no step: it stays as it starts.
 
 # %%
-student_size = models.Size(teacher.encoder.size.vocab, **SETTINGS["student"])
+student_size = models.TransformerConfig(
+    teacher.encoder.size.vocab, **SETTINGS["student"]
+)
 student = models.BertClassifier(models.Encoder(student_size), num_classes=2)
-batches = data.Batches(len(train["labels"]), SETTINGS["batch_size"])
+batches = data.Batches(len(train_split["labels"]), SETTINGS["batch_size"])
 STEPS = SETTINGS["epochs"] * batches.steps_per_epoch
 
-hard = combine({"hard": (1.0, hard_labels())})
-both = combine(
+hard = objectives.combine({"hard": (1.0, objectives.hard_labels())})
+both = objectives.combine(
     {
-        "hard": (SETTINGS["hard_weight"], hard_labels()),
+        "hard": (SETTINGS["hard_weight"], objectives.hard_labels()),
         "soft": (
             SETTINGS["soft_weight"],
-            soft_targets(temperature=SETTINGS["temperature"]),
+            objectives.soft_targets(temperature=SETTINGS["temperature"]),
         ),
     }
 )
@@ -182,15 +184,15 @@ optimizer = optax.adamw(
 
 def read(state, teacher, seed):
     """The state with the pretrained parameters."""
-    return state.replace(params=pretrained["params"])
+    return state.replace(params=loaded["params"])
 
 
 rows = {
-    "teacher": Row(teacher, hard, optimizer)
-    if pretrained is None
-    else Row(teacher, hard, optimizer, start=read, steps=0),
-    "scratch": Row(student, hard, optimizer),
-    "distilled": Row(student, both, optimizer, teacher="teacher"),
+    "teacher": study.Arm(teacher, hard, optimizer)
+    if loaded is None
+    else study.Arm(teacher, hard, optimizer, start=read, steps=0),
+    "scratch": study.Arm(student, hard, optimizer),
+    "distilled": study.Arm(student, both, optimizer, teacher="teacher"),
 }
 
 # %% [markdown]
@@ -201,16 +203,16 @@ rows = {
 
 # %%
 run = parallel.choose("auto")
-study = Study(
+experiment = study.Study(
     run,
-    Run(RUN_DIR, SETTINGS),
-    examples=lambda row, seed: train,
+    train.RunDir(RUN_DIR, SETTINGS),
+    examples=lambda row, seed: train_split,
     steps=STEPS,
     batch_size=SETTINGS["batch_size"],
-    test=Evaluator(run, test),
+    test=train.Evaluator(run, test),
     stored=True,
 )
-compare(study, rows, seeds=1)
+study.compare(experiment, rows, seeds=1)
 print(report.write(RUN_DIR))
 
 # %% [markdown]
@@ -228,12 +230,12 @@ REVIEWS = [
     "not a dull moment",
     "i would rather watch paint dry",
 ]
-inputs = tokens.encode(tokenizer, REVIEWS, SETTINGS["length"])
+inputs = pretrained.encode(tokenizer, REVIEWS, SETTINGS["length"])
 batch = {"inputs": inputs, "mask": np.ones(len(REVIEWS), np.float32)}
-known = {"teacher": run.place(study.train("teacher", rows["teacher"], 0))}
+known = {"teacher": run.place(experiment.train("teacher", rows["teacher"], 0))}
 for name in ("scratch", "distilled"):
     taught_by = known["teacher"] if rows[name].teacher else None
-    known[name] = study.train(name, rows[name], 0, taught_by)
+    known[name] = experiment.train(name, rows[name], 0, taught_by)
 for name, model in known.items():
     positive = jax.nn.softmax(run.fetch(model)(batch).logits)[:, 1]
     print(f"{name:10}", *(f"{p:.2f}" for p in positive))

@@ -45,15 +45,8 @@ import os
 import optax
 from IPython.display import Image, display
 
-from jaxdistill import data, export, models
+from jaxdistill import data, export, models, objectives, parallel, study, train
 from jaxdistill.export.benchmark import from_run as finished
-from jaxdistill.objectives.logits import combine, hard_labels, soft_targets
-from jaxdistill.parallel import partitioner as parallel
-from jaxdistill.study.arm import Row
-from jaxdistill.study.comparison import compare
-from jaxdistill.study.study import Study
-from jaxdistill.train.evaluation import Evaluator
-from jaxdistill.train.run_dir import Run
 
 FAST = os.environ.get("JAXDISTILL_FAST") == "1"  # for the test of this notebook
 
@@ -68,29 +61,32 @@ RUN_DIR = "runs/export"
 SETTINGS = {"data": "digits", "batch_size": 50, "steps": 100 if FAST else 4_000}
 
 digits = data.load(SETTINGS["data"])
-train, test = digits.inputs(digits.train), digits.inputs(digits.test)
+train_split, test = digits.inputs(digits.train), digits.inputs(digits.test)
 optimizer = optax.adam(optax.cosine_decay_schedule(1e-3, SETTINGS["steps"]))
-hard = combine({"hard": (1.0, hard_labels())})
-both = combine(
-    {"hard": (0.1, hard_labels()), "soft": (0.9, soft_targets(temperature=2.0))}
+hard = objectives.combine({"hard": (1.0, objectives.hard_labels())})
+both = objectives.combine(
+    {
+        "hard": (0.1, objectives.hard_labels()),
+        "soft": (0.9, objectives.soft_targets(temperature=2.0)),
+    }
 )
 teacher, student = models.ConvNet((16, 32), 64), models.MLP((32, 10))
 rows = {
-    "teacher": Row(teacher, hard, optimizer),
-    "scratch": Row(student, hard, optimizer),
-    "distilled": Row(student, both, optimizer, teacher="teacher"),
+    "teacher": study.Arm(teacher, hard, optimizer),
+    "scratch": study.Arm(student, hard, optimizer),
+    "distilled": study.Arm(student, both, optimizer, teacher="teacher"),
 }
 run = parallel.choose("auto")
-study = Study(
+experiment = study.Study(
     run,
-    Run(RUN_DIR, SETTINGS),
-    examples=lambda row, seed: train,
+    train.RunDir(RUN_DIR, SETTINGS),
+    examples=lambda row, seed: train_split,
     steps=SETTINGS["steps"],
     batch_size=SETTINGS["batch_size"],
-    test=Evaluator(run, test),
+    test=train.Evaluator(run, test),
     stored=True,
 )
-summary = compare(study, rows, seeds=1)
+summary = study.compare(experiment, rows, seeds=1)
 
 # %% [markdown]
 # ## Export the student

@@ -51,17 +51,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 
-from jaxdistill import data, models
-from jaxdistill.models import apply
-from jaxdistill.objectives.logits import combine, hard_labels, soft_targets
-from jaxdistill.parallel import partitioner as parallel
+from jaxdistill import data, models, objectives, parallel, train
 from jaxdistill.teachers import fingerprints
 from jaxdistill.train import cost as benchmark
-from jaxdistill.train.checkpoint import Checkpoints
-from jaxdistill.train.evaluation import Evaluator
-from jaxdistill.train.loop import fit, interval
-from jaxdistill.train.run_dir import Run
-from jaxdistill.train.step import init_state, make_train_step, scan_train
 
 for package in ("jaxdistill", "jax", "flax", "optax", "orbax-checkpoint", "numpy"):
     print(f"{package:17} {importlib.metadata.version(package)}")
@@ -103,7 +95,7 @@ SETTINGS = {
     "learning_rate": 1e-3,
     "seed": 0,
 }
-log = Run(RUN_DIR, SETTINGS)
+log = train.RunDir(RUN_DIR, SETTINGS)
 already = {r["fit"]: r["step"] for r in log.records}
 print(f"{RUN_DIR}:", f"resuming from steps {already}" if already else "a fresh run")
 
@@ -114,14 +106,19 @@ print(f"{RUN_DIR}:", f"resuming from steps {already}" if already else "a fresh r
 
 # %%
 digits = data.load("digits")
-train, validation = data.holdout(digits.train, SETTINGS["validation"])
-train, validation, test = map(digits.inputs, (train, validation, digits.test))
+train_split, validation = data.holdout(digits.train, SETTINGS["validation"])
+train_split, validation, test = map(
+    digits.inputs, (train_split, validation, digits.test)
+)
 
-size = len(train["labels"])
+size = len(train_split["labels"])
 order = np.random.default_rng([SETTINGS["seed"], 0, 1]).permutation(size)
 chosen = np.sort(order[: SETTINGS["labels"]])
-few = {key: value[chosen] for key, value in train.items()}
-everything = {**train, "labelled": np.isin(np.arange(size), chosen).astype(np.float32)}
+few = {key: value[chosen] for key, value in train_split.items()}
+everything = {
+    **train_split,
+    "labelled": np.isin(np.arange(size), chosen).astype(np.float32),
+}
 print(f"{size} training images, {len(chosen)} with a label; {len(test['labels'])} test")
 
 # %% [markdown]
@@ -132,11 +129,11 @@ print(f"{size} training images, {len(chosen)} with a label; {len(test['labels'])
 # is one pure function, run on one device or on all of them, whatever is there.
 
 # %%
-hard = combine({"hard": (1.0, hard_labels())})
-both = combine(
+hard = objectives.combine({"hard": (1.0, objectives.hard_labels())})
+both = objectives.combine(
     {
-        "hard": (0.1, hard_labels()),
-        "soft": (0.9, soft_targets(temperature=SETTINGS["temperature"])),
+        "hard": (0.1, objectives.hard_labels()),
+        "soft": (0.9, objectives.soft_targets(temperature=SETTINGS["temperature"])),
     }
 )
 teacher_module = models.MLP(SETTINGS["teacher"], dropout=0.3)
@@ -145,23 +142,25 @@ student_module = models.MLP(SETTINGS["student"])
 STEPS = SETTINGS["steps"]
 optimizer = optax.adam(optax.cosine_decay_schedule(SETTINGS["learning_rate"], STEPS))
 run = parallel.choose("auto")
-validate, final_test = Evaluator(run, validation), Evaluator(run, test)
+validate, final_test = train.Evaluator(run, validation), train.Evaluator(run, test)
 
 
 # %%
 def learn(name, module, objective, examples, teacher=None):
     """Trains a model, or resumes it, and returns it in evaluation mode."""
     student = models.student(module)
-    step = scan_train(make_train_step(student, objective, optimizer))
+    step = train.scan_train(train.make_train_step(student, objective, optimizer))
     example = {"inputs": examples["inputs"][:1], "mask": np.ones(1, np.float32)}
-    state = init_state(jax.random.key(SETTINGS["seed"]), student, optimizer, example)
+    state = train.init_state(
+        jax.random.key(SETTINGS["seed"]), student, optimizer, example
+    )
     lesson = (
         None if teacher is None else fingerprints.of_tree(run.fetch(teacher.variables))
     )
-    checkpoints = Checkpoints(
+    checkpoints = train.Checkpoints(
         RUN_DIR / "checkpoints" / name, identity={**SETTINGS, "teacher": lesson}
     )
-    state = fit(
+    state = train.fit(
         state,
         run.compile(step, batch_axis=1),
         run=run,
@@ -169,14 +168,14 @@ def learn(name, module, objective, examples, teacher=None):
         batches=data.Batches(len(examples["labels"]), SETTINGS["batch_size"]),
         steps=STEPS,
         teacher=teacher,
-        evaluate=lambda state: validate(apply.trained(module, state), teacher),
-        evaluate_every=interval(STEPS, SETTINGS["evaluations"]),
+        evaluate=lambda state: validate(models.trained(module, state), teacher),
+        evaluate_every=train.interval(STEPS, SETTINGS["evaluations"]),
         checkpoints=checkpoints,
         log=log,
         name=name,
     )
     checkpoints.close()
-    return run.place(apply.trained(module, state))
+    return run.place(models.trained(module, state))
 
 
 teacher = learn("teacher", teacher_module, hard, few)

@@ -12,14 +12,8 @@ import jax
 import numpy as np
 import optax
 
-from jaxdistill import data, models
-from jaxdistill.models import apply
-from jaxdistill.objectives.logits import combine, hard_labels, soft_targets
-from jaxdistill.parallel import partitioner as parallel
-from jaxdistill.pretrained import state_dicts as convert
-from jaxdistill.train.loop import fit
-from jaxdistill.train.run_dir import environment, processor
-from jaxdistill.train.step import init_state, make_train_step, scan_train
+from jaxdistill import data, models, objectives, parallel, pretrained, teachers, train
+from jaxdistill.train.run_dir import processor
 from jaxdistill.types import TrainState
 
 
@@ -90,14 +84,14 @@ class Task:
             "teacher": models.MLP((*config.teacher, self.source.num_classes)),
             "student": models.MLP((*config.student, self.source.num_classes)),
         }
-        soft = soft_targets(temperature=config.temperature)
+        soft = objectives.soft_targets(temperature=config.temperature)
         both = {
-            "hard": (config.hard_weight, hard_labels()),
+            "hard": (config.hard_weight, objectives.hard_labels()),
             "soft": (config.soft_weight, soft),
         }
         self.objectives = {
-            "teacher": combine({"hard": (1.0, hard_labels())}),
-            "student": combine(both),
+            "teacher": objectives.combine({"hard": (1.0, objectives.hard_labels())}),
+            "student": objectives.combine(both),
         }
         self._steps: dict[str, Callable] = {}
         self._taught: dict[int, Any] = {}
@@ -105,7 +99,9 @@ class Task:
     def fresh(self, name: str, seed: int) -> TrainState:
         """The state a training starts from."""
         student = models.student(self.modules[name])
-        return init_state(jax.random.key(seed), student, self.optimizer, self.first())
+        return train.init_state(
+            jax.random.key(seed), student, self.optimizer, self.first()
+        )
 
     def first(self) -> dict[str, np.ndarray]:
         """A batch of the first example, for shapes."""
@@ -116,8 +112,8 @@ class Task:
         """Many steps of a training in one dispatch."""
         if name not in self._steps:
             student = models.student(self.modules[name])
-            step = make_train_step(student, self.objectives[name], self.optimizer)
-            self._steps[name] = self.run.compile(scan_train(step), batch_axis=1)
+            step = train.make_train_step(student, self.objectives[name], self.optimizer)
+            self._steps[name] = self.run.compile(train.scan_train(step), batch_axis=1)
         return self._steps[name]
 
     def batches(self, seed: int) -> data.Batches:
@@ -130,7 +126,7 @@ class Task:
         """Our training, start to end."""
         batches = self.batches(seed)
         steps = self.config.epochs * batches.steps_per_epoch
-        return fit(
+        return train.fit(
             self.fresh(name, seed),
             self.step(name),
             run=self.run,
@@ -150,9 +146,9 @@ class Task:
             self._taught[seed] = _variables(self.fit("teacher", seed))
         return self._taught[seed]
 
-    def teacher(self, taught: Any) -> apply.Live:
+    def teacher(self, taught: Any) -> models.BoundModule:
         """A live teacher, not placed."""
-        return apply.live(self.modules["teacher"], taught)
+        return teachers.live(self.modules["teacher"], taught)
 
     def torch_loss(self) -> Callable:
         """The student's loss in PyTorch."""
@@ -174,7 +170,7 @@ class Task:
         for i, (inputs, outputs) in enumerate(pairwise(self._widths(name))):
             like[f"{2 * i + 1}.weight"] = np.empty((outputs, inputs))
             like[f"{2 * i + 1}.bias"] = np.empty(outputs)
-        return convert.to_torch(variables, like)
+        return pretrained.to_torch(variables, like)
 
     def drawn(self, name: str) -> Any:
         """A network's variables before any training."""
@@ -195,7 +191,7 @@ def _variables(state: TrainState) -> Any:
 
 def machine(threads: int) -> dict[str, Any]:
     """What a part's numbers depend on; parts may come from different days."""
-    env = environment()
+    env = train.environment()
     versions = {name: _version(name) for name in ("torch", "keras")}
     return {
         "time": env["time"],

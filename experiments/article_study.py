@@ -36,19 +36,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import optax
 
-from jaxdistill import data, models
+from jaxdistill import data, models, objectives, report, study, train
 from jaxdistill.data.augment import shift
-from jaxdistill.models import apply
-from jaxdistill.objectives.logits import combine, hard_labels, soft_targets
 from jaxdistill.parallel import processes
-from jaxdistill.report import tables as report
-from jaxdistill.study.arm import Row, few_labels
-from jaxdistill.study.comparison import compare
-from jaxdistill.study.study import Study
 from jaxdistill.study.sweep import Division, divide
-from jaxdistill.train import failures
-from jaxdistill.train.evaluation import Evaluator
-from jaxdistill.train.run_dir import Run, parse, settings
 
 ARMS = ("scratch", "label_smoothing", "distilled", "untrained_teacher")
 SEARCH_SEED = 1_000
@@ -111,52 +102,54 @@ TEACHER = Trial(1e-3, 0.0, 2, 0.0, 1.0, 0.0)
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs the study, prints its tables, returns its summary."""
-    config = parse({"": Config()}, argv, __doc__)
-    with failures.in_a_sentence():
+    config = train.parse({"": Config()}, argv, __doc__)
+    with train.exit_with_message():
         return execute(config)
 
 
 def execute(config: Config) -> dict[str, Any]:
     """Searches with one seed, then compares the arms' best with fresh ones."""
     source = data.load(config.data, config.data_dir)
-    train, held = data.holdout(source.train, config.validation)
+    train_split, held = data.holdout(source.train, config.validation)
     run, together = divide(config.parallel, config.seeds)
-    train_set = source.inputs(train)
-    batches = data.Batches(len(train["labels"]), config.batch_size)
-    study = Study(
+    train_set = source.inputs(train_split)
+    batches = data.Batches(len(train_split["labels"]), config.batch_size)
+    experiment = study.Study(
         run,
-        Run(config.run_dir, settings(config)),
-        examples=few_labels(train_set, config.labels),
+        train.RunDir(config.run_dir, train.settings(config)),
+        examples=study.few_labels(train_set, config.labels),
         steps=config.epochs * batches.steps_per_epoch,
         batch_size=config.batch_size,
-        test=Evaluator(run, source.inputs(source.test)),
-        validation=Evaluator(run, source.inputs(held)),
+        test=train.Evaluator(run, source.inputs(source.test)),
+        validation=train.Evaluator(run, source.inputs(held)),
         evaluations=3,
         together=together,
         progress=config.progress,
     )
-    make = RowMaker(config, study.steps, source.background)
-    best, table = search(config, study, make)
-    study.log.write("search.json", table)
+    make = RowMaker(config, experiment.steps, source.background)
+    best, table = search(config, experiment, make)
+    experiment.log.write("search.json", table)
     rows = {"teacher": make.row("teacher", TEACHER)}
     rows |= {arm: make.row(arm, best[arm]) for arm in ARMS}
-    summary = compare(
-        study, rows, config.seeds, given=lambda s: untrained(study, make, s)
+    summary = study.compare(
+        experiment, rows, config.seeds, given=lambda s: untrained(experiment, make, s)
     )
     chosen = describe(best, table)
-    study.log.write_bytes("chosen.md", chosen.encode())
-    text = processes.on_first(lambda: report.write(study.log.path))
+    experiment.log.write_bytes("chosen.md", chosen.encode())
+    text = processes.on_first(lambda: report.write(experiment.log.path))
     if processes.is_first():
-        print(text, chosen, study.log, sep="\n")
+        print(text, chosen, experiment.log, sep="\n")
     return summary
 
 
-def search(config: Config, study: Study, make: "RowMaker"):
+def search(config: Config, experiment: study.Study, make: "RowMaker"):
     """Each arm's best trial by validation accuracy, and all trials' scores."""
-    teacher = study.train("search_teacher", make.row("teacher", TEACHER), SEARCH_SEED)
+    teacher = experiment.train(
+        "search_teacher", make.row("teacher", TEACHER), SEARCH_SEED
+    )
     given = {
-        "teacher": study.run.place(teacher),
-        **untrained(study, make, SEARCH_SEED),
+        "teacher": experiment.run.place(teacher),
+        **untrained(experiment, make, SEARCH_SEED),
     }
     best: dict[str, Trial] = {}
     table: dict[str, list] = {arm: [] for arm in ARMS}
@@ -165,9 +158,11 @@ def search(config: Config, study: Study, make: "RowMaker"):
         for number, trial in enumerate(trials):
             row = make.row(arm, trial)
             taught_by = None if row.teacher is None else given[row.teacher]
-            model = study.train(f"search_{arm}_{number}", row, SEARCH_SEED, taught_by)
-            assert study.validation is not None
-            scores = study.validation(study.run.place(model), taught_by)
+            model = experiment.train(
+                f"search_{arm}_{number}", row, SEARCH_SEED, taught_by
+            )
+            assert experiment.validation is not None
+            scores = experiment.validation(experiment.run.place(model), taught_by)
             table[arm].append({**trial._asdict(), "accuracy": scores["accuracy"]})
         order = [trial["accuracy"] for trial in table[arm]]
         best[arm] = trials[int(np.argmax(order))]
@@ -200,32 +195,32 @@ class RowMaker:
         self.student = models.MLP((*config.student, 10))
         self.row = cache(self._row)  # the same row again compiles once
 
-    def _row(self, arm: str, trial: Trial) -> Row:
+    def _row(self, arm: str, trial: Trial) -> study.Arm:
         """The arm trained with the trial's hyperparameters."""
         rate = optax.cosine_decay_schedule(trial.learning_rate, self.steps)
         smoothing = trial.label_smoothing if arm == "label_smoothing" else 0.0
-        terms = {"hard": (1.0, hard_labels(label_smoothing=smoothing))}
+        terms = {"hard": (1.0, objectives.hard_labels(label_smoothing=smoothing))}
         taught_by = {"distilled": "teacher", "untrained_teacher": "untrained"}.get(arm)
         if taught_by:
-            soft = soft_targets(temperature=trial.temperature)
+            soft = objectives.soft_targets(temperature=trial.temperature)
             terms = {
-                "hard": (1 - trial.soft_weight, hard_labels()),
+                "hard": (1 - trial.soft_weight, objectives.hard_labels()),
                 "soft": (trial.soft_weight, soft),
             }
-        return Row(
+        return study.Arm(
             self.teacher if arm == "teacher" else self.student,
-            combine(terms),
+            objectives.combine(terms),
             optax.adamw(rate, weight_decay=trial.weight_decay),
             taught_by,
             shift(trial.shift, self.fill) if trial.shift else None,
         )
 
 
-def untrained(study: Study, make: RowMaker, seed: int) -> dict[str, Any]:
+def untrained(experiment: study.Study, make: RowMaker, seed: int) -> dict[str, Any]:
     """A teacher as it is drawn, never trained."""
     row = make.row("teacher", TEACHER)
-    state = study.fresh(row, SEARCH_SEED + seed)
-    return {"untrained": study.run.place(apply.trained(row.module, state))}
+    state = experiment.fresh(row, SEARCH_SEED + seed)
+    return {"untrained": experiment.run.place(models.trained(row.module, state))}
 
 
 def describe(best: dict[str, Trial], table: dict[str, list]) -> str:

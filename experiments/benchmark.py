@@ -52,12 +52,9 @@ from tqdm.auto import tqdm
 
 from experiments import bare_jax, loops, resnet_job, speed_report
 from experiments.article_job import Job, Task, machine
-from jaxdistill.report import tables as report
+from jaxdistill import report, teachers, train
 from jaxdistill.study import sweep
-from jaxdistill.teachers import ensemble as teachers
 from jaxdistill.train import cost as benchmark
-from jaxdistill.train import failures
-from jaxdistill.train.run_dir import Run, environment
 
 WIDTHS, BATCHES, STUDENTS = (0.5, 1, 2, 4), (16, 64, 256, 1024), (1, 4, 16, 32)
 SCALING_STEPS = 200
@@ -92,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if hasattr(os, "sched_setaffinity"):  # before any side makes its threads
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: config.threads])
     sweep.use_cores()
-    with failures.in_a_sentence():
+    with train.exit_with_message():
         return execute(config)
 
 
@@ -103,7 +100,7 @@ def execute(config: Config) -> dict[str, Any]:
         small |= {"rounds": 2, "processes": 1, "students": 4, "resnet_images": 64}
         config = replace(config, **small, epochs=2)
     free = ("part", "rounds", "processes", "data_dir", "run_dir", "save", "progress")
-    log = Run(
+    log = train.RunDir(
         config.run_dir, {k: v for k, v in asdict(config).items() if k not in free}
     )
     task = Task(config)
@@ -119,7 +116,7 @@ def execute(config: Config) -> dict[str, Any]:
         result = jobs[part](task)
         summary[part] = {**result, "machine": machine(config.threads)}
         log.write("summary.json", summary)
-    log.write("env.json", environment())
+    log.write("env.json", train.environment())
     texts = speed_report.tables(summary)
     for name, text in texts.items():
         log.write_bytes(name, text.encode())
@@ -188,7 +185,7 @@ def programs(task: Task, taught: Any) -> dict[str, dict[str, float]]:
     live = task.run.place(task.teacher(taught))
     state = task.run.place(task.fresh("student", 0))
     by_hand, step, data = loops.bare(task, taught)
-    stored = (teachers.Stored(), loops.with_outputs(task.placed, live))
+    stored = (teachers.StoredTeacher(), loops.with_outputs(task.placed, live))
     scanned: Any = jax.jit(bare_jax.scan(step), donate_argnums=0)
     ours: Any = task.step("student")
     lowered = {
@@ -232,7 +229,9 @@ def scaling(task: Task) -> dict[str, Any]:
         stored = loops.with_outputs(other.placed, live)
         label = "-".join(map(str, teacher))
         widths[f"live {label}"] = dispatch(other, live, other.placed, steps)
-        widths[f"stored {label}"] = dispatch(other, teachers.Stored(), stored, steps)
+        widths[f"stored {label}"] = dispatch(
+            other, teachers.StoredTeacher(), stored, steps
+        )
     result["teacher"] = per_step(task, "teacher", widths, steps)
     batches = {}
     for size in BATCHES:
@@ -242,7 +241,9 @@ def scaling(task: Task) -> dict[str, Any]:
         live = other.run.place(other.teacher(other.drawn("teacher")))
         stored = loops.with_outputs(other.placed, live)
         batches[f"live {size}"] = dispatch(other, live, other.placed, steps)
-        batches[f"stored {size}"] = dispatch(other, teachers.Stored(), stored, steps)
+        batches[f"stored {size}"] = dispatch(
+            other, teachers.StoredTeacher(), stored, steps
+        )
     result["batch"] = per_step(task, "batch", batches, steps)
     live = task.run.place(task.teacher(task.drawn("teacher")))
     stored = loops.with_outputs(task.placed, live)
@@ -275,7 +276,7 @@ def per_step(task: Task, part: str, jobs, steps: int) -> dict[str, float]:
 
 
 def in_turns(task: Task, part: str, jobs, rounds: int) -> dict[str, list[float]]:
-    """`benchmark.interleave`, with a bar."""
+    """`cost.interleave`, with a bar."""
     total = len(jobs) * (rounds + 1)
     with tqdm(desc=part, total=total, disable=not task.config.progress) as bar:
 

@@ -35,10 +35,7 @@ from tqdm.auto import tqdm
 
 from experiments.article_job import Job, Task, baseline, machine
 from experiments.pytorch_parity import parity
-from jaxdistill.report import tables as report
-from jaxdistill.report.statistics import paired, spread
-from jaxdistill.train import failures
-from jaxdistill.train.run_dir import Run, environment, parse, settings
+from jaxdistill import report, train
 
 
 @dataclass(frozen=True)
@@ -62,10 +59,10 @@ PARTS = ("parity", "accuracy")
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs the comparison, prints its table, returns its summary."""
-    config = parse({"": Config()}, argv, __doc__)
+    config = train.parse({"": Config()}, argv, __doc__)
     if hasattr(os, "sched_setaffinity"):  # before either side makes its threads
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: config.threads])
-    with failures.in_a_sentence():
+    with train.exit_with_message():
         return execute(config)
 
 
@@ -76,8 +73,8 @@ def execute(config: Config) -> dict[str, Any]:
         config = replace(config, **small, epochs=2, seeds=2)
     torch = baseline().torch
     torch.set_num_threads(config.threads)
-    log = Run(
-        config.run_dir, {k: v for k, v in settings(config).items() if k != "part"}
+    log = train.RunDir(
+        config.run_dir, {k: v for k, v in train.settings(config).items() if k != "part"}
     )
     task = Task(config)
     path = log.path / "summary.json"
@@ -87,7 +84,7 @@ def execute(config: Config) -> dict[str, Any]:
         on = machine(config.threads)
         summary[part] = {**jobs[part](task), "machine": on}
         log.write("summary.json", summary)
-    env = environment()
+    env = train.environment()
     env["versions"]["torch"] = torch.__version__
     log.write("env.json", env)
     text = table(summary)
@@ -132,8 +129,8 @@ def accuracy(task: Task) -> dict[str, Any]:
     return {
         "epochs": config.epochs,
         "seeds": {"teacher": teacher_scores, **seeds},
-        "spread": {name: spread(values) for name, values in seeds.items()},
-        "paired": paired(seeds["jaxdistill"], seeds["PyTorch"]),
+        "spread": {name: report.spread(values) for name, values in seeds.items()},
+        "paired": report.paired(seeds["jaxdistill"], seeds["PyTorch"]),
     }
 
 

@@ -27,20 +27,9 @@ from typing import Any, Literal
 
 import optax
 
-from jaxdistill import data, models
-from jaxdistill.models import apply
-from jaxdistill.models.precision import Precision
-from jaxdistill.objectives.logits import combine, hard_labels, soft_targets
+from jaxdistill import data, models, objectives, report, study, train
 from jaxdistill.parallel import processes
-from jaxdistill.report import tables as report
-from jaxdistill.study import arm
-from jaxdistill.study.arm import Row
-from jaxdistill.study.comparison import compare
-from jaxdistill.study.study import Study
 from jaxdistill.study.sweep import Division, divide
-from jaxdistill.train import failures
-from jaxdistill.train.evaluation import Evaluator
-from jaxdistill.train.run_dir import Run, parse, settings
 
 
 @dataclass(frozen=True)
@@ -95,7 +84,7 @@ class Config:
     """evaluations, log records and checkpoints of a training, about so many"""
     stored: bool = False
     """compute the teacher's outputs once, in the run directory, and read them"""
-    precision: Precision = "float32"
+    precision: models.Precision = "float32"
     """what the steps compute in; parameters and losses are float32 either way"""
     parallel: Division = "auto"
     """what devices divide: seeds (all in one program), or a batch (mesh, fsdp, pmap);
@@ -142,8 +131,8 @@ LIMITS = (
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs the experiment, prints its table, returns its summary."""
-    config = parse(PRESETS, argv, __doc__)
-    with failures.in_a_sentence():
+    config = train.parse(PRESETS, argv, __doc__)
+    with train.exit_with_message():
         return execute(config)
 
 
@@ -162,24 +151,26 @@ def execute(config: Config) -> dict[str, Any]:
     """Trains every row for every seed, resuming what a run directory already holds."""
     check(config)
     source = data.load(config.data, config.data_dir)
-    train, validation = source.train, None
+    train_split, validation = source.train, None
     run, together = divide(config.parallel, config.seeds)
     if config.validation:
-        train, held = data.holdout(train, config.validation)
-        validation = Evaluator(run, source.inputs(held))
-    train_set = source.inputs(train)
+        train_split, held = data.holdout(train_split, config.validation)
+        validation = train.Evaluator(run, source.inputs(held))
+    train_set = source.inputs(train_split)
     steps = (
         config.epochs
-        * data.Batches(len(train["labels"]), config.batch_size).steps_per_epoch
+        * data.Batches(len(train_split["labels"]), config.batch_size).steps_per_epoch
     )
     lines = rows(config, steps)
-    study = Study(
+    experiment = study.Study(
         run,
-        Run(config.run_dir.format(preset=config.preset), settings(config)),
-        examples=arm.few_labels(train_set, config.labels),
+        train.RunDir(
+            config.run_dir.format(preset=config.preset), train.settings(config)
+        ),
+        examples=study.few_labels(train_set, config.labels),
         steps=steps,
         batch_size=config.batch_size,
-        test=Evaluator(run, source.inputs(source.test)),
+        test=train.Evaluator(run, source.inputs(source.test)),
         validation=validation,
         evaluations=config.evaluations,
         stored=config.stored,
@@ -191,33 +182,38 @@ def execute(config: Config) -> dict[str, Any]:
     def untrained(seed):
         """The teacher as it is drawn, never trained: the popular script's mistake."""
         row = lines["teacher"]
-        state = study.fresh(row, seed + 10_000)
-        return {"untrained": run.place(apply.trained(row.module, state))}
+        state = experiment.fresh(row, seed + 10_000)
+        return {"untrained": run.place(models.trained(row.module, state))}
 
-    summary = compare(study, lines, config.seeds, given=untrained)
-    text = processes.on_first(lambda: report.write(study.log.path))
+    summary = study.compare(experiment, lines, config.seeds, given=untrained)
+    text = processes.on_first(lambda: report.write(experiment.log.path))
     if processes.is_first():
         print(text)
-        print(study.log)
+        print(experiment.log)
     return summary
 
 
-def rows(config: Config, steps: int) -> dict[str, Row]:
+def rows(config: Config, steps: int) -> dict[str, study.Arm]:
     """The table's lines, in the order they train: a teacher before its students."""
     teacher = models.MLP((*config.teacher, 10), dropout=config.teacher_dropout)
     student = models.MLP((*config.student, 10))
-    hard = combine({"hard": (1.0, hard_labels())})
-    smooth = combine({"hard": (1.0, hard_labels(label_smoothing=config.smoothing))})
-    both = combine(
+    hard = objectives.combine({"hard": (1.0, objectives.hard_labels())})
+    smooth = objectives.combine(
+        {"hard": (1.0, objectives.hard_labels(label_smoothing=config.smoothing))}
+    )
+    both = objectives.combine(
         {
-            "hard": (config.hard_weight, hard_labels()),
-            "soft": (config.soft_weight, soft_targets(temperature=config.temperature)),
+            "hard": (config.hard_weight, objectives.hard_labels()),
+            "soft": (
+                config.soft_weight,
+                objectives.soft_targets(temperature=config.temperature),
+            ),
         }
     )
     optimizer, parts = make_optimizer(config, steps), config.micro_batches
 
     def row(module, objective, teacher=None):
-        return Row(module, objective, optimizer, teacher, micro_batches=parts)
+        return study.Arm(module, objective, optimizer, teacher, micro_batches=parts)
 
     lines = {
         "teacher": row(teacher, hard),

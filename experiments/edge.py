@@ -46,19 +46,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 from experiments.edge_choice import adam, choose, make_objective
-from jaxdistill import data, export, models, runtimes
+from jaxdistill import (
+    data,
+    export,
+    models,
+    objectives,
+    parallel,
+    report,
+    runtimes,
+    study,
+    train,
+)
 from jaxdistill.export import benchmark as deployment
 from jaxdistill.export.quantize import quantized
-from jaxdistill.models.apply import Live
-from jaxdistill.objectives.logits import combine, hard_labels
-from jaxdistill.parallel import partitioner as parallel
-from jaxdistill.report import tables as report
 from jaxdistill.study import sweep
-from jaxdistill.study.arm import Row
-from jaxdistill.study.study import Study
-from jaxdistill.train import failures, saved
-from jaxdistill.train.evaluation import Evaluator
-from jaxdistill.train.run_dir import Run, parse, settings
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Config:
     """show progress bars"""
 
 
-LABELS = combine({"hard": (1.0, hard_labels())})
+LABELS = objectives.combine({"hard": (1.0, objectives.hard_labels())})
 """What the teacher and students from scratch learn from."""
 ROUNDS = 5
 """In which the files are measured, in turns."""
@@ -124,8 +125,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     sweep.use_cores()
     presets = {name: Config(preset=name) for name in ("mnist", "fashion_mnist")}
     presets["digits"] = Config(preset="digits", validation=300)
-    config = parse(presets, argv, __doc__)
-    with failures.in_a_sentence():
+    config = train.parse(presets, argv, __doc__)
+    with train.exit_with_message():
         return execute(config)
 
 
@@ -157,29 +158,35 @@ class Task:
         self.config = config
         self.source = data.load(config.preset, config.data_dir)
         self.run = parallel.choose("jit")
-        self.log = Run(
+        self.log = train.RunDir(
             config.run_dir.format(preset=config.preset),
-            {**settings(config), "data": config.preset},
+            {**train.settings(config), "data": config.preset},
         )
-        train, test = map(self.source.inputs, (self.source.train, self.source.test))
-        self.study = self.study_on(train, test)
+        train_split, test = map(
+            self.source.inputs, (self.source.train, self.source.test)
+        )
+        self.study = self.study_on(train_split, test)
         steps = self.steps(config.teacher_epochs)
         conv = models.ConvNet(
             config.teacher, config.teacher_hidden, self.source.num_classes, dropout=0.3
         )
-        self.teacher = Row(conv, LABELS, adam(config.teacher_rate, steps), steps=steps)
+        self.teacher = study.Arm(
+            conv, LABELS, adam(config.teacher_rate, steps), steps=steps
+        )
         chosen, self.chosen = choose(self)
         self.rows = self._rows(chosen)
 
-    def study_on(self, examples: Mapping[str, Any], test: Mapping[str, Any]) -> Study:
+    def study_on(
+        self, examples: Mapping[str, Any], test: Mapping[str, Any]
+    ) -> study.Study:
         """Trainings on some examples, in as many steps as all training images take."""
-        return Study(
+        return study.Study(
             self.run,
             self.log,
             examples=lambda row, seed: examples,
             steps=self.steps(self.config.epochs),
             batch_size=self.config.batch_size,
-            test=Evaluator(self.run, test),
+            test=train.Evaluator(self.run, test),
             stored=True,
             progress=self.config.progress,
         )
@@ -193,14 +200,14 @@ class Task:
         """A student of so many hidden units."""
         return models.MLP((width, self.source.num_classes))
 
-    def _rows(self, chosen: Mapping[str, Mapping[str, float]]) -> dict[str, Row]:
+    def _rows(self, chosen: Mapping[str, Mapping[str, float]]) -> dict[str, study.Arm]:
         """What is trained, a teacher before its students, as was chosen for each."""
 
-        def row(name: str, module: Any) -> Row:
+        def row(name: str, module: Any) -> study.Arm:
             optimizer = adam(chosen[name]["learning_rate"], self.study.steps)
             if name.startswith("scratch"):
-                return Row(module, LABELS, optimizer)
-            return Row(module, make_objective(chosen[name]), optimizer, "teacher")
+                return study.Arm(module, LABELS, optimizer)
+            return study.Arm(module, make_objective(chosen[name]), optimizer, "teacher")
 
         rows, last = {"teacher": self.teacher}, self.config.widths[-1]
         for width in self.config.widths:
@@ -223,16 +230,16 @@ class Task:
             aware = name.endswith("_aware")
             if seed == 0 and not aware:
                 taught = None if row.teacher is None else (row.teacher, taught_by)
-                saved.save_model(self.log, name, model, taught)
+                train.save_model(self.log, name, model, taught)
             if aware:  # the float module takes the same parameters
                 plain = self.rows[name.removesuffix("_aware")].module
-                model = Live(model.variables, plain)
+                model = models.BoundModule(model.variables, plain)
             for int8 in ("static",) if aware else (None, "static"):
                 kind = "_int8" if int8 and not aware else ""
                 yield self.export(f"{name}{kind}", model, seed, int8)
 
     def export(
-        self, name: str, model: Live, seed: int, int8: export.Int8 | None
+        self, name: str, model: models.BoundModule, seed: int, int8: export.Int8 | None
     ) -> tuple[str, Path, dict[str, Any]]:
         """A row's name, its ONNX file, written now unless it is there, its manifest."""
         path = Path(self.log.path) / "export" / f"{name}-{seed}.onnx"

@@ -9,11 +9,8 @@ from typing import Any
 import numpy as np
 import optax
 
-from jaxdistill import data
-from jaxdistill.models import apply
-from jaxdistill.objectives.logits import combine, hard_labels, soft_targets
+from jaxdistill import data, models, objectives, train
 from jaxdistill.study import sweep
-from jaxdistill.train.evaluation import Evaluator
 from jaxdistill.types import Objective
 
 CHOICE_SEED = 1_000
@@ -56,7 +53,7 @@ def try_all(task: Any) -> dict[str, list[Setting]]:
     lesson = study.lesson(task.teacher, fitted, task.run.place(teacher))
     kinds = trials(config)
     cells = cells_of([setting for each in kinds.values() for setting in each])
-    judge, tried = Evaluator(sweep.choose(cells), held, cells=True), {}
+    judge, tried = train.Evaluator(sweep.choose(cells), held, cells=True), {}
     for width in config.widths:
         students = train_width(task, width, cells, lesson)
         found = iter([each["accuracy"] for each in judge(students)])
@@ -89,7 +86,7 @@ def cells_of(tried: Sequence[Setting]) -> dict[str, np.ndarray]:
 
 def train_width(
     task: Any, width: int, cells: Mapping[str, np.ndarray], lesson: tuple[Any, Any]
-) -> apply.Live:
+) -> models.BoundModule:
     """Students of a width, all at once, from a `Study.lesson`."""
     (examples, teacher), steps = lesson, task.study.steps
     size, batch_size = len(examples["labels"]), task.config.batch_size
@@ -109,11 +106,13 @@ def train_width(
     )
 
 
-def make_objective(setting: sweep.Cell) -> Objective:
+def make_objective(setting: sweep.Trial) -> Objective:
     """The labels at their weight, and soft targets at the rest."""
     weight = setting["hard_weight"]
-    soft = soft_targets(temperature=setting["temperature"])
-    return combine({"hard": (weight, hard_labels()), "soft": (1 - weight, soft)})
+    soft = objectives.soft_targets(temperature=setting["temperature"])
+    return objectives.combine(
+        {"hard": (weight, objectives.hard_labels()), "soft": (1 - weight, soft)}
+    )
 
 
 def adam(rate: Any, steps: int) -> optax.GradientTransformation:

@@ -12,14 +12,8 @@ from experiments.hinton_parts import (
     triple_rows,
 )
 from experiments.hinton_task import CHOICE_SEED, Task, adam, errors, labels, logits_of
-from jaxdistill import models
-from jaxdistill.models import apply
-from jaxdistill.report import tables as report
+from jaxdistill import models, report, study, teachers
 from jaxdistill.report.figures import words
-from jaxdistill.study.arm import Row, few_labels
-from jaxdistill.study.comparison import compare
-from jaxdistill.study.study import Study
-from jaxdistill.teachers import ensemble as teachers
 
 SHIFTED = ("jittered", "matching", "conv_matching", "ensemble_matching")
 """Rows that see shifted images, each at its own temperature and rate."""
@@ -34,14 +28,14 @@ def beyond(task: Task) -> str:
     """
     chosen, said = choice(task)
     rows, log = beyond_rows(task, chosen), task.log("beyond")
-    study = task.study("triple", "train")
+    experiment = task.study("triple", "train")
     students = [name for name, row in rows.items() if "teacher" not in name]
     others = ("scratch", "distilled", "jittered")
-    compare(
-        study,
+    study.compare(
+        experiment,
         rows,
         task.config.seeds,
-        given=lambda seed: given_teachers(task, study, rows, seed),
+        given=lambda seed: given_teachers(task, experiment, rows, seed),
         pairs={k: [other for other in others if other != k] for k in students},
         to=log,
     )
@@ -53,7 +47,7 @@ def beyond(task: Task) -> str:
 
 def beyond_rows(
     task: Task, shifted: Mapping[str, tuple[float, float]]
-) -> dict[str, Row]:
+) -> dict[str, study.Arm]:
     """The triple's rows, and those that the paper lacks.
 
     Args:
@@ -61,7 +55,7 @@ def beyond_rows(
     """
     config, rates = task.config, chosen_rates(task)
     long: dict[str, Any] = {"prepare": task.jitter, "epochs": config.beyond_epochs}
-    conv = Row(
+    conv = study.Arm(
         models.ConvNet((32, 64), 256, task.source.num_classes, dropout=0.5),
         labels(),
         adam(config.teacher_rate, task.steps(config.beyond_conv_epochs)),
@@ -90,17 +84,21 @@ def beyond_rows(
 
 
 def given_teachers(
-    task: Task, study: Study, rows: Mapping[str, Row], seed: int, prefix: str = ""
+    task: Task,
+    experiment: study.Study,
+    rows: Mapping[str, study.Arm],
+    seed: int,
+    prefix: str = "",
 ) -> dict[str, Any]:
     """Teachers that are no rows: two as one, and one as it is drawn."""
     members = [
-        study.train(f"{prefix}{name}", rows[name], seed)
+        experiment.train(f"{prefix}{name}", rows[name], seed)
         for name in ("teacher", "conv_teacher")
     ]
-    drawn = study.fresh(rows["teacher"], seed + 10_000)
+    drawn = experiment.fresh(rows["teacher"], seed + 10_000)
     return {
         "ensemble": task.run.place(teachers.mean_logits(members)),
-        "drawn": task.run.place(apply.trained(rows["teacher"].module, drawn)),
+        "drawn": task.run.place(models.trained(rows["teacher"].module, drawn)),
     }
 
 
@@ -148,18 +146,22 @@ def said_of(wrong: Mapping[str, int], chosen: Mapping[str, tuple[float, float]])
     )
 
 
-def choice_errors(task: Task, rows: Mapping[str, Row], name: str, label: str) -> int:
+def choice_errors(
+    task: Task, rows: Mapping[str, study.Arm], name: str, label: str
+) -> int:
     """A student's errors on the validation images, which it has not seen.
 
     Neither has its teacher.
     """
-    study, held = task.study("beyond", "fitted"), task.examples["validation"]
+    experiment, held = task.study("beyond", "fitted"), task.examples["validation"]
     by, teacher = rows[name].teacher, None
     if by is not None and by in rows:
-        teacher = task.run.place(study.train(f"choice_{by}", rows[by], CHOICE_SEED))
+        teacher = task.run.place(
+            experiment.train(f"choice_{by}", rows[by], CHOICE_SEED)
+        )
     elif by is not None:
-        teacher = given_teachers(task, study, rows, CHOICE_SEED, "choice_")[by]
-    model = study.train(label, rows[name], CHOICE_SEED, teacher)
+        teacher = given_teachers(task, experiment, rows, CHOICE_SEED, "choice_")[by]
+    model = experiment.train(label, rows[name], CHOICE_SEED, teacher)
     return int(errors(logits_of(model, held), held["labels"]))
 
 
@@ -169,12 +171,12 @@ def few_labels_table(task: Task, count: int) -> str:
     But for the rates, which are the triple's, chosen with all labels.
     """
     config = task.config
-    study = task.study(
+    experiment = task.study(
         f"beyond/labels_{count}",
         "train",
-        few_labels(task.examples["train"], count),
+        study.few_labels(task.examples["train"], count),
         batch_size=min(config.batch_size, count),
     )
     rows = triple_rows(task, chosen_rates(task), config.beyond_few_epochs)
-    compare(study, rows, config.seeds)
-    return f"{count} labels\n\n{report.write(study.log.path)}"
+    study.compare(experiment, rows, config.seeds)
+    return f"{count} labels\n\n{report.write(experiment.log.path)}"

@@ -42,9 +42,8 @@ from typing import Any, Literal
 from experiments.hinton_beyond import beyond
 from experiments.hinton_parts import temperature, transfer, triple
 from experiments.hinton_task import Task
+from jaxdistill import train
 from jaxdistill.study import sweep
-from jaxdistill.train import failures
-from jaxdistill.train.run_dir import parse
 
 
 @dataclass(frozen=True)
@@ -148,9 +147,9 @@ SMOKE: dict[str, Any] = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the parts asked for and prints their tables."""
-    config = parse({"": Config()}, argv, __doc__)
+    config = train.parse({"": Config()}, argv, __doc__)
     sweep.use_cores()
-    with failures.in_a_sentence():
+    with train.exit_with_message():
         execute(config)
 
 

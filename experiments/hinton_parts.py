@@ -8,11 +8,8 @@ from typing import Any
 import numpy as np
 
 from experiments.hinton_task import CHOICE_SEED, Task, adam, errors, labels, logits_of
-from jaxdistill.models import apply
-from jaxdistill.report import tables as report
+from jaxdistill import models, report, study
 from jaxdistill.study import sweep
-from jaxdistill.study.arm import Row
-from jaxdistill.study.comparison import compare
 
 BIASES = np.arange(0.0, 20.05, 0.1)
 """What is tried for a class's bias: the paper's are 3.5 and 7.6."""
@@ -24,14 +21,14 @@ def triple(task: Task) -> str:
     The two students' rates are chosen on the validation images, from the same three.
     """
     rows = triple_rows(task, chosen_rates(task))
-    study = task.study("triple", "train")
-    compare(study, rows, task.config.seeds)
-    return report.write(study.log.path)
+    experiment = task.study("triple", "train")
+    study.compare(experiment, rows, task.config.seeds)
+    return report.write(experiment.log.path)
 
 
 def triple_rows(
     task: Task, rates: Mapping[str, float], epochs: int | None = None
-) -> dict[str, Row]:
+) -> dict[str, study.Arm]:
     """Teacher and both students, for so many epochs or those of the configuration."""
     return {
         "teacher": task.teacher_row(epochs),
@@ -73,26 +70,26 @@ def chosen_rates(task: Task) -> dict[str, float]:
     return rates
 
 
-def choice_teacher(task: Task) -> apply.Live:
+def choice_teacher(task: Task) -> models.BoundModule:
     """A teacher that has not seen the validation images."""
-    study = task.study("beyond", "fitted")
-    return study.train("choice_teacher", task.teacher_row(), CHOICE_SEED)
+    experiment = task.study("beyond", "fitted")
+    return experiment.train("choice_teacher", task.teacher_row(), CHOICE_SEED)
 
 
-def first_teacher(task: Task) -> apply.Live:
+def first_teacher(task: Task) -> models.BoundModule:
     """The triple's teacher of seed 0, trained now unless it is there."""
     return task.study("triple", "train").train("teacher", task.teacher_row(), 0)
 
 
-def student_row(task: Task, objective: Any, rate: float, **options: Any) -> Row:
+def student_row(task: Task, objective: Any, rate: float, **options: Any) -> study.Arm:
     """The student of the paper: no regularisation."""
     module, epochs = task.mlp(*task.config.student), options.pop("epochs", None)
     steps = task.steps(epochs or task.config.epochs)
     optimizer = adam(rate, steps, task.config.second_moment)
-    return Row(module, objective, optimizer, steps=steps, **options)
+    return study.Arm(module, objective, optimizer, steps=steps, **options)
 
 
-def distilled_row(task: Task, rate: float, **options: Any) -> Row:
+def distilled_row(task: Task, rate: float, **options: Any) -> study.Arm:
     """The student on soft targets, by default of the teacher's unshifted outputs."""
     options = {"teacher": "teacher", **options}
     return student_row(task, task.soft(task.config.temperature), rate, **options)

@@ -13,19 +13,10 @@ import jax
 import numpy as np
 import optax
 
-from jaxdistill import data, models
+from jaxdistill import data, models, objectives, parallel, study, teachers, train
 from jaxdistill.data import Batches, augment
-from jaxdistill.models import apply
-from jaxdistill.objectives.logits import combine, hard_labels, soft_targets
-from jaxdistill.parallel import partitioner as parallel
-from jaxdistill.study import sweep
-from jaxdistill.study.arm import Row
-from jaxdistill.study.study import Study
-from jaxdistill.teachers import ensemble as teachers
-from jaxdistill.train import run_dir as runs
+from jaxdistill.study import Arm, sweep
 from jaxdistill.train.constraints import max_norm
-from jaxdistill.train.evaluation import Evaluator
-from jaxdistill.train.run_dir import Run
 
 CHOICE_SEED = 1_000
 """The seed of what is chosen on the validation images: none of the final seeds."""
@@ -50,16 +41,16 @@ class Task:
         # The same row again is the same object: it compiles once.
         self.teacher_row = cache(self._teacher_row)
 
-    def log(self, part: str) -> Run:
+    def log(self, part: str) -> train.RunDir:
         """The part's own run directory; it refuses other settings of this part."""
         others = [name for name in PARTS if name != part.split("/")[0]]
         kept = {
             name: value
-            for name, value in runs.settings(self.config).items()
+            for name, value in train.settings(self.config).items()
             if name != "part"
             and not any(name.startswith(f"{other}_") for other in others)
         }
-        return Run(f"{self.config.run_dir}/{part}", kept)
+        return train.RunDir(f"{self.config.run_dir}/{part}", kept)
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -89,15 +80,17 @@ class Task:
             )
             log.write_bytes("minutes.md", said.encode())
 
-    def study(self, part: str, split: str, examples=None, batch_size=None) -> Study:
+    def study(
+        self, part: str, split: str, examples=None, batch_size=None
+    ) -> study.Study:
         """A study of this part, on a split; on `fitted` it has the validation images.
 
         Its test tells the number of errors beside the other measures. Examples and
         batches may be others than the split's and the configuration's.
         """
         config, shown = self.config, self.examples[split]
-        validation = Evaluator(self.run, self.examples["validation"])
-        return Study(
+        validation = train.Evaluator(self.run, self.examples["validation"])
+        return study.Study(
             self.run,
             self.log(part),
             examples=examples or (lambda row, seed: shown),
@@ -119,7 +112,7 @@ class Task:
         """A network on the images."""
         return models.MLP((*widths, self.source.num_classes), **options)
 
-    def _teacher_row(self, epochs: int | None = None) -> Row:
+    def _teacher_row(self, epochs: int | None = None) -> Arm:
         """The teacher: dropout, bounded weights, jittered images, the labels."""
         config = self.config
         module = self.mlp(
@@ -128,16 +121,18 @@ class Task:
         steps = self.steps(epochs or config.teacher_epochs)
         bounded = max_norm(config.max_norm)
         optimizer = optax.chain(adam(config.teacher_rate, steps), bounded)
-        return Row(module, labels(), optimizer, prepare=self.jitter, steps=steps)
+        return Arm(module, labels(), optimizer, prepare=self.jitter, steps=steps)
 
     def soft(self, temperature: Any, hard_weight: float | None = None):
         """Soft targets at a temperature, and the labels at their weight."""
         if hard_weight is None:
             hard_weight = self.config.hard_weight
-        terms: dict[str, Any] = {"soft": (1.0, soft_targets(temperature=temperature))}
+        terms: dict[str, Any] = {
+            "soft": (1.0, objectives.soft_targets(temperature=temperature))
+        }
         if hard_weight:
-            terms["hard"] = (hard_weight, hard_labels())
-        return combine(terms)
+            terms["hard"] = (hard_weight, objectives.hard_labels())
+        return objectives.combine(terms)
 
     def taught(self, teacher: Any, split: str, keep: np.ndarray | None = None):
         """Examples of a split with a teacher's logits; those at `keep`, or all."""
@@ -151,14 +146,14 @@ class Task:
 
     def sweep(
         self,
-        log: Run,
+        log: train.RunDir,
         name: str,
         module: models.MLP,
         cells: Mapping[str, np.ndarray],
         examples: Mapping[str, Any],
         objective: Callable,
         epochs: int,
-    ) -> apply.Live:
+    ) -> models.BoundModule:
         """All cells at once; they have a `seed` and a `learning_rate`."""
         steps, second_moment = self.steps(epochs), self.config.second_moment
         return sweep.train(
@@ -172,7 +167,7 @@ class Task:
             examples=examples,
             batches=Batches(len(examples["labels"]), self.config.batch_size),
             steps=steps,
-            teacher=teachers.Stored() if "teacher" in examples else None,
+            teacher=teachers.StoredTeacher() if "teacher" in examples else None,
             progress=self.config.progress,
         )
 
@@ -181,7 +176,7 @@ class Errors:
     """An evaluator that also counts the errors."""
 
     def __init__(self, run, examples: Mapping[str, np.ndarray]):
-        self.evaluate = Evaluator(run, examples)
+        self.evaluate = train.Evaluator(run, examples)
         self.size = len(examples["labels"])
 
     def __call__(self, model: Any, teacher: Any = None) -> dict[str, Any]:
@@ -194,7 +189,9 @@ PARTS = ("triple", "temperature", "transfer", "beyond")
 
 def labels(smoothing: float = 0.0):
     """The labels alone."""
-    return combine({"hard": (1.0, hard_labels(label_smoothing=smoothing))})
+    return objectives.combine(
+        {"hard": (1.0, objectives.hard_labels(label_smoothing=smoothing))}
+    )
 
 
 def adam(
@@ -218,8 +215,8 @@ def _logits(model, inputs):
 
 
 @jax.jit
-def _cell_logits(models, inputs):
-    return jax.vmap(_logits, (0, None))(models, inputs)
+def _cell_logits(members, inputs):
+    return jax.vmap(_logits, (0, None))(members, inputs)
 
 
 def errors(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:

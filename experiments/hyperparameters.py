@@ -25,20 +25,19 @@ import jax
 import numpy as np
 import optax
 
-from jaxdistill import data, models
-from jaxdistill.models import apply
-from jaxdistill.objectives.logits import combine, hard_labels, soft_targets
-from jaxdistill.parallel import partitioner as parallel
+from jaxdistill import (
+    data,
+    models,
+    objectives,
+    parallel,
+    report,
+    study,
+    teachers,
+    train,
+)
 from jaxdistill.parallel import processes
-from jaxdistill.report import heatmap
-from jaxdistill.report import tables as report
-from jaxdistill.study import arm, sweep
-from jaxdistill.study.arm import Row
-from jaxdistill.study.study import Study
-from jaxdistill.teachers import ensemble as teachers
-from jaxdistill.train import failures
-from jaxdistill.train.evaluation import Evaluator
-from jaxdistill.train.run_dir import Run, parse, settings
+from jaxdistill.report import figures
+from jaxdistill.study import sweep
 from jaxdistill.types import Objective
 
 
@@ -88,8 +87,8 @@ class Config:
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs the sweep, prints its table, returns its summary."""
     sweep.use_cores()
-    config = parse({"": Config()}, argv, __doc__)
-    with failures.in_a_sentence():
+    config = train.parse({"": Config()}, argv, __doc__)
+    with train.exit_with_message():
         return execute(config)
 
 
@@ -103,7 +102,7 @@ def execute(config: Config) -> dict[str, Any]:
     }
     axes = {name: [float(x) for x in values] for name, values in task.axes.items()}
     summary = {"axes": axes, **accuracy}
-    summary["best"] = heatmap.best(summary)
+    summary["best"] = figures.best_settings(summary)
     task.log.write("summary.json", summary)
     text = processes.on_first(lambda: report.write(task.log.path))
     if processes.is_first():
@@ -117,8 +116,8 @@ class Task:
     def __init__(self, config: Config):
         self.config = config
         source = data.load(config.data, config.data_dir)
-        train, held = data.holdout(source.train, config.validation)
-        self.examples = arm.few_labels(source.inputs(train), config.labels)
+        train_split, held = data.holdout(source.train, config.validation)
+        self.examples = study.few_labels(source.inputs(train_split), config.labels)
         self.splits = {"validation": source.inputs(held)}
         self.splits["test"] = source.inputs(source.test)
         self.axes = {
@@ -129,43 +128,43 @@ class Task:
         }
         self.cells = sweep.grid(**self.axes)
         self.run = sweep.choose(self.cells)
-        self.log = Run(config.run_dir, settings(config))
-        self.batches = data.Batches(len(train["labels"]), config.batch_size)
+        self.log = train.RunDir(config.run_dir, train.settings(config))
+        self.batches = data.Batches(len(train_split["labels"]), config.batch_size)
         self.steps = config.epochs * self.batches.steps_per_epoch
         self.classes = source.num_classes
 
-    def evaluator(self, split: str) -> Evaluator:
+    def evaluator(self, split: str) -> train.Evaluator:
         """Judges all students on a split."""
-        return Evaluator(self.run, self.splits[split], cells=True)
+        return train.Evaluator(self.run, self.splits[split], cells=True)
 
-    def train_teacher(self) -> apply.Live:
+    def train_teacher(self) -> models.BoundModule:
         """The teacher, on the labels."""
         config = self.config
         # A device is enough; several processes have no other way than together.
         run = parallel.choose("jit" if jax.process_count() == 1 else "mesh")
-        study = Study(
+        experiment = study.Study(
             run,
             self.log,
             examples=self.examples,
             steps=self.steps,
             batch_size=config.batch_size,
-            test=Evaluator(run, self.splits["test"]),
+            test=train.Evaluator(run, self.splits["test"]),
             progress=config.progress,
         )
         widths = (*config.teacher, self.classes)
-        row = Row(
+        row = study.Arm(
             models.MLP(widths, dropout=config.teacher_dropout),
-            combine({"hard": (1.0, hard_labels())}),
+            objectives.combine({"hard": (1.0, objectives.hard_labels())}),
             optax.adam(optax.cosine_decay_schedule(1e-3, self.steps)),
         )
-        return study.train("teacher", row, 0)
+        return experiment.train("teacher", row, 0)
 
-    def train_students(self, teacher: apply.Live) -> apply.Live:
+    def train_students(self, teacher: models.BoundModule) -> models.BoundModule:
         """All students at once, from the teacher's stored outputs; placed."""
         module = models.MLP((*self.config.student, self.classes))
         cell = {name: values[0] for name, values in self.cells.items()}
         optimizer = self.make_optimizer(cell)
-        row = Row(module, make_objective(cell), optimizer, "teacher")
+        row = study.Arm(module, make_objective(cell), optimizer, "teacher")
         examples = dict(self.examples(row, 0))
         every = {**examples, "mask": np.ones(len(examples["labels"]), np.float32)}
         logits = jax.jit(lambda teacher, batch: teacher(batch).logits)(teacher, every)
@@ -186,24 +185,24 @@ class Task:
             examples=examples,
             batches=self.batches,
             steps=self.steps,
-            teacher=teachers.Stored(),
+            teacher=teachers.StoredTeacher(),
             evaluate=evaluate,
             evaluations=self.config.evaluations,
             progress=self.config.progress,
         )
 
-    def make_optimizer(self, cell: sweep.Cell) -> optax.GradientTransformation:
+    def make_optimizer(self, cell: sweep.Trial) -> optax.GradientTransformation:
         """Adam at the cell's rate, which a cosine brings to nothing."""
         decay = optax.cosine_decay_schedule(1.0, self.steps)
         return optax.adam(lambda count: cell["learning_rate"] * decay(count))
 
 
-def make_objective(cell: sweep.Cell) -> Objective:
+def make_objective(cell: sweep.Trial) -> Objective:
     """Labels and soft targets at the cell's weights and temperature."""
-    soft = soft_targets(temperature=cell["temperature"])
-    return combine(
+    soft = objectives.soft_targets(temperature=cell["temperature"])
+    return objectives.combine(
         {
-            "hard": (1 - cell["soft_weight"], hard_labels()),
+            "hard": (1 - cell["soft_weight"], objectives.hard_labels()),
             "soft": (cell["soft_weight"], soft),
         }
     )

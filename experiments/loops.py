@@ -18,14 +18,9 @@ import optax
 
 from experiments import bare_jax
 from experiments.article_job import Task, baseline
-from jaxdistill import models
+from jaxdistill import models, objectives, parallel, teachers
 from jaxdistill.data import Batches
-from jaxdistill.models import apply
-from jaxdistill.objectives.logits import combine, hard_labels, soft_targets
-from jaxdistill.parallel.partitioner import Parallel
 from jaxdistill.study import sweep
-from jaxdistill.teachers import ensemble as teachers
-from jaxdistill.train.evaluation import Evaluator
 from jaxdistill.types import TrainState
 
 Loops = tuple[dict[str, Callable[[], Any]], dict[str, str]]
@@ -145,19 +140,23 @@ def our_loops(task: Task, taught: Any, students: int) -> Loops:
     batches = task.batches(0)
     return {
         LIVE: one(batches, live, task.placed),
-        STORED: one(batches, teachers.Stored(), stored),
+        STORED: one(batches, teachers.StoredTeacher(), stored),
         f"{SWEPT}, each of {students}": swept(task, stored, students),
     }, {}
 
 
 def one_epoch(
-    run: Parallel, step: Callable, state: TrainState, batches: Batches, *resident: Any
+    run: parallel.Partitioner,
+    step: Callable,
+    state: TrainState,
+    batches: Batches,
+    *resident: Any,
 ) -> Callable[[], float]:
     """A function that trains for an epoch in one dispatch; the steps' mean loss.
 
     Args:
       run: see `parallel`.
-      step: of many steps, compiled (`steps.scan_train`).
+      step: of many steps, compiled (`train.scan_train`).
       state: where the first epoch starts, not placed.
       batches: which examples go into which batch.
       resident: the placed teacher, and the placed examples.
@@ -208,9 +207,9 @@ def swept(
     student = models.student(module)
 
     def make_objective(cell):
-        soft = soft_targets(temperature=cell["temperature"])
-        hard = (config.hard_weight, hard_labels())
-        return combine({"hard": hard, "soft": (config.soft_weight, soft)})
+        soft = objectives.soft_targets(temperature=cell["temperature"])
+        hard = (config.hard_weight, objectives.hard_labels())
+        return objectives.combine({"hard": hard, "soft": (config.soft_weight, soft)})
 
     def make_optimizer(cell):
         total = config.epochs * batches.steps_per_epoch
@@ -222,16 +221,16 @@ def swept(
     states, examples = run.place(states), run.replicate(examples)
     step = sweep.make_sweep_step(student, make_objective, make_optimizer)
     train = sweep.compile_sweep(run, step, cells, group=sweep.group_for(run))
-    judge = Evaluator(run, task.test, cells=True)
+    judge = train.Evaluator(run, task.test, cells=True)
     done = 0
 
     def dispatch():
         nonlocal states, done
         rows = run.split(batches.rows(done, done + length), 1)
-        states, metrics = train(states, (teachers.Stored(), examples), rows)
+        states, metrics = train(states, (teachers.StoredTeacher(), examples), rows)
         done += length
         if steps is None:
-            return judge(apply.trained(module, states))
+            return judge(models.trained(module, states))
         return np.asarray(metrics["loss"][0])
 
     return dispatch

@@ -38,21 +38,18 @@ from typing import Any, Literal
 import optax
 
 from experiments.methods import METHODS, Layers, Method
-from jaxdistill import data, models
+from jaxdistill import (
+    data,
+    models,
+    objectives,
+    parallel,
+    report,
+    study,
+    teachers,
+    train,
+)
 from jaxdistill.data.augment import chain, flip, shift
-from jaxdistill.models.precision import Precision
-from jaxdistill.objectives.logits import combine, hard_labels
-from jaxdistill.parallel import partitioner as parallel
-from jaxdistill.parallel import processes
-from jaxdistill.parallel.partitioner import Kind
-from jaxdistill.report import tables as report
-from jaxdistill.study.arm import Row
-from jaxdistill.study.comparison import compare
-from jaxdistill.study.study import Study
-from jaxdistill.teachers import ensemble as teachers
-from jaxdistill.train import failures
-from jaxdistill.train.evaluation import Evaluator
-from jaxdistill.train.run_dir import Run, parse, settings
+from jaxdistill.parallel import Kind, processes
 
 SEARCH_SEED = 1_000
 """The seed of the search: none of the final seeds."""
@@ -95,7 +92,7 @@ class Config:
     """weights tried for each method; 1 takes the paper's"""
     seeds: int = 5
     """fresh seeds of each method's best"""
-    precision: Precision = "float32"
+    precision: models.Precision = "float32"
     """what the steps compute in; parameters and losses are float32 either way"""
     remat: bool = False
     """compute residual blocks again in the backward pass: less memory, more time"""
@@ -127,8 +124,8 @@ PRESETS = {
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs the experiment, prints its tables, returns its summary."""
-    config = parse(PRESETS, argv, __doc__)
-    with failures.in_a_sentence():
+    config = train.parse(PRESETS, argv, __doc__)
+    with train.exit_with_message():
         return execute(config)
 
 
@@ -150,7 +147,7 @@ def execute(config: Config) -> dict[str, Any]:
     if "assistant" in weights:
         rows["assistant_teacher"] = task.assistant_row()
     rows |= {name: task.row(name, weight, rate) for name, weight in weights.items()}
-    summary = compare(
+    summary = study.compare(
         task.study,
         rows,
         config.seeds,
@@ -174,22 +171,22 @@ class Task:
     def __init__(self, config: Config):
         self.config = config
         source = data.load(config.data, config.data_dir)
-        train, self.validation = source.train, None
+        train_split, self.validation = source.train, None
         run = parallel.choose(config.parallel)
         if config.validation:
-            train, held = data.holdout(train, config.validation)
-            self.validation = Evaluator(run, source.inputs(held))
-        if config.images is not None and config.images < len(train["labels"]):
-            _, train = data.holdout(train, config.images, seed=1)
-        examples = source.inputs(train)
-        batches = data.Batches(len(train["labels"]), config.batch_size)
-        self.study = Study(
+            train_split, held = data.holdout(train_split, config.validation)
+            self.validation = train.Evaluator(run, source.inputs(held))
+        if config.images is not None and config.images < len(train_split["labels"]):
+            _, train_split = data.holdout(train_split, config.images, seed=1)
+        examples = source.inputs(train_split)
+        batches = data.Batches(len(train_split["labels"]), config.batch_size)
+        self.study = study.Study(
             run,
-            Run(config.run_dir, settings(config)),
+            train.RunDir(config.run_dir, train.settings(config)),
             examples=lambda row, seed: examples,
             steps=config.epochs * batches.steps_per_epoch,
             batch_size=config.batch_size,
-            test=Evaluator(run, source.inputs(source.test)),
+            test=train.Evaluator(run, source.inputs(source.test)),
             evaluations=1,
             precision=config.precision,
             progress=config.progress,
@@ -209,28 +206,36 @@ class Task:
         self.row, self.teacher_row = cache(self._row), cache(self._teacher_row)
         self.assistant_row = cache(self._assistant_row)
 
-    def _teacher_row(self) -> Row:
+    def _teacher_row(self) -> study.Arm:
         """The teacher, trained on the labels."""
-        hard = combine({"hard": (1.0, hard_labels())})
+        hard = objectives.combine({"hard": (1.0, objectives.hard_labels())})
         steps = self.teacher_steps
         optimizer = self.optimizer(1.0, steps)
-        return Row(self.teacher, hard, optimizer, prepare=self.prepare, steps=steps)
+        return study.Arm(
+            self.teacher, hard, optimizer, prepare=self.prepare, steps=steps
+        )
 
-    def _assistant_row(self) -> Row:
+    def _assistant_row(self) -> study.Arm:
         """A network between the two, taught as plain distillation does (Mirzadeh et
         al. 2020, Improved Knowledge Distillation via Teacher Assistant)."""
         kd = METHODS["kd"]
         terms = kd.terms(kd.weight, self.layers, self.study.steps)
         optimizer = self.optimizer(1.0, self.study.steps)
-        return Row(self.assistant, combine(terms), optimizer, "teacher", self.prepare)
+        return study.Arm(
+            self.assistant,
+            objectives.combine(terms),
+            optimizer,
+            "teacher",
+            self.prepare,
+        )
 
-    def _row(self, name: str, weight: float, rate: float) -> Row:
+    def _row(self, name: str, weight: float, rate: float) -> study.Arm:
         """The student, trained with a method at a weight, its rate times a factor."""
         method = METHODS[name]
         module = method.module(self.student, self.layers)
-        return Row(
+        return study.Arm(
             module,
-            combine(method.terms(weight, self.layers, self.study.steps)),
+            objectives.combine(method.terms(weight, self.layers, self.study.steps)),
             self.optimizer(rate, self.study.steps),
             method.teacher,
             self.prepare,
@@ -249,16 +254,18 @@ class Task:
 
         The ensemble has the seed's own teacher, by the name it is trained under.
         """
-        study, given = self.study, {}
+        experiment, given = self.study, {}
         if "ensemble" in self.config.methods:
             row = self.teacher_row()
-            members = [study.train(first, row, seed)]
-            members += [study.train("other_teacher", row, seed + i) for i in OTHERS]
-            given["ensemble_teacher"] = study.run.place(teachers.ensemble(members))
+            members = [experiment.train(first, row, seed)]
+            members += [
+                experiment.train("other_teacher", row, seed + i) for i in OTHERS
+            ]
+            given["ensemble_teacher"] = experiment.run.place(teachers.ensemble(members))
         if "born_again" in self.config.methods:
             row = self.row("scratch", rate, rate)
-            model = study.train("first_generation", row, seed + OTHERS[0])
-            given["first_generation"] = study.run.place(model)
+            model = experiment.train("first_generation", row, seed + OTHERS[0])
+            given["first_generation"] = experiment.run.place(model)
         return given
 
 
@@ -293,9 +300,9 @@ def search(task: Task) -> tuple[dict[str, float], dict[str, list]]:
     best = {name: METHODS[name].weight for name in names}
     if task.config.trials == 1:
         return best, {}
-    study, scores = task.study, {}
-    teacher = study.train("search_teacher", task.teacher_row(), SEARCH_SEED)
-    given = {"teacher": study.run.place(teacher)}
+    experiment, scores = task.study, {}
+    teacher = experiment.train("search_teacher", task.teacher_row(), SEARCH_SEED)
+    given = {"teacher": experiment.run.place(teacher)}
     for name in names:
         tried: dict[float, float] = {}
         while len(tried) < task.config.trials:
@@ -331,20 +338,20 @@ def next_weight(tried: dict[float, float], method: Method) -> float:
 
 def trial(task: Task, name: str, weight: float, best, given) -> float:
     """Validation accuracy of a method at a weight."""
-    study, validation = task.study, task.validation
+    experiment, validation = task.study, task.validation
     if validation is None:
         raise ValueError("a search needs --validation images, or --trials 1")
     row = task.row(name, weight, weight if name == "scratch" else best["scratch"])
     if row.teacher == "assistant_teacher" and row.teacher not in given:
-        model = study.train(
+        model = experiment.train(
             "search_assistant", task.assistant_row(), SEARCH_SEED, given["teacher"]
         )
-        given[row.teacher] = study.run.place(model)
+        given[row.teacher] = experiment.run.place(model)
     taught_by = None if row.teacher is None else given[row.teacher]
     label = f"search_{name}_{weight:g}".replace(".", "_")
-    model = study.train(label, row, SEARCH_SEED, taught_by)
-    study.forget(row)
-    return validation(study.run.place(model), taught_by)["accuracy"]
+    model = experiment.train(label, row, SEARCH_SEED, taught_by)
+    experiment.forget(row)
+    return validation(experiment.run.place(model), taught_by)["accuracy"]
 
 
 def comparisons(names) -> dict[str, list[str]]:

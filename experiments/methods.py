@@ -19,14 +19,7 @@ from typing import Any, NamedTuple
 import jax
 from flax import linen as nn
 
-from jaxdistill import losses, models
-from jaxdistill.objectives.layers import on_hiddens
-from jaxdistill.objectives.logits import (
-    hard_labels,
-    mutual_targets,
-    on_logits,
-    soft_targets,
-)
+from jaxdistill import losses, models, objectives
 from jaxdistill.objectives.schedules import warm_up
 from jaxdistill.types import Term
 
@@ -82,7 +75,7 @@ class Method:
 
     def terms(self, weight: float, layers: Layers, steps: int) -> Terms:
         """The objective's terms: labels, and the lesson at a weight."""
-        hard = {"hard": (self.hard, hard_labels())}
+        hard = {"hard": (self.hard, objectives.hard_labels())}
         return hard | self.lesson(weight, layers, steps)
 
     def module(self, student: nn.Module, layers: Layers) -> nn.Module:
@@ -97,7 +90,7 @@ class Method:
 
 def logits(loss: Callable, weight: float, hard: float, **settings: Any) -> Method:
     """A loss on logits beside the labels' cross-entropy."""
-    term = on_logits(loss, **settings)
+    term = objectives.on_logits(loss, **settings)
     return Method(lambda w, *_: {"soft": (w, term)}, weight, hard=hard)
 
 
@@ -105,7 +98,9 @@ def embeddings(loss: Callable, weight: float, **kwargs: Any) -> Method:
     """A loss between the vectors before the classes."""
     pair = ((-1, -1),)
     return Method(
-        lambda w, *_: {"match": (w, on_hiddens(loss, pair))}, weight, **kwargs
+        lambda w, *_: {"match": (w, objectives.on_hidden_states(loss, pair))},
+        weight,
+        **kwargs,
     )
 
 
@@ -118,19 +113,26 @@ def maps(loss: Callable, weight: float, which: str, **kwargs: Any) -> Method:
             "middle": (layers.hint[0],),
             "last": layers.maps[-1:],
         }[which]
-        return {"match": (w, on_hiddens(loss, tuple((i, i) for i in chosen)))}
+        return {
+            "match": (
+                w,
+                objectives.on_hidden_states(loss, tuple((i, i) for i in chosen)),
+            )
+        }
 
     return Method(lesson, weight, **kwargs)
 
 
 def smoothed(amount, *_) -> Terms:
     """Label smoothing in place of the plain cross-entropy."""
-    return {"hard": (1.0, hard_labels(label_smoothing=amount))}
+    return {"hard": (1.0, objectives.hard_labels(label_smoothing=amount))}
 
 
 def decoupled(w, _, steps) -> Terms:
     """DKD, warmed up over a twelfth of the training: 20 of the paper's 240 epochs."""
-    term = on_logits(losses.decoupled_kl, nontarget_weight=2.0, temperature=4.0)
+    term = objectives.on_logits(
+        losses.decoupled_kl, nontarget_weight=2.0, temperature=4.0
+    )
     return {"soft": (warm_up(w, steps=max(1, steps // 12)), term)}
 
 
@@ -138,14 +140,14 @@ def related(w, *_) -> Terms:
     """RKD: distances, and angles at twice their weight."""
     pair = ((-1, -1),)
     return {
-        "distance": (w, on_hiddens(losses.relational_distance, pair)),
-        "angle": (2 * w, on_hiddens(losses.relational_angle, pair)),
+        "distance": (w, objectives.on_hidden_states(losses.relational_distance, pair)),
+        "angle": (2 * w, objectives.on_hidden_states(losses.relational_angle, pair)),
     }
 
 
 def mutual(w, *_) -> Terms:
     """Two students of different weights, each taught by the other as it is."""
-    return {"mutual": (w, mutual_targets())}
+    return {"mutual": (w, objectives.mutual_targets())}
 
 
 def standardized_kl(student, teacher, *, temperature):
@@ -156,7 +158,7 @@ def standardized_kl(student, teacher, *, temperature):
 
 def soft(weight: float, hard: float, temperature: float, teacher: str) -> Method:
     """Plain distillation from some teacher."""
-    term = soft_targets(temperature=temperature)
+    term = objectives.soft_targets(temperature=temperature)
     return Method(lambda w, *_: {"soft": (w, term)}, weight, teacher, hard)
 
 

@@ -31,19 +31,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdistill import data, losses, models
-from jaxdistill.objectives.logits import combine, hard_labels, soft_targets
+from jaxdistill import data, losses, models, objectives, report, study, train
 from jaxdistill.parallel import processes
-from jaxdistill.report.statistics import paired, spread
-from jaxdistill.study.arm import Row
-from jaxdistill.study.comparison import compare
-from jaxdistill.study.study import Study
 from jaxdistill.study.sweep import divide
 from jaxdistill.teachers import store as cache
-from jaxdistill.train import failures
-from jaxdistill.train.evaluation import Evaluator
-from jaxdistill.train.run_dir import Run, parse, settings
-from jaxdistill.train.saved import load_model
 from jaxdistill.types import TopK
 
 TEMPERATURE = 2.0
@@ -82,28 +73,28 @@ class Config:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs both parts, prints their tables, returns the summary."""
-    config = parse({"": Config()}, argv, __doc__)
-    with failures.in_a_sentence():
+    config = train.parse({"": Config()}, argv, __doc__)
+    with train.exit_with_message():
         return execute(config)
 
 
 def execute(config: Config) -> dict[str, Any]:
     """Trains in both types, then stores one teacher's outputs in every form."""
     source = data.load(config.data, config.data_dir)
-    train, test = source.inputs(source.train), source.inputs(source.test)
-    log = Run(config.run_dir, settings(config))
+    train_split, test = source.inputs(source.train), source.inputs(source.test)
+    log = train.RunDir(config.run_dir, train.settings(config))
     studies = {
-        kind: make_study(config, kind, train, test, log.path / kind)
+        kind: make_study(config, kind, train_split, test, log.path / kind)
         for kind in PRECISIONS
     }
     lines = rows(config, source.num_classes, studies["float32"].steps)
     seeds = {
-        kind: compare(study, lines, config.seeds)["seeds"]
-        for kind, study in studies.items()
+        kind: study.compare(experiment, lines, config.seeds)["seeds"]
+        for kind, experiment in studies.items()
     }
     summary = {
         "compute": compute(seeds),
-        "storage": storage(config, studies["float32"], train),
+        "storage": storage(config, studies["float32"], train_split),
     }
     log.write("summary.json", summary)
     texts = {
@@ -117,17 +108,17 @@ def execute(config: Config) -> dict[str, Any]:
     return summary
 
 
-def make_study(config: Config, kind: Any, train, test, path) -> Study:
+def make_study(config: Config, kind: Any, train_split, test, path) -> study.Study:
     """Trains in one precision, below the run's directory."""
     run, together = divide("auto", config.seeds)
-    batches = data.Batches(len(train["labels"]), config.batch_size)
-    return Study(
+    batches = data.Batches(len(train_split["labels"]), config.batch_size)
+    return study.Study(
         run,
-        Run(path, {**settings(config), "precision": kind}),
-        examples=lambda row, seed: train,
+        train.RunDir(path, {**train.settings(config), "precision": kind}),
+        examples=lambda row, seed: train_split,
         steps=config.epochs * batches.steps_per_epoch,
         batch_size=config.batch_size,
-        test=Evaluator(run, test),
+        test=train.Evaluator(run, test),
         evaluations=1,
         precision=kind,
         together=together,
@@ -135,18 +126,20 @@ def make_study(config: Config, kind: Any, train, test, path) -> Study:
     )
 
 
-def rows(config: Config, classes: int, steps: int) -> dict[str, Row]:
+def rows(config: Config, classes: int, steps: int) -> dict[str, study.Arm]:
     """Teacher, student from scratch, distilled student."""
     optimizer = optax.adam(optax.cosine_decay_schedule(1e-3, steps))
     teacher = models.MLP((*config.teacher, classes))
     student = models.MLP((*config.student, classes))
-    hard = combine({"hard": (1.0, hard_labels())})
-    soft = soft_targets(temperature=TEMPERATURE)
-    both = combine({"hard": (0.1, hard_labels()), "soft": (0.9, soft)})
+    hard = objectives.combine({"hard": (1.0, objectives.hard_labels())})
+    soft = objectives.soft_targets(temperature=TEMPERATURE)
+    both = objectives.combine(
+        {"hard": (0.1, objectives.hard_labels()), "soft": (0.9, soft)}
+    )
     return {
-        "teacher": Row(teacher, hard, optimizer),
-        "scratch": Row(student, hard, optimizer),
-        "distilled": Row(student, both, optimizer, "teacher"),
+        "teacher": study.Arm(teacher, hard, optimizer),
+        "scratch": study.Arm(student, hard, optimizer),
+        "distilled": study.Arm(student, both, optimizer, "teacher"),
     }
 
 
@@ -156,17 +149,19 @@ def compute(seeds: Mapping[str, Any]) -> dict[str, Any]:
     for name in seeds["float32"]:
         exact, low = ([s["accuracy"] for s in seeds[k][name]] for k in PRECISIONS)
         result[name] = {
-            "float32": spread(exact),
-            "bfloat16": spread(low),
-            "paired": paired(low, exact),
+            "float32": report.spread(exact),
+            "bfloat16": report.spread(low),
+            "paired": report.paired(low, exact),
         }
     return result
 
 
-def storage(config: Config, study: Study, train) -> dict[str, Any]:
+def storage(config: Config, experiment: study.Study, train_split) -> dict[str, Any]:
     """Bytes per example and the soft loss's error, for each way to store."""
-    teacher, student = (load_model(study.log.path, k) for k in ("teacher", "scratch"))
-    batch = {**train, "mask": np.ones(len(train["labels"]), np.float32)}
+    teacher, student = (
+        train.load_model(experiment.log.path, k) for k in ("teacher", "scratch")
+    )
+    batch = {**train_split, "mask": np.ones(len(train_split["labels"]), np.float32)}
     forward = jax.jit(lambda model, batch: model(batch).logits)
     logits, targets = forward(student, batch), forward(teacher, batch)
     exact = losses.forward_kl(logits, targets, temperature=TEMPERATURE)
@@ -176,22 +171,22 @@ def storage(config: Config, study: Study, train) -> dict[str, Any]:
             name = "dense" if top_k is None else f"top-{top_k}"
             manifest = cache.describe(
                 teacher,
-                train,
+                train_split,
                 data=config.data,
                 split="train",
                 transform="normalised",
                 top_k=top_k,
                 dtype=dtype,
             )
-            path = Path(study.log.path) / "outputs" / f"{name}-{dtype}"
-            cache.write(path, teacher, train, manifest, progress=config.progress)
+            path = Path(experiment.log.path) / "outputs" / f"{name}-{dtype}"
+            cache.write(path, teacher, train_split, manifest, progress=config.progress)
             # The first process finishes the store, and the others wait until then.
             processes.on_first(partial(cache.check, path, manifest))
             found = soft_loss(logits, cache.read(path, manifest))
             arrays = [f for f in path.rglob("*") if f.is_file()]
             size = sum(f.stat().st_size for f in arrays if f.suffix != ".json")
             result[f"{name}, {dtype}"] = {
-                "bytes": size / len(train["labels"]),
+                "bytes": size / len(train_split["labels"]),
                 "error": float(jnp.abs(found - exact).mean()),
                 "bias": float((found - exact).mean()),
             }

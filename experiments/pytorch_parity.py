@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from experiments.article_job import Task, baseline
-from jaxdistill.pretrained import state_dicts as convert
+from jaxdistill import pretrained
 from jaxdistill.teachers import fingerprints
 from jaxdistill.types import TrainState
 
@@ -64,7 +64,7 @@ def side_by_side(
             rates *= bias_rounding(config.parity_steps)
     variables = {"params": start}
     student = task.torch_module("student", variables)
-    back = convert.from_torch(student.state_dict(), variables)
+    back = pretrained.from_torch(student.state_dict(), variables)
     if fingerprints.of_tree(back) != fingerprints.of_tree(variables):
         raise ValueError("weights to PyTorch and back are not the same weights")
     expected = torch.follow(
@@ -74,7 +74,7 @@ def side_by_side(
         ((inputs[i], labels[i]) for i in _real(rows)),
         rates,
     )
-    theirs = convert.from_torch(student.state_dict(), variables)["params"]
+    theirs = pretrained.from_torch(student.state_dict(), variables)["params"]
     return _differences(losses, expected, [_apart(params, theirs)])
 
 
@@ -93,7 +93,7 @@ def restarted(task: Task, seed: int) -> dict[str, Any]:
         adam = before.opt_state[0]
 
         def named(tree):
-            return convert.to_torch({"params": tree}, student.state_dict())
+            return pretrained.to_torch({"params": tree}, student.state_dict())
 
         torch.load(student, named(before.params))
         torch.set_adam(
@@ -101,7 +101,7 @@ def restarted(task: Task, seed: int) -> dict[str, Any]:
         )
         images, labels = (train[key][index] for key in ("inputs", "labels"))
         value = step(torch.torch.tensor(images), torch.torch.tensor(labels).long())
-        theirs = convert.from_torch(student.state_dict(), {"params": before.params})
+        theirs = pretrained.from_torch(student.state_dict(), {"params": before.params})
         losses.append(loss)
         expected.append(float(value))
         apart.append(_apart(after.params, theirs["params"]))

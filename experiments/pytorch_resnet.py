@@ -13,7 +13,7 @@ class ResNet(nn.ModuleList):
     """The same network: stem, stages, head; images are `[B, 3, H, W]`.
 
     Args:
-      like: ours. `convert.from_torch` takes the weights over.
+      like: ours. `pretrained.from_torch` takes the weights over.
     """
 
     def __init__(self, like: models.ResNet):

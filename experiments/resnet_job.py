@@ -24,14 +24,8 @@ from experiments.loops import (
     one_epoch,
     with_outputs,
 )
-from jaxdistill import models
+from jaxdistill import models, objectives, parallel, pretrained, teachers, train
 from jaxdistill.data import Batches, normalize
-from jaxdistill.models import apply
-from jaxdistill.objectives.logits import combine, hard_labels, soft_targets
-from jaxdistill.parallel import partitioner as parallel
-from jaxdistill.pretrained import state_dicts as convert
-from jaxdistill.teachers import ensemble as teachers
-from jaxdistill.train.step import init_state, make_train_step, scan_train
 
 CLASSES, NUMBERS = 10, (0.5, 0.25, 255)
 """Classes, and the images' mean, deviation and peak."""
@@ -48,21 +42,26 @@ def all_loops(config: Job, images: int, compiled: bool) -> Loops:
     optimizer, student = optax.adam(config.learning_rate), models.student(STUDENT)
     first = {name: x[:1] for name, x in examples.items()}
     first["mask"] = np.ones(1, np.float32)
-    state = init_state(jax.random.key(0), student, optimizer, first)
+    state = train.init_state(jax.random.key(0), student, optimizer, first)
     start = {"params": state.params, **state.model_state}
     theirs, skipped = torch_loops(config, taught, start, pixels, labels, compiled)
 
-    soft = soft_targets(temperature=config.temperature)
-    hard = (config.hard_weight, hard_labels())
-    objective = combine({"hard": hard, "soft": (config.soft_weight, soft)})
+    soft = objectives.soft_targets(temperature=config.temperature)
+    hard = (config.hard_weight, objectives.hard_labels())
+    objective = objectives.combine({"hard": hard, "soft": (config.soft_weight, soft)})
     run = parallel.choose("jit")
-    step = scan_train(make_train_step(student, objective, optimizer))
+    step = train.scan_train(train.make_train_step(student, objective, optimizer))
     ours = partial(one_epoch, run, run.compile(step, batch_axis=1), state)
     batches = Batches(images, config.batch_size)
-    live, placed = run.place(apply.live(TEACHER, taught)), run.replicate(examples)
+    live_teacher, placed = (
+        run.place(teachers.live(TEACHER, taught)),
+        run.replicate(examples),
+    )
     jobs = {
-        LIVE: ours(batches, live, placed),
-        STORED: ours(batches, teachers.Stored(), with_outputs(placed, live)),
+        LIVE: ours(batches, live_teacher, placed),
+        STORED: ours(
+            batches, teachers.StoredTeacher(), with_outputs(placed, live_teacher)
+        ),
     }
     return theirs | jobs, skipped
 
@@ -95,7 +94,7 @@ def torch_loops(
 
     def network(like: models.ResNet, variables: Mapping[str, Any], layout):
         module = ResNet(like)
-        weights = convert.to_torch(variables, module.state_dict())
+        weights = pretrained.to_torch(variables, module.state_dict())
         return torch.load(module, weights).to(memory_format=layout)
 
     def epoch(make, *images, layout, **options) -> Callable[[], float]:

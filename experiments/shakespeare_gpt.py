@@ -48,13 +48,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from experiments.shakespeare_task import Task
-from jaxdistill.models.precision import Precision
-from jaxdistill.parallel import processes
-from jaxdistill.parallel.partitioner import Kind
-from jaxdistill.report import tables as report
-from jaxdistill.study.comparison import compare
-from jaxdistill.train import failures
-from jaxdistill.train.run_dir import parse
+from jaxdistill import models, report, study, train
+from jaxdistill.parallel import Kind, processes
 
 
 @dataclass(frozen=True)
@@ -111,7 +106,7 @@ class Config:
     """compute the teacher's outputs on the text once"""
     factored: bool = False
     """take the vocabulary a part at a time, in the losses that can"""
-    precision: Precision = "float32"
+    precision: models.Precision = "float32"
     """what the steps compute in; parameters and losses are float32 either way"""
     parallel: Kind = "auto"
     """how a step runs: a mesh where there are several devices, else jit"""
@@ -159,8 +154,8 @@ AGAINST = {"top_k": ["forward_kl"], "on_policy": ["reverse_kl"]}
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs the experiment, prints its table, returns its summary."""
-    config = parse(PRESETS, argv, __doc__)
-    with failures.in_a_sentence():
+    config = train.parse(PRESETS, argv, __doc__)
+    with train.exit_with_message():
         return execute(config)
 
 
@@ -169,7 +164,7 @@ def execute(config: Config) -> dict[str, Any]:
     if config.smoke:
         config = replace(config, **SMOKE)
     task = Task(config)
-    summary = compare(
+    summary = study.compare(
         task.study,
         task.rows,
         config.seeds,

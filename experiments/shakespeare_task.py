@@ -10,19 +10,10 @@ import numpy as np
 import optax
 
 from experiments.written import continued, own_kl
-from jaxdistill import data, losses, models
+from jaxdistill import data, losses, models, objectives, parallel, study, train
 from jaxdistill.data.corpus import UNKNOWN
-from jaxdistill.models import apply
-from jaxdistill.models.generation import on_policy
-from jaxdistill.models.gpt import gpt_size
-from jaxdistill.objectives.logits import combine, hard_labels, on_logits, soft_targets
-from jaxdistill.parallel import partitioner as parallel
 from jaxdistill.parallel import processes
-from jaxdistill.study.arm import Row
-from jaxdistill.study.study import Study
 from jaxdistill.teachers import fingerprints
-from jaxdistill.train.evaluation import Evaluator, language
-from jaxdistill.train.run_dir import Run, settings
 
 SMOKE_TEXT = "a rose is a rose is a rose, and a daisy is a daisy. " * 40
 
@@ -45,10 +36,14 @@ class Task:
             for part in (corpus.train, held)
         )
         run = parallel.choose(config.parallel)
-        self.evaluator = Evaluator(run, self.test, batch_size=64, metrics=language)
-        self.study = Study(
+        self.evaluator = train.Evaluator(
+            run, self.test, batch_size=64, metrics=train.language
+        )
+        self.study = study.Study(
             run,
-            Run(config.run_dir.format(preset=config.preset), settings(config)),
+            train.RunDir(
+                config.run_dir.format(preset=config.preset), train.settings(config)
+            ),
             examples=self.examples,
             steps=config.steps,
             batch_size=config.batch_size,
@@ -63,36 +58,38 @@ class Task:
         self.students = [name for name in self.rows if name not in others]
         self.written = lru_cache(maxsize=1)(self._written)
 
-    def examples(self, row: Row, seed: int) -> Mapping[str, Any]:
+    def examples(self, row: study.Arm, seed: int) -> Mapping[str, Any]:
         """The text's windows; of the sequence-level row what the teacher wrote."""
         return self.written(seed) if row is self.rows["sequence_level"] else self.train
 
-    def make_rows(self) -> dict[str, Row]:
+    def make_rows(self) -> dict[str, study.Arm]:
         """The table's lines, in the order they train."""
         config = self.config
         teacher = self.network(config.teacher, config.dropout)
         student = self.network(config.student, config.student_dropout)
-        labels = combine({"hard": (1.0, hard_labels())})
+        labels = objectives.combine({"hard": (1.0, objectives.hard_labels())})
 
         def row(module, steps, objective=labels, **options):
-            return Row(module, objective, self.optimizer(steps), steps=steps, **options)
+            return study.Arm(
+                module, objective, self.optimizer(steps), steps=steps, **options
+            )
 
         def taught(term, **options):
-            soft = combine({"soft": (1.0, term)})
+            soft = objectives.combine({"soft": (1.0, term)})
             return row(student, config.steps, soft, teacher="teacher", **options)
 
         steps = config.reference_steps
         reference = {"nanogpt": row(teacher, steps)} if steps else {}
-        reverse = on_logits(losses.reverse_kl)
+        reverse = objectives.on_logits(losses.reverse_kl)
         return {
             "teacher": row(teacher, config.teacher_steps),
             **reference,
             "scratch": row(student, config.steps),
-            "forward_kl": taught(soft_targets()),
+            "forward_kl": taught(objectives.soft_targets()),
             "reverse_kl": taught(reverse),
-            "jsd": taught(on_logits(losses.generalized_jsd)),
-            "total_variation": taught(on_logits(losses.total_variation)),
-            "top_k": taught(soft_targets(), top_k=config.top_k),
+            "jsd": taught(objectives.on_logits(losses.generalized_jsd)),
+            "total_variation": taught(objectives.on_logits(losses.total_variation)),
+            "top_k": taught(objectives.soft_targets(), top_k=config.top_k),
             "sequence_level": row(student, config.steps),
             "on_policy": taught(reverse, rollout=self.own_writing(student)),
         }
@@ -111,12 +108,12 @@ class Task:
             [optax.constant_schedule(0.0), optax.constant_schedule(config.own_share)],
             [round(config.own_from * config.steps)],
         )
-        return on_policy(student, prompt=config.prompt, share=share)
+        return models.on_policy(student, prompt=config.prompt, share=share)
 
     def network(self, shape: tuple[int, int, int], dropout: float) -> models.GPT:
         """A GPT of the vocabulary, as long as a window: width, layers, heads."""
         width, depth, heads = shape
-        size = gpt_size(
+        size = models.gpt_config(
             len(self.vocabulary),
             width,
             depth,
@@ -141,7 +138,7 @@ class Task:
         )
         return optax.chain(optax.clip_by_global_norm(1.0), adamw)
 
-    def teacher(self, seed: int) -> apply.Live:
+    def teacher(self, seed: int) -> models.BoundModule:
         """A seed's teacher, trained now unless it is there."""
         return self.study.train("teacher", self.rows["teacher"], seed)
 

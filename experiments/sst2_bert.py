@@ -49,13 +49,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from experiments.sst2_task import Task
-from jaxdistill.models.precision import Precision
-from jaxdistill.parallel import processes
-from jaxdistill.parallel.partitioner import Kind
-from jaxdistill.report import tables as report
-from jaxdistill.study.comparison import compare
-from jaxdistill.train import failures
-from jaxdistill.train.run_dir import parse
+from jaxdistill import models, report, study, train
+from jaxdistill.parallel import Kind, processes
 
 
 @dataclass(frozen=True)
@@ -115,7 +110,7 @@ class Config:
     """passes of the students as wide as the teacher"""
     seeds: int = 3
     """trainings of everything"""
-    precision: Precision = "float32"
+    precision: models.Precision = "float32"
     """what the steps compute in; parameters and losses are float32 either way"""
     parallel: Kind = "auto"
     """how a step runs: a mesh where there are several devices, else jit"""
@@ -156,8 +151,8 @@ SMOKE: dict[str, Any] = {
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs the experiment, prints its table, returns its summary."""
-    config = parse(PRESETS, argv, __doc__)
-    with failures.in_a_sentence():
+    config = train.parse(PRESETS, argv, __doc__)
+    with train.exit_with_message():
         return execute(config)
 
 
@@ -178,7 +173,7 @@ def execute(config: Config) -> dict[str, Any]:
         "bag": ["bag_scratch"],
         "layers": ["drawn"],
     }
-    summary = compare(
+    summary = study.compare(
         task.study, task.rows(), config.seeds, pairs=pairs, example=task.median
     )
     text = processes.on_first(lambda: report.write(task.study.log.path))

@@ -10,20 +10,19 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from jaxdistill import data, losses, models
-from jaxdistill.data import Batches, masking
+from jaxdistill import (
+    data,
+    losses,
+    models,
+    objectives,
+    parallel,
+    pretrained,
+    study,
+    train,
+)
+from jaxdistill.data import Batches, tokens
 from jaxdistill.data.augment import Prepare
-from jaxdistill.models import stacking as layers
-from jaxdistill.objectives import layers as matching
-from jaxdistill.objectives.logits import combine, hard_labels, soft_targets
-from jaxdistill.parallel import partitioner as parallel
-from jaxdistill.pretrained import classifier as pretrained
-from jaxdistill.pretrained import tokenizers as tokens
 from jaxdistill.pretrained import weights as huggingface
-from jaxdistill.study.arm import Row
-from jaxdistill.study.study import Study
-from jaxdistill.train.evaluation import Evaluator
-from jaxdistill.train.run_dir import Run, settings
 from jaxdistill.types import Objective
 
 SMOKE_TEXTS = ("a fine film", "a dull film , again", "so fine", "again dull", "fine !")
@@ -48,23 +47,25 @@ class Task:
         who = f"pretrained: {config.teacher}" if self.folder else "trained from scratch"
         self.said = f"The teacher is {who}. Texts: {texts.origin}."
         if self.folder is None:
-            self.tokenizer = tokens.train_wordpiece(texts.train.texts, config.vocab)
+            self.tokenizer = pretrained.train_wordpiece(texts.train.texts, config.vocab)
         else:
-            self.tokenizer = tokens.load_tokenizer(self.folder)
+            self.tokenizer = pretrained.load_tokenizer(self.folder)
         self.teacher = self.make_teacher()
-        tokens.check_tokenizer(self.tokenizer, self.teacher.encoder.size)
+        pretrained.check_tokenizer(self.tokenizer, self.teacher.encoder.size)
         self.examples, held_out, tested = (
             self.encode(split) for split in (texts.train, texts.validation, texts.test)
         )
         self.median = median_text(tested["inputs"])
         run = parallel.choose(config.parallel)
         held, test = (
-            Evaluator(run, split, trim_to=config.trim_to)
+            train.Evaluator(run, split, trim_to=config.trim_to)
             for split in (held_out, tested)
         )
-        log = Run(config.run_dir.format(preset=config.preset), settings(config))
+        log = train.RunDir(
+            config.run_dir.format(preset=config.preset), train.settings(config)
+        )
         log.write_bytes("tokenizer.json", self.tokenizer.to_str().encode())
-        self.study = Study(
+        self.study = study.Study(
             run,
             log,
             examples=lambda row, seed: self.examples,
@@ -81,7 +82,7 @@ class Task:
 
     def encode(self, split: data.Labelled) -> dict[str, Any]:
         """A split as a study has it."""
-        inputs = tokens.encode(self.tokenizer, split.texts, self.config.length)
+        inputs = pretrained.encode(self.tokenizer, split.texts, self.config.length)
         return {"inputs": inputs, "labels": split.labels}
 
     def steps(self, epochs: int) -> int:
@@ -107,7 +108,7 @@ class Task:
         assert self.folder is not None
         if self.config.teacher_epochs:
             return pretrained.load_classifier(self.folder, self.classes, rng)
-        module, variables = huggingface.load(self.folder)
+        module, variables = pretrained.load(self.folder)
         found = getattr(module, "num_classes", None)
         if found != self.classes:
             raise ValueError(
@@ -119,16 +120,18 @@ class Task:
     def bert(self, width: int, depth: int, heads: int) -> models.BertClassifier:
         """A BERT of the tokenizer's vocabulary."""
         vocab = 1 + max(self.tokenizer.get_vocab().values())
-        size = models.Size(vocab, width, depth, heads, positions=self.config.length)
+        size = models.TransformerConfig(
+            vocab, width, depth, heads, positions=self.config.length
+        )
         return models.BertClassifier(models.Encoder(size), self.classes)
 
-    def rows(self) -> dict[str, Row]:
+    def rows(self) -> dict[str, study.Arm]:
         """The table's lines, in the order they train."""
         config, vocab = self.config, self.teacher.encoder.size.vocab
-        labels = combine({"hard": (1.0, hard_labels())})
+        labels = objectives.combine({"hard": (1.0, objectives.hard_labels())})
         steps = self.steps(config.teacher_epochs)
         rows = {
-            "teacher": Row(
+            "teacher": study.Arm(
                 self.teacher,
                 labels,
                 self.adamw(self.teacher_rate, steps),
@@ -149,8 +152,8 @@ class Task:
         }
         optimizer = self.adamw(config.rate, self.study.steps)
         for name, module in students.items():
-            rows[f"{name}_scratch"] = Row(module, labels, optimizer)
-            rows[name] = Row(module, self.soft, optimizer, "teacher")
+            rows[f"{name}_scratch"] = study.Arm(module, labels, optimizer)
+            rows[name] = study.Arm(module, self.soft, optimizer, "teacher")
         for name in ("transformer", "bilstm"):
             # The control sees ever new ones: it asks no teacher.
             rows[f"{name}_masked_scratch"] = rows[f"{name}_scratch"]._replace(
@@ -166,20 +169,20 @@ class Task:
         """Hides some tokens of a text."""
         names = ("[MASK]", "[CLS]", "[SEP]", "[PAD]")
         mask, *others = map(self.tokenizer.token_to_id, names)
-        return masking.hide_tokens(mask, others, share=self.config.masked)
+        return tokens.hide_tokens(mask, others, share=self.config.masked)
 
-    def in_stages(self, small: nn.Module) -> Row:
+    def in_stages(self, small: nn.Module) -> study.Arm:
         """TinyBERT's two stages in as many steps as the other rows take.
 
         The first matches hidden states, projected, and relations of queries, keys and
         values, which are as many as the student's heads on both sides.
         """
         config, size = self.config, self.teacher.encoder.size
-        pairs = matching.uniform(config.transformer[1], size.depth)
+        pairs = objectives.uniform(config.transformer[1], size.depth)
         projector = models.Projector(tuple((i, size.width) for i, _ in pairs))
-        terms = {"hidden": (1.0, matching.on_hiddens(losses.hint_mse, pairs))}
+        terms = {"hidden": (1.0, objectives.on_hidden_states(losses.hint_mse, pairs))}
         for name in ("queries", "keys", "values"):
-            relation = matching.on_extras(
+            relation = objectives.on_extras(
                 losses.relation_kl, name, pairs, heads=config.transformer[2]
             )
             terms[name] = (1.0, relation)
@@ -190,9 +193,9 @@ class Task:
                 f"stage_epochs ({config.stage_epochs}) must be fewer than epochs "
                 f"({config.epochs}): the rest train on soft targets"
             )
-        first = Row(
+        first = study.Arm(
             models.with_projector(small, projector),
-            combine(terms),
+            objectives.combine(terms),
             self.adamw(config.rate, steps),
             live=True,
             steps=steps,
@@ -204,9 +207,11 @@ class Task:
             return state.replace(params=matched.variables["params"])
 
         optimizer = self.adamw(config.rate, rest)
-        return Row(small, self.soft, optimizer, "teacher", start=start, steps=rest)
+        return study.Arm(
+            small, self.soft, optimizer, "teacher", start=start, steps=rest
+        )
 
-    def wide(self) -> dict[str, Row]:
+    def wide(self) -> dict[str, study.Arm]:
         """Two networks of two layers as wide as the teacher's: drawn, and its own."""
         encoder = self.teacher.encoder
         chosen = (0, encoder.size.depth - 1)
@@ -216,12 +221,14 @@ class Task:
 
         def start(state, teacher, seed):
             del seed
-            params = layers.take_layers(teacher.variables["params"], chosen)
+            params = models.take_layers(teacher.variables["params"], chosen)
             return state.replace(params=params)
 
         def row(rate, **options):
             optimizer = self.adamw(rate, steps)
-            return Row(module, self.soft, optimizer, "teacher", steps=steps, **options)
+            return study.Arm(
+                module, self.soft, optimizer, "teacher", steps=steps, **options
+            )
 
         return {
             "drawn": row(self.config.rate),
@@ -239,13 +246,13 @@ class Task:
     def soft(self) -> Objective:
         """Soft targets and labels."""
         config = self.config
-        return combine(
+        return objectives.combine(
             {
                 "soft": (
                     1 - config.hard_weight,
-                    soft_targets(temperature=config.temperature),
+                    objectives.soft_targets(temperature=config.temperature),
                 ),
-                "hard": (config.hard_weight, hard_labels()),
+                "hard": (config.hard_weight, objectives.hard_labels()),
             }
         )
 
@@ -284,7 +291,7 @@ def median_text(inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
     return {"inputs": one, "mask": np.ones(1, np.float32)}
 
 
-def with_validation(test: Evaluator, validation: Evaluator):
+def with_validation(test: train.Evaluator, validation: train.Evaluator):
     """An evaluator on the test that also tells the validation accuracy."""
 
     def evaluate(model: Any, teacher: Any = None) -> Mapping[str, Any]:

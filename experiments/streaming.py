@@ -35,17 +35,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdistill import models
+from jaxdistill import models, objectives, parallel, report, train
 from jaxdistill.data import Batches, Stream, normalize
-from jaxdistill.objectives.logits import combine, hard_labels
-from jaxdistill.parallel import partitioner as parallel
-from jaxdistill.parallel.partitioner import Kind
-from jaxdistill.report import tables as report
+from jaxdistill.parallel import Kind
 from jaxdistill.train import cost as benchmark
-from jaxdistill.train import failures
-from jaxdistill.train.loop import STREAMED_PER_DISPATCH, fit
-from jaxdistill.train.run_dir import Run, parse, settings
-from jaxdistill.train.step import init_state, make_train_step, scan_train
+from jaxdistill.train.loop import STREAMED_PER_DISPATCH
 
 SHAPE, CLASSES = (32, 32, 3), 10
 
@@ -84,7 +78,7 @@ class Config:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs the experiment, prints its table, returns its summary."""
-    config = parse({"": Config()}, argv, __doc__)
+    config = train.parse({"": Config()}, argv, __doc__)
     if config.smoke:
         config = replace(config, depth=8, images=64, batch_size=8, steps=8, rounds=1)
     if config.steps % STREAMED_PER_DISPATCH or config.steps < 1 or config.rounds < 1:
@@ -92,8 +86,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             f"error: --steps must be a multiple of {STREAMED_PER_DISPATCH}, --rounds "
             f"at least 1; got {config.steps} and {config.rounds}"
         )
-    with failures.in_a_sentence():
-        log = Run(config.run_dir, settings(config))
+    with train.exit_with_message():
+        log = train.RunDir(config.run_dir, train.settings(config))
         summary = measure(config, Path(config.run_dir) / "images.array_record")
     log.write("summary.json", summary)
     log.write_bytes("table.md", table(summary).encode())
@@ -149,16 +143,16 @@ class Job:
         self.run = parallel.choose(config.parallel)
         student = models.student(models.resnet_cifar(config.depth, CLASSES))
         optimizer = optax.sgd(0.1, momentum=0.9, nesterov=True)
-        objective = combine({"hard": (1.0, hard_labels())})
-        step = make_train_step(student, objective, optimizer)
-        self.step = self.run.compile(scan_train(step), batch_axis=1)
+        objective = objectives.combine({"hard": (1.0, objectives.hard_labels())})
+        step = train.make_train_step(student, objective, optimizer)
+        self.step = self.run.compile(train.scan_train(step), batch_axis=1)
         self.batches = Batches(config.images, config.batch_size)
         first = next(self.batches.iterate(self.examples, 0))
-        self.state: Any = init_state(jax.random.key(0), student, optimizer, first)
+        self.state: Any = train.init_state(jax.random.key(0), student, optimizer, first)
 
     def train(self, examples: Any, batches: Batches | Stream, start: int) -> None:
         """The configured number of steps after step `start`."""
-        fit(
+        train.fit(
             self.state.replace(step=jnp.int32(start)),
             self.step,
             run=self.run,
@@ -202,7 +196,10 @@ def measure(config: Config, path: Path) -> dict[str, Any]:
             name: benchmark.ratios(seconds["resident"], times)
             for name, times in seconds.items()
         },
-        "setting": {**settings(config), "device": str(job.run.devices[0].device_kind)},
+        "setting": {
+            **train.settings(config),
+            "device": str(job.run.devices[0].device_kind),
+        },
     }
 
 

@@ -15,17 +15,8 @@ import optax
 from flax import linen as nn
 
 from experiments.loops import one_epoch
-from jaxdistill import models
+from jaxdistill import models, objectives, parallel, pretrained, teachers, train
 from jaxdistill.data import Batches
-from jaxdistill.models import apply
-from jaxdistill.models.generation import generate
-from jaxdistill.models.stacking import stack_layers
-from jaxdistill.objectives.logits import combine, hard_labels, soft_targets
-from jaxdistill.parallel import partitioner as parallel
-from jaxdistill.pretrained import weights as huggingface
-from jaxdistill.pretrained.config import module_of
-from jaxdistill.teachers import ensemble as teachers
-from jaxdistill.train.step import init_state, make_train_step, scan_train
 from jaxdistill.types import TrainState
 
 THEIRS, OURS = "transformers, sdpa", "jaxdistill"
@@ -137,7 +128,7 @@ class Work:
         """A classifier's texts have these lengths, or all that of the shape."""
         self.shape, self.rule = shape, rule
         self.config = make(shape, rule.dropout)
-        self.module: Any = module_of(self.config, maps=False)
+        self.module: Any = pretrained.module_of(self.config, maps=False)
         self.run = parallel.choose("jit")
         count = shape.batch * rule.steps
         self.examples = draw(shape, make is gpt, count, seed)
@@ -147,14 +138,14 @@ class Work:
         alike = None if lengths is None else tuple(lengths.tolist())
         self.batches = Batches(count, shape.batch, lengths=alike)
         self.optimizer = optax.adamw(rule.learning_rate, weight_decay=rule.weight_decay)
-        terms: dict[str, Any] = {"hard": (rule.hard, hard_labels())}
+        terms: dict[str, Any] = {"hard": (rule.hard, objectives.hard_labels())}
         if rule.soft:
-            soft = soft_targets(temperature=rule.temperature)
+            soft = objectives.soft_targets(temperature=rule.temperature)
             terms["soft"] = (rule.soft, soft)
-        self.objective = combine(terms)
+        self.objective = objectives.combine(terms)
         student = models.student(self.module)
         key = jax.random.key(seed)
-        self.state = init_state(key, student, self.optimizer, self.batch)
+        self.state = train.init_state(key, student, self.optimizer, self.batch)
 
     @property
     def batch(self) -> dict[str, Any]:
@@ -163,16 +154,16 @@ class Work:
         return {**first, "mask": np.ones(self.shape.batch, np.float32)}
 
     @property
-    def teacher(self) -> teachers.Stored | None:
+    def teacher(self) -> teachers.StoredTeacher | None:
         """Its outputs lie beside the examples, where the loss asks for them."""
-        return teachers.Stored() if self.rule.soft else None
+        return teachers.StoredTeacher() if self.rule.soft else None
 
     def ours(self, *, scan: bool = False, trim_to: Sequence[int] = ()) -> Callable:
         """A function that trains for an epoch in one dispatch."""
         module, params = self.module, self.state.params
         if scan:
-            module = module_of(self.config, maps=False, scan=True)
-            params = stack_layers(params)
+            module = pretrained.module_of(self.config, maps=False, scan=True)
+            params = models.stack_layers(params)
         state = TrainState(
             step=self.state.step,
             params=params,
@@ -181,10 +172,12 @@ class Work:
             rng=self.state.rng,
         )
         student = models.student(module)
-        step = make_train_step(student, self.objective, self.optimizer, trim_to=trim_to)
+        step = train.make_train_step(
+            student, self.objective, self.optimizer, trim_to=trim_to
+        )
         return one_epoch(
             self.run,
-            self.run.compile(scan_train(step), batch_axis=1),
+            self.run.compile(train.scan_train(step), batch_axis=1),
             state,
             self.batches,
             self.run.place(self.teacher),
@@ -196,7 +189,7 @@ class Work:
         torch, rule = torch_side(), self.rule
         variables = {"params": self.state.params}
         model = torch.network(
-            self.config, huggingface.from_linen(variables, self.config)
+            self.config, pretrained.from_linen(variables, self.config)
         )
         loss = torch.make_loss(rule.temperature, rule.hard, rule.soft)
         optimizer = torch.adamw(model, rule.learning_rate, rule.weight_decay)
@@ -237,7 +230,7 @@ class Work:
     def stages(self) -> dict[str, Callable]:
         """What a step is made of, each stage with those before it."""
         student = models.student(self.module)
-        step = make_train_step(student, self.objective, self.optimizer)
+        step = train.make_train_step(student, self.objective, self.optimizer)
         whole = jax.jit(step, donate_argnums=0)
         forward, slope = jax.jit(self.loss), jax.jit(jax.grad(self.loss))
         batch, teacher = self.run.place((self.batch, self.teacher))
@@ -260,13 +253,15 @@ class Work:
         """Functions of both sides that write greedily behind the same prompts."""
         drawn = self.examples["inputs"]["input_ids"].reshape(-1)
         prompt = np.resize(drawn, (prompts, length))
-        live = self.run.place(apply.live(self.module, {"params": self.state.params}))
-        write = partial(generate, steps=count, temperature=0.0)
+        live_teacher = self.run.place(
+            teachers.live(self.module, {"params": self.state.params})
+        )
+        write = partial(models.generate, steps=count, temperature=0.0)
         given, key = self.run.place({"input_ids": prompt}), jax.random.key(0)
         model = self.theirs()[0]
         return {
             THEIRS: torch_side().make_generate(model, prompt, count),
-            OURS: lambda: np.asarray(write(live, given, key)["input_ids"]),
+            OURS: lambda: np.asarray(write(live_teacher, given, key)["input_ids"]),
         }
 
 

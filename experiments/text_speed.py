@@ -58,11 +58,8 @@ from experiments.text_jobs import (
     torch_side,
 )
 from experiments.text_settings import SMOKE, Config, rule
-from jaxdistill import data
-from jaxdistill.report import tables as report
+from jaxdistill import data, report, train
 from jaxdistill.train import cost as benchmark
-from jaxdistill.train import failures
-from jaxdistill.train.run_dir import Run, environment
 
 PARTS = ("train", "distill", "lengths", "stages", "generate", "storage")
 
@@ -72,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     config = tyro.cli(Config, args=argv, description=__doc__)
     if hasattr(os, "sched_setaffinity"):  # before any side makes its threads
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: config.threads])
-    with failures.in_a_sentence():
+    with train.exit_with_message():
         return execute(config)
 
 
@@ -81,13 +78,13 @@ def execute(config: Config) -> dict[str, Any]:
     if config.smoke:
         config = replace(config, **SMOKE)
     free = ("part", "rounds", "run_dir", "data_dir", "save", "progress")
-    log = Run(
+    log = train.RunDir(
         config.run_dir, {k: v for k, v in asdict(config).items() if k not in free}
     )
     path = log.path / "summary.json"
     summary = json.loads(path.read_text()) if path.exists() else {}
     jobs: dict[str, Callable] = {
-        "train": train,
+        "train": train_steps,
         "distill": distill,
         "lengths": lengths,
         "stages": stages,
@@ -100,7 +97,7 @@ def execute(config: Config) -> dict[str, Any]:
     for part in parts:
         summary[part] = {**jobs[part](config), "machine": versions(config.threads)}
         log.write("summary.json", summary)
-    log.write("env.json", environment())
+    log.write("env.json", train.environment())
     texts = text_report.tables(summary)
     for name, text in texts.items():
         log.write_bytes(name, text.encode())
@@ -111,7 +108,7 @@ def execute(config: Config) -> dict[str, Any]:
     return summary
 
 
-def train(config: Config) -> dict[str, Any]:
+def train_steps(config: Config) -> dict[str, Any]:
     """Seconds of a round of steps on the labels alone."""
     jobs = epochs(config, "train", rule(config, 1.0, 0.0))
     return {"jobs": jobs, "note": "A round is so many optimizer steps of AdamW."}
@@ -253,7 +250,7 @@ def about(shape: Shape) -> str:
 
 
 def in_turns(config: Config, name: str, jobs, rounds: int = 0) -> dict[str, list]:
-    """`benchmark.interleave`, with a bar."""
+    """`cost.interleave`, with a bar."""
     rounds = rounds or config.rounds
     total = len(jobs) * (rounds + 1)
     with tqdm(desc=name, total=total, disable=not config.progress) as bar:

@@ -13,14 +13,17 @@ import numpy as np
 import optax
 
 from experiments.text_jobs import Shape, draw, gpt
-from jaxdistill import data, losses, models
-from jaxdistill.models import apply
-from jaxdistill.objectives.logits import combine, hard_labels
-from jaxdistill.parallel import partitioner as parallel
-from jaxdistill.pretrained.config import module_of
+from jaxdistill import (
+    data,
+    losses,
+    models,
+    objectives,
+    parallel,
+    pretrained,
+    teachers,
+    train,
+)
 from jaxdistill.teachers import store as cache
-from jaxdistill.train.loop import fit
-from jaxdistill.train.step import init_state, make_train_step, scan_train
 from jaxdistill.types import TopK
 
 
@@ -38,14 +41,14 @@ def drawn(shape: Shape, count: int, sharpness: float, seed: int):
     del examples["teacher"]
     pair = []
     for i, one in enumerate((shape, smaller(shape))):
-        module = module_of(gpt(one, 0.0), maps=False)
+        module = pretrained.module_of(gpt(one, 0.0), maps=False)
         key = jax.random.key(2 * seed + i)
         params = dict(
             module.init(key, jax.tree.map(lambda x: x[:1], examples["inputs"]))
         )
         params = dict(params["params"])
         params["norm"] = jax.tree.map(lambda x: sharpness * x, params["norm"])
-        pair.append(apply.live(module, {"params": params}))
+        pair.append(teachers.live(module, {"params": params}))
     return *pair, examples
 
 
@@ -57,7 +60,7 @@ def taught(shape: Shape, corpus: data.Corpus, at_least: int, count: int, **train
       corpus: the text.
       at_least: how often a token must occur in the training text.
       count: windows.
-      training: see `train`.
+      training: see `train_model`.
     """
     vocabulary = data.Vocabulary.of(corpus.train, at_least)
     shape = replace(shape, vocab=len(vocabulary))
@@ -65,28 +68,36 @@ def taught(shape: Shape, corpus: data.Corpus, at_least: int, count: int, **train
         data.windows(vocabulary.encode(part), shape.length)
         for part in (corpus.train, corpus.validation)
     )
-    teacher, student = (train(s, text, **training) for s in (shape, smaller(shape)))
+    teacher, student = (
+        train_model(s, text, **training) for s in (shape, smaller(shape))
+    )
     return teacher, student, jax.tree.map(lambda x: x[:count], held)
 
 
-def train(shape: Shape, text: Mapping[str, Any], *, steps: int, rate: float, seed: int):
+def train_model(
+    shape: Shape, text: Mapping[str, Any], *, steps: int, rate: float, seed: int
+):
     """A model of the text after so many steps of AdamW."""
-    module = module_of(gpt(shape, 0.0), maps=False)
+    module = pretrained.module_of(gpt(shape, 0.0), maps=False)
     student, optimizer = models.student(module), optax.adamw(rate)
     run = parallel.choose("jit")
-    step = make_train_step(student, combine({"hard": (1.0, hard_labels())}), optimizer)
+    step = train.make_train_step(
+        student,
+        objectives.combine({"hard": (1.0, objectives.hard_labels())}),
+        optimizer,
+    )
     first = jax.tree.map(lambda x: x[:1], dict(text))
     first["mask"] = np.ones(1, np.float32)
-    state = fit(
-        init_state(jax.random.key(seed), student, optimizer, first),
-        run.compile(scan_train(step), batch_axis=1),
+    state = train.fit(
+        train.init_state(jax.random.key(seed), student, optimizer, first),
+        run.compile(train.scan_train(step), batch_axis=1),
         run=run,
         examples=run.replicate(text),
         batches=data.Batches(len(text["labels"]), shape.batch, seed=seed),
         steps=steps,
         progress=False,
     )
-    return apply.trained(module, state)
+    return models.trained(module, state)
 
 
 def smaller(shape: Shape) -> Shape:

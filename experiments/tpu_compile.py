@@ -51,12 +51,8 @@ import tyro
 from flax import linen as nn
 from jax.experimental import topologies
 
-from jaxdistill import models
-from jaxdistill.models import apply
-from jaxdistill.objectives.logits import combine, hard_labels, soft_targets
-from jaxdistill.parallel import partitioner as parallel
+from jaxdistill import models, objectives, parallel, teachers, train
 from jaxdistill.train import cost as benchmark
-from jaxdistill.train.step import init_state, make_train_step
 
 TEACHER, STUDENT = (784, 512, 256, 10), (784, 128, 64, 10)
 
@@ -231,8 +227,11 @@ def counted(job: Job, compiled: Any, params: Any, batch: int, copies: int = 1):
 def make_step(job: Job, size: int):
     """The train step, `batch -> (state, teacher)` to start with, the batch's shapes."""
     student = models.student(job.student)
-    objective = combine(
-        {"hard": (0.7, hard_labels()), "soft": (0.3, soft_targets(temperature=2.0))}
+    objective = objectives.combine(
+        {
+            "hard": (0.7, objectives.hard_labels()),
+            "soft": (0.3, objectives.soft_targets(temperature=2.0)),
+        }
     )
     optimizer = optax.adam(1e-3)
     shapes = {
@@ -243,11 +242,11 @@ def make_step(job: Job, size: int):
 
     def start(batch):
         rng = jax.random.key(0)
-        state = init_state(rng, student, optimizer, batch)
+        state = train.init_state(rng, student, optimizer, batch)
         variables = job.teacher.init(rng, batch["inputs"])
-        return state, apply.live(job.teacher, variables)
+        return state, teachers.live(job.teacher, variables)
 
-    step = make_train_step(student, objective, optimizer, dtype=job.dtype)
+    step = train.make_train_step(student, objective, optimizer, dtype=job.dtype)
     return step, start, shapes
 
 

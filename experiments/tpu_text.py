@@ -42,14 +42,8 @@ import optax
 import tyro
 from flax import linen as nn
 
-from jaxdistill import losses, models
-from jaxdistill.models import apply
-from jaxdistill.models.gpt import gpt_size
-from jaxdistill.objectives import layers as matching
-from jaxdistill.objectives.logits import combine, hard_labels, soft_targets
-from jaxdistill.parallel import partitioner as parallel
+from jaxdistill import losses, models, objectives, parallel, teachers, train
 from jaxdistill.train import cost as benchmark
-from jaxdistill.train.step import init_state, make_train_step
 from jaxdistill.types import Objective, Term
 
 
@@ -79,29 +73,31 @@ class Job(NamedTuple):
 
 def bert() -> Job:
     """BERT-base, and six layers of it."""
-    pairs = matching.uniform(6, 12)
+    pairs = objectives.uniform(6, 12)
     terms: dict[str, tuple[float, Term]] = {
-        "hard": (0.1, hard_labels()),
-        "soft": (0.9, soft_targets(temperature=2.0)),
-        "hidden": (1.0, matching.on_hiddens(losses.cosine_distance, pairs)),
+        "hard": (0.1, objectives.hard_labels()),
+        "soft": (0.9, objectives.soft_targets(temperature=2.0)),
+        "hidden": (1.0, objectives.on_hidden_states(losses.cosine_distance, pairs)),
     }
     teacher, student = (
         models.BertClassifier(models.Encoder(size, scan=True, maps=False), 2)
         for size in (models.BERT_BASE, replace(models.BERT_BASE, depth=6))
     )
-    return Job(teacher, student, combine(terms), "mesh", "v5e:2x4", 32, 128, False)
+    return Job(
+        teacher, student, objectives.combine(terms), "mesh", "v5e:2x4", 32, 128, False
+    )
 
 
 def gpt() -> Job:
     """A GPT of 7 billion parameters, and one of a billion."""
     numbers = {"positions": 1024, "dropout": 0.0, "attention_dropout": 0.0}
-    teacher = gpt_size(50_304, 4096, 32, 32, **numbers)
-    student = gpt_size(50_304, 2048, 18, 16, **numbers)
+    teacher = models.gpt_config(50_304, 4096, 32, 32, **numbers)
+    student = models.gpt_config(50_304, 2048, 18, 16, **numbers)
     options: dict[str, Any] = {"scan": True, "maps": False, "factored": True}
     return Job(
         models.GPT(teacher, **options),
         models.GPT(student, remat=True, **options),
-        combine({"soft": (1.0, soft_targets(temperature=1.0))}),
+        objectives.combine({"soft": (1.0, objectives.soft_targets(temperature=1.0))}),
         "fsdp",
         "v5p:8x8x4",
         1,
@@ -189,7 +185,7 @@ def costs(job: Job, chips: Sequence[Any]) -> dict[str, Any]:
     }
 
 
-def abstract_step(job: Job, run: parallel.Parallel, chips: int):
+def abstract_step(job: Job, run: parallel.Partitioner, chips: int):
     """The train step, and the shapes of its arguments, where the chips hold them."""
     size = job.batch * chips
     shape = (size, job.length) if job.by_token else (size,)
@@ -203,13 +199,13 @@ def abstract_step(job: Job, run: parallel.Parallel, chips: int):
 
     def start(batch):
         rng = jax.random.key(0)
-        state = init_state(rng, student, optimizer, batch)
+        state = train.init_state(rng, student, optimizer, batch)
         variables = job.teacher.init(rng, batch["inputs"])
         kept = jax.tree.map(lambda x: x.astype(jnp.bfloat16), variables)
-        return state, apply.live(job.teacher, kept)
+        return state, teachers.live(job.teacher, kept)
 
     state, teacher = jax.eval_shape(start, batch)
-    step = make_train_step(student, job.objective, optimizer, dtype="bfloat16")
+    step = train.make_train_step(student, job.objective, optimizer, dtype="bfloat16")
 
     def held(tree):
         return jax.tree.map(
@@ -226,7 +222,7 @@ def count(tree: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-def layer_bytes(teacher: apply.Live) -> int:
+def layer_bytes(teacher: models.BoundModule) -> int:
     """Bytes of one of the teacher's layers, gathered in bfloat16."""
     stacked = [
         leaf.size // leaf.shape[0]

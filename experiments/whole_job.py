@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jaxdistill.models import apply
+from jaxdistill import models, pretrained, train
 from jaxdistill.runtimes import peak_memory
 
 
@@ -28,8 +28,8 @@ def pytorch(job: dict[str, Any], weights, output: Path) -> float:
 
     torch.set_num_threads(job["threads"])
     source = data.load(job["data"], job["data_dir"])
-    train, test = source.train, source.test
-    pixels = train["images"][0].size
+    train_split, test = source.train, source.test
+    pixels = train_split["images"][0].size
     student, teacher = (
         baseline.mlp((pixels, *job[name], source.num_classes))
         for name in ("student", "teacher")
@@ -39,7 +39,7 @@ def pytorch(job: dict[str, Any], weights, output: Path) -> float:
     loss = baseline.make_loss(
         job["temperature"], job["hard_weight"], job["soft_weight"]
     )
-    images = baseline.Images(train["images"], train["labels"], *numbers)
+    images = baseline.Images(train_split["images"], train_split["labels"], *numbers)
     epoch = baseline.article(
         student, teacher, loss, images, job["batch_size"], job["learning_rate"]
     )
@@ -65,18 +65,18 @@ def ours(job: dict[str, Any], weights, output: Path) -> float:
     import jax
 
     from experiments.article_job import Job, Task
-    from jaxdistill.pretrained import state_dicts as convert
-    from jaxdistill.train.checkpoint import Checkpoints
-    from jaxdistill.train.evaluation import Evaluator
+
+    pass
+    pass
 
     task = Task(Job(**job))
     module = task.modules["teacher"]
     like = jax.eval_shape(module.init, jax.random.key(0), task.first()["inputs"])
-    teacher = task.run.place(task.teacher(convert.from_torch(weights, like)))
-    checkpoints = Checkpoints(output / "checkpoints")
+    teacher = task.run.place(task.teacher(pretrained.from_torch(weights, like)))
+    checkpoints = train.Checkpoints(output / "checkpoints")
     state = task.fit("student", 0, teacher, checkpoints)
-    model = apply.trained(task.modules["student"], state)
-    accuracy = Evaluator(task.run, task.test)(task.run.place(model))["accuracy"]
+    model = models.trained(task.modules["student"], state)
+    accuracy = train.Evaluator(task.run, task.test)(task.run.place(model))["accuracy"]
     checkpoints.close()
     return accuracy
 

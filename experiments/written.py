@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdistill import losses
-from jaxdistill.models import apply
-from jaxdistill.models.generation import generate
+from jaxdistill import losses, models
 from jaxdistill.types import Array, whole_logits
 
 
-def continued(model: apply.Live, ids: Any, steps: int, rng: Array, size: int = 512):
+def continued(
+    model: models.BoundModule, ids: Any, steps: int, rng: Array, size: int = 512
+):
     """`[N, L + steps]` integers: prompts `[N, L]`, and what a model writes behind them.
 
     Raises:
@@ -22,7 +22,7 @@ def continued(model: apply.Live, ids: Any, steps: int, rng: Array, size: int = 5
     """
     parts = []
     for i, (part, real) in enumerate(_in_parts(ids, size)):
-        drawn = generate(
+        drawn = models.generate(
             model, {"input_ids": part}, jax.random.fold_in(rng, i), steps=steps
         )
         parts.append(np.asarray(drawn["input_ids"])[:real])
@@ -33,8 +33,8 @@ def continued(model: apply.Live, ids: Any, steps: int, rng: Array, size: int = 5
 
 
 def own_kl(
-    student: apply.Live,
-    teacher: apply.Live,
+    student: models.BoundModule,
+    teacher: models.BoundModule,
     prompts: Any,
     steps: int,
     rng: Array,

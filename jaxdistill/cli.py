@@ -12,7 +12,7 @@ from jaxdistill import export
 from jaxdistill.export.benchmark import from_run as finished
 from jaxdistill.report import tables as report
 from jaxdistill.teachers import store as cache
-from jaxdistill.train import failures, saved
+from jaxdistill.train import run_dir, saved
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Cache:
     """Store a trained model's outputs on its run's images, for students to learn from.
 
     The same command again goes on where a kill left it. A script reads them with
-    `teacher, examples, manifest = saved.load_lesson(...)` and `cache.read`.
+    `teacher, examples, manifest = saved.load_lesson(...)` and `store.read`.
     """
 
     run: tyro.conf.Positional[str]
@@ -141,7 +141,7 @@ Command = (
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line's entry point."""
     command = tyro.cli(Command, args=argv, description=__doc__)  # type: ignore[call-overload]
-    with failures.in_a_sentence():
+    with run_dir.exit_with_message():
         print(run(command))
 
 

@@ -18,7 +18,7 @@ Batch = Mapping[str, Any]
 `labelled`  `[B]` float, optional: 0 where the label must not be used
 `token_mask` `[B, L]` float, optional: 0 for tokens that do not count, beside those that
             are padding by the `attention_mask` `[B, L]` of the inputs
-`teacher`   optional: a teacher's stored outputs for these examples (`cache.read`)
+`teacher`   optional: a teacher's stored outputs for these examples (`store.read`)
 `partner`   `[B]` integers and `share` `[B]` float, optional: the other label of a mixed
             image, and how much the first one weighs (`augment.mixup`)
 """
@@ -93,7 +93,7 @@ class Outputs:
         mapping, of the layers that are stored.
       attentions: attention probabilities by layer, a tuple of `[B, H, L, S]`.
       projected: a student's hidden states at the teacher's width, by layer, None where
-        there is no projection (see `models.adapters`).
+        there is no projection (see `models.with_projector`).
       extras: what else a model has, by name: a distillation token's logits, a text
         model's embeddings, queries, keys and values by layer.
     """

@@ -11,11 +11,9 @@ import optax
 from flax import linen as nn
 from flax import nnx, struct
 
-from jaxdistill import models
-from jaxdistill.models import apply
-from jaxdistill.objectives.logits import combine, hard_labels, soft_targets
+from jaxdistill import models, teachers, train
+from jaxdistill.objectives import combine, hard_labels, soft_targets
 from jaxdistill.teachers import fingerprints
-from jaxdistill.train import step as steps
 from jaxdistill.types import Outputs
 
 CLASSES, WIDTH = 5, 6
@@ -67,7 +65,7 @@ def live(module: nn.Module, seed: int = 7, *, tokens: int | None = None):
     """A teacher with random variables."""
     inputs = make_batch(0, 2, tokens=tokens)["inputs"]
     variables = jax.jit(module.init)(jax.random.key(seed), inputs)
-    return apply.live(module, variables)
+    return teachers.live(module, variables)
 
 
 def recorder(rate: float) -> optax.GradientTransformation:
@@ -87,14 +85,14 @@ RECORDER = recorder(0.1)
 def start(module: nn.Module, batch, optimizer=RECORDER):
     """A fresh state of a module's student."""
     student = models.student(module)
-    return steps.init_state(jax.random.key(0), student, optimizer, batch)
+    return train.init_state(jax.random.key(0), student, optimizer, batch)
 
 
 @lru_cache
 def train_step(module: nn.Module, optimizer=RECORDER, micro_batches: int = 1):
     """The step on labels and soft targets, the same function for every test."""
     student = models.student(module)
-    return steps.make_train_step(
+    return train.make_train_step(
         student, HARD_AND_SOFT, optimizer, micro_batches=micro_batches
     )
 

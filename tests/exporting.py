@@ -8,9 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdistill import data, models
+from jaxdistill import data, models, teachers
 from jaxdistill.export import Pixels, Subject
-from jaxdistill.models import apply
 
 PACKAGES = {
     "stablehlo": ("flatbuffers",),
@@ -21,7 +20,7 @@ DIGITS = data.load("digits")
 # A part of the test: every format reads all of it, whatever its batch.
 TEST = {name: array[:200] for name, array in DIGITS.test.items()}
 PIXELS = Pixels(DIGITS.peak, DIGITS.mean, DIGITS.deviation)
-SIZE = models.Size(40, 16, 2, 4, positions=12)
+SIZE = models.TransformerConfig(40, 16, 2, 4, positions=12)
 BERT = models.BertClassifier(models.Encoder(SIZE), 3)
 LARGE = models.ResNet(10, (1,), (4, 4), bottleneck=True, large_stem=True, norm="group")
 
@@ -61,7 +60,7 @@ def subject(module, inputs, pixels=None) -> Subject:
     size = len(jax.tree.leaves(inputs)[0])
     labels = np.arange(size) % 3
     examples = {"inputs": inputs, "labels": labels}
-    return Subject(apply.live(module, variables), examples, pixels, inputs)
+    return Subject(teachers.live(module, variables), examples, pixels, inputs)
 
 
 def statistics(fresh):
@@ -106,7 +105,7 @@ MODELS = {
 
 
 @cache
-def trained() -> apply.Live:
+def trained() -> models.BoundModule:
     """A small network that knows most digits."""
     module, part = models.MLP((24, 10)), DIGITS.inputs(DIGITS.train)
     params = module.init(jax.random.key(0), part["inputs"][:1])
@@ -124,7 +123,7 @@ def trained() -> apply.Live:
 
     start = params, optimizer.init(params)
     (params, _), _ = jax.jit(lambda c: jax.lax.scan(step, c, length=150))(start)
-    return apply.live(module, jax.tree.map(np.asarray, params))
+    return teachers.live(module, jax.tree.map(np.asarray, params))
 
 
 def digits(**others) -> Subject:

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from flax import serialization
 
-from jaxdistill import models
-from jaxdistill.models import apply
+from jaxdistill import models, teachers
 from jaxdistill.teachers import fingerprints
 from jaxdistill.train import cost as benchmark
 
@@ -21,7 +20,7 @@ BIASES = sum(WIDTHS[1:])
 def model():
     module = models.MLP(WIDTHS[1:])
     variables = module.init(jax.random.key(0), np.zeros((1, WIDTHS[0])))
-    return apply.live(module, variables)
+    return teachers.live(module, variables)
 
 
 def batch(size: int) -> dict:
@@ -52,7 +51,7 @@ def text(length: int) -> dict:
 
 def forward_of(module, batch):
     variables = module.init(jax.random.key(0), batch["inputs"])
-    return benchmark.compile_forward(apply.live(module, variables), batch)
+    return benchmark.compile_forward(teachers.live(module, variables), batch)
 
 
 def test_each_turn_of_a_loop_counts():
@@ -66,7 +65,7 @@ def test_each_turn_of_a_loop_counts():
 
 
 def test_scanned_layers_count_as_a_row_of_them():
-    size = models.Size(50, 64, 5, 2, positions=20)
+    size = models.TransformerConfig(50, 64, 5, 2, positions=20)
     counts = [
         forward_of(models.BertClassifier(models.Encoder(size, scan=scan), 3), text(20))
         for scan in (False, True)
@@ -94,7 +93,7 @@ def test_weights_come_back_bit_for_bit(model):
     assert 4 * (WEIGHTS + BIASES) < len(stored) < 4 * (WEIGHTS + BIASES) + 500
     restored = serialization.msgpack_restore(stored)
     assert fingerprints.of_tree(restored) == fingerprints.of_tree(model.variables)
-    again = apply.live(model.module, restored)
+    again = teachers.live(model.module, restored)
     np.testing.assert_array_equal(again(batch(4)).logits, model(batch(4)).logits)
 
 

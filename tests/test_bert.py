@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 from builders import recorder
 
-from jaxdistill import losses, models
-from jaxdistill.models import apply
-from jaxdistill.objectives import layers as matching
-from jaxdistill.objectives.logits import combine, hard_labels, soft_targets
-from jaxdistill.train import step as steps
+from jaxdistill import losses, models, objectives, teachers, train
+from jaxdistill.objectives import combine, hard_labels, soft_targets
 
-TEACHER = models.BertClassifier(models.Encoder(models.Size(23, 12, 4, 4)), 3)
-STUDENT = models.BertClassifier(models.Encoder(models.Size(23, 6, 2, 3)), 3)
+TEACHER = models.BertClassifier(
+    models.Encoder(models.TransformerConfig(23, 12, 4, 4)), 3
+)
+STUDENT = models.BertClassifier(
+    models.Encoder(models.TransformerConfig(23, 6, 2, 3)), 3
+)
 
 
 def batch(garbage=0, length=7):
@@ -51,15 +52,15 @@ def test_published_parameter_counts(size, count):
 
 def objective():
     """Classes, hidden states through a projection, attention relations."""
-    pairs = matching.uniform(2, 4)
+    pairs = objectives.uniform(2, 4)
     return combine(
         {
             "hard": (1.0, hard_labels()),
             "soft": (1.0, soft_targets(temperature=2.0)),
-            "hidden": (1.0, matching.on_hiddens(losses.hint_mse, pairs)),
+            "hidden": (1.0, objectives.on_hidden_states(losses.hint_mse, pairs)),
             "values": (
                 1.0,
-                matching.on_extras(losses.relation_kl, "values", pairs, heads=2),
+                objectives.on_extras(losses.relation_kl, "values", pairs, heads=2),
             ),
         }
     )
@@ -70,11 +71,11 @@ def step(given, rate=0.1):
     projector = models.Projector(((0, 12), (1, 12)))
     student = models.student(models.with_projector(STUDENT, projector))
     optimizer = recorder(rate)
-    state = steps.init_state(jax.random.key(1), student, optimizer, given)
+    state = train.init_state(jax.random.key(1), student, optimizer, given)
     variables = jax.jit(TEACHER.init)(jax.random.key(2), given["inputs"])
-    teacher = apply.live(TEACHER, jax.tree.map(lambda x: 3 * x, variables))
-    train = steps.make_train_step(student, objective(), optimizer)
-    return jax.jit(train)(state, teacher, given)
+    teacher = teachers.live(TEACHER, jax.tree.map(lambda x: 3 * x, variables))
+    train_step = train.make_train_step(student, objective(), optimizer)
+    return jax.jit(train_step)(state, teacher, given)
 
 
 @pytest.fixture(scope="module")
@@ -109,13 +110,13 @@ def test_a_layer_beyond_the_depth_is_named():
         jax.eval_shape(m.init_with_output, jax.random.key(0), given["inputs"])[0]
         for m in (STUDENT, TEACHER)
     ]
-    term = matching.on_hiddens(losses.hint_mse, ((1, 4),))
+    term = objectives.on_hidden_states(losses.hint_mse, ((1, 4),))
     with pytest.raises(ValueError, match="layer 4 of the teacher, which returns 4"):
         term(*outputs, given, 0)
 
 
 def test_a_sequence_beyond_the_positions_is_refused():
-    size = models.Size(23, 6, 1, 3, positions=5)
+    size = models.TransformerConfig(23, 6, 1, 3, positions=5)
     model = models.BertClassifier(models.Encoder(size), 3)
     given = batch()["inputs"]
     with pytest.raises(ValueError, match="a sequence of 7 tokens is longer than the"):

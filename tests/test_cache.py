@@ -15,18 +15,14 @@ from flax import linen as nn
 from flax import struct
 
 from jaxdistill import losses, models
-from jaxdistill.data.augment import flip
-from jaxdistill.data.masking import mask_tokens
-from jaxdistill.data.views import replay, view_of
-from jaxdistill.models import apply
-from jaxdistill.models.apply import live as make_live
-from jaxdistill.objectives.logits import combine, hard_labels, soft_targets
-from jaxdistill.teachers import ensemble as teachers
+from jaxdistill.data.augment import flip, replay, view_of
+from jaxdistill.data.tokens import mask_tokens
+from jaxdistill.objectives import combine, hard_labels, soft_targets
+from jaxdistill.teachers import StoredTeacher, ensemble, mean_logits
+from jaxdistill.teachers import live as make_live
 from jaxdistill.teachers import store as cache
-from jaxdistill.teachers import zarr
-from jaxdistill.teachers.ensemble import Stored
 from jaxdistill.teachers.store import CacheError
-from jaxdistill.train.step import init_state, make_train_step, scan_train
+from jaxdistill.train import init_state, make_train_step, scan_train
 from jaxdistill.types import Outputs, TopK
 
 SIZE, BATCH = 40, 8
@@ -43,16 +39,16 @@ OF = {"data": "random", "split": "train", "transform": "none", "batch_size": BAT
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
     """Several files and several parts in each, of 40 examples."""
-    for module in (zarr, cache):
+    for module in (cache,):
         monkeypatch.setattr(module, "SHARD", 16)
-    monkeypatch.setattr(zarr, "CHUNK", 8)
+    monkeypatch.setattr(cache, "CHUNK", 8)
 
 
 @struct.dataclass
 class RulesOut:
     """A teacher of whose classes one has no probability."""
 
-    model: apply.Live
+    model: models.BoundModule
     which: int = struct.field(pytree_node=False)
 
     def __call__(self, batch):
@@ -98,7 +94,7 @@ def test_what_is_read_is_what_the_teacher_says(store):
     np.testing.assert_array_equal(arrays["logits"][:, 0], outputs().logits)
     np.testing.assert_array_equal(arrays["hidden_0"][:, 0], outputs().hiddens[0])
     assert (path / "logits" / "c" / "2").exists()  # sharded
-    taught = Stored()({"teacher": arrays})
+    taught = StoredTeacher()({"teacher": arrays})
     assert [*taught.hiddens] == [0]
     np.testing.assert_array_equal(taught.hiddens[0], outputs().hiddens[0])
 
@@ -144,7 +140,7 @@ def test_a_step_is_bit_equal_to_live_at_the_batch_shape_it_was_written_at(store)
     live_params = train(both, TEACHER, EXAMPLES)
     stored = {**EXAMPLES, "teacher": cache.read(path, manifest)}
     for found, expected in zip(
-        jax.tree.leaves(train(both, Stored(), stored)),
+        jax.tree.leaves(train(both, StoredTeacher(), stored)),
         jax.tree.leaves(live_params),
         strict=True,
     ):
@@ -164,7 +160,7 @@ def test_top_k_teaches_by_the_sparse_loss(tmp_path):
     cache.write(tmp_path, TEACHER, EXAMPLES, manifest, progress=False)
     arrays = {k: v[:8] for k, v in cache.read(tmp_path, manifest).items()}
     batch = {**make_batch(0, 8), "teacher": arrays}
-    taught = Stored()(batch)
+    taught = StoredTeacher()(batch)
     assert isinstance(taught.logits, TopK)
     mine = make_live(MODULE, TEACHER.variables)(batch)
     values, _ = soft_targets(temperature=2.0)(mine, taught, batch, 0)
@@ -193,7 +189,7 @@ def test_views_are_made_again_for_the_student(tmp_path):
         shown = replay(flip(), manifest.seed, manifest.views)(
             batch, jax.random.key(key)
         )
-        found, expected = Stored()(shown).logits, teacher(shown).logits
+        found, expected = StoredTeacher()(shown).logits, teacher(shown).logits
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
         seen.append(np.asarray(shown["inputs"]))
     assert len({images.tobytes() for images in seen}) > 1
@@ -412,10 +408,10 @@ def test_senseless_options(options, message):
 
 @pytest.mark.parametrize("members", [1, 2, BATCH])
 def test_an_ensemble_is_refused(members):
-    teacher = teachers.ensemble([TEACHER] * members)
+    teacher = ensemble([TEACHER] * members)
     with pytest.raises(CacheError, match="logits of one model.* `mean_logits`"):
         cache.describe(teacher, EXAMPLES, **OF)
-    mean = teachers.mean_logits([TEACHER] * members)
+    mean = mean_logits([TEACHER] * members)
     assert cache.describe(mean, EXAMPLES, **OF).classes == CLASSES
 
 
@@ -443,7 +439,7 @@ def test_a_text_model_takes_a_mapping_and_says_every_token(top_k, tmp_path):
     manifest = cache.describe(teacher, examples, **OF, top_k=top_k)
     assert (manifest.size, manifest.classes) == (SIZE, 9)
     cache.write(tmp_path, teacher, examples, manifest, progress=False)
-    taught = Stored()({"teacher": cache.read(tmp_path, manifest)}).logits
+    taught = StoredTeacher()({"teacher": cache.read(tmp_path, manifest)}).logits
     logits = teacher({**examples, "mask": np.ones(SIZE)}).logits
     if top_k is None:
         np.testing.assert_allclose(taught, logits, rtol=1e-5, atol=1e-6)

@@ -13,11 +13,9 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdistill import models
-from jaxdistill.parallel import partitioner as parallel
+from jaxdistill import models, parallel
 from jaxdistill.teachers import fingerprints
-from jaxdistill.train.checkpoint import CheckpointError, Checkpoints
-from jaxdistill.train.step import init_state
+from jaxdistill.train import CheckpointError, Checkpoints, init_state
 
 # A restore that fails leaves Orbax's reads of other arrays unfinished; on the newest
 # versions Python names them when it collects them.
@@ -196,7 +194,7 @@ FULL_DISK = """
     import resource, signal, sys
     sys.path[:0] = {path!r}
     from tests.test_checkpoint import state_at
-    from jaxdistill.train.checkpoint import CheckpointError, Checkpoints
+    from jaxdistill.train import CheckpointError, Checkpoints
     checkpoints = Checkpoints({folder!r})
     checkpoints.save(state_at(1), {{}})
     checkpoints.wait()

@@ -5,16 +5,16 @@ import numpy as np
 import pytest
 
 from jaxdistill import data
-from jaxdistill.data import cifar
+from jaxdistill.data import image_files
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Five and three images, written by the format's description."""
-    monkeypatch.setattr(cifar, "COUNTS", {"train": 5, "test": 3})
+    monkeypatch.setattr(image_files, "CIFAR_COUNTS", {"train": 5, "test": 3})
     rng, stored = np.random.default_rng(0), {}
     (tmp_path / "cifar-100-binary").mkdir()
-    for split, count in cifar.COUNTS.items():
+    for split, count in image_files.CIFAR_COUNTS.items():
         images = rng.integers(0, 256, (count, 32, 32, 3), np.uint8)
         fine = rng.integers(0, 100, count)
         records = [

@@ -8,16 +8,13 @@ import jax
 import numpy as np
 import pytest
 from builders import NormNet
-from test_digits_mlp import run as train
+from test_digits_mlp import run as train_digits
 from test_report import summary
 
-from jaxdistill import cli, data, models
-from jaxdistill.models import apply
-from jaxdistill.report import tables as report
+from jaxdistill import cli, data, models, report, teachers, train
 from jaxdistill.teachers import fingerprints
 from jaxdistill.teachers import store as cache
-from jaxdistill.train import saved
-from jaxdistill.train.run_dir import Run, RunError
+from jaxdistill.train import RunDir, RunError, saved
 
 
 @pytest.fixture
@@ -121,17 +118,17 @@ TEACHER, OTHER = models.MLP((8, 10), dropout=0.5), models.MLP((4, 10))
 
 def random_model(module, width: int = 64):
     variables = module.init(jax.random.key(0), np.zeros((1, width), np.float32))
-    return apply.live(module, variables)
+    return teachers.live(module, variables)
 
 
 @pytest.fixture
 def finished(tmp_path):
     """What is there of a run of a teacher and another network on the digits."""
     config = {"data": "digits", "validation": HELD, "batch_size": 32}
-    log = Run(tmp_path / "run", config)
-    saved.save_model(log, "teacher", random_model(TEACHER))
-    saved.save_model(log, "other", random_model(OTHER))
-    saved.save_model(log, "foreign", random_model(NormNet()))
+    log = RunDir(tmp_path / "run", config)
+    train.save_model(log, "teacher", random_model(TEACHER))
+    train.save_model(log, "other", random_model(OTHER))
+    train.save_model(log, "foreign", random_model(NormNet()))
     return tmp_path / "run"
 
 
@@ -232,11 +229,11 @@ def test_a_flipped_bit_of_the_weights_is_found(finished):
         changed[at] ^= 4
         (finished / WEIGHTS).write_bytes(changed)
         with pytest.raises(RunError, match="is damaged"):
-            saved.load_model(finished, "teacher")
+            train.load_model(finished, "teacher")
 
 
 def test_images_that_the_model_does_not_take(finished, tmp_path):
-    saved.save_model(Run(finished, {}), "teacher", random_model(TEACHER, 9))
+    train.save_model(RunDir(finished, {}), "teacher", random_model(TEACHER, 9))
     (finished / "config.json").write_text(json.dumps({"data": "digits"}))
     with pytest.raises(SystemExit, match="'teacher' of .* not take the images of dig"):
         store(finished, tmp_path / "s")
@@ -264,15 +261,17 @@ MODULES = [
     models.resnet_cifar(8, norm="group"),
     models.ViT(3, 8, 1, 2, patch=2, distillation_token=True),
     models.Peers((models.MLP((4, 3)), models.MLP((5, 3)))),
-    models.BertClassifier(models.Encoder(models.Size(9, 4, 1, 2)), 3, pool="relu"),
+    models.BertClassifier(
+        models.Encoder(models.TransformerConfig(9, 4, 1, 2)), 3, pool="relu"
+    ),
 ]
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda m: type(m).__name__)
 def test_a_module_is_made_again_from_its_record(module, tmp_path):
-    model = apply.live(module, {"params": {"w": np.ones(2, np.float32)}})
-    saved.save_model(Run(tmp_path, {}), "row", model)
-    found = saved.load_model(tmp_path, "row")
+    model = teachers.live(module, {"params": {"w": np.ones(2, np.float32)}})
+    train.save_model(RunDir(tmp_path, {}), "row", model)
+    found = train.load_model(tmp_path, "row")
     assert found.module == module
     assert hash(found.module) == hash(module)
     np.testing.assert_array_equal(found.variables["params"]["w"], [1, 1])
@@ -280,7 +279,7 @@ def test_a_module_is_made_again_from_its_record(module, tmp_path):
 
 @pytest.mark.slow
 def test_a_script_leaves_what_the_command_needs(tmp_path):
-    result = train(tmp_path / "run", "--epochs", "1", "--evaluations", "1")
+    result = train_digits(tmp_path / "run", "--epochs", "1", "--evaluations", "1")
     store(tmp_path / "run", tmp_path / "s", "--verify")
     lesson = saved.load_lesson(tmp_path / "run")
     digest = fingerprints.of_tree(lesson.teacher.variables)

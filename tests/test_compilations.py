@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxdistill.train import compilations
+from jaxdistill.train import run_dir
 
 SCRIPT = """
 import json, sys
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 class Config:
     compilation_cache: bool = True
 
-from jaxdistill.train.run_dir import parse
+from jaxdistill.train import parse
 parse({"": Config()}, sys.argv[1:], "")
 import jax, jax.monitoring
 seen = []
@@ -74,7 +74,7 @@ def test_a_folder_of_the_users_own_is_left_alone(tmp_path):
 def test_timing_scripts_have_the_flag_too(name, flags, kept, monkeypatch):
     script = importlib.import_module(f"experiments.{name}")
     calls: list = []
-    monkeypatch.setattr(compilations, "keep", lambda: calls.append(1))
+    monkeypatch.setattr(run_dir, "enable_compilation_cache", lambda: calls.append(1))
     monkeypatch.setattr(script, "Run", lambda *_: sys.exit("the rest"))
     with pytest.raises(SystemExit):
         script.main([*flags, "--smoke"])

@@ -10,9 +10,9 @@ import pytest
 from builders import assert_identical
 from flax import linen as nn
 
+from jaxdistill import pretrained
 from jaxdistill.models import ConvNet
-from jaxdistill.models.conv import convolve, halve
-from jaxdistill.pretrained import state_dicts as convert
+from jaxdistill.models.layers import convolve, halve
 
 TINY = ConvNet((3, 5), hidden=7, num_classes=4)
 
@@ -88,7 +88,7 @@ def test_values_are_those_of_torch(norm):
     ours = np.asarray(images.permute(0, 2, 3, 1))
     model = TINY.clone(norm=norm)
     like = jax.eval_shape(model.init, jax.random.key(0), ours)
-    variables = convert.from_torch(network.state_dict(), like)
+    variables = pretrained.from_torch(network.state_dict(), like)
     found, _ = apply(model, variables, ours)
     x = images
     for layer, value in zip(network, (*found.hiddens, found.logits), strict=True):

@@ -19,13 +19,13 @@ from jaxdistill.data import (
     DataError,
     Dataset,
     check_labels,
+    fetch,
     holdout,
-    idx,
-    tfds,
+    image_files,
 )
-from jaxdistill.study.arm import few_labels
+from jaxdistill.study import few_labels
 
-IDX = [file for pair in idx.FILES.values() for file in pair]
+IDX = [file for pair in image_files.IDX_FILES.values() for file in pair]
 DIGITS_TEST_SHA256 = "bf7fa461884133bb570bc55a30f5f3a0de137d1599145861bc422940922613bb"
 MNIST_TRAIN = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
 MNIST_TEST = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
@@ -67,7 +67,7 @@ def prepared(data_dir, tmp_path_factory) -> Path:
     pytest.importorskip("tensorflow_datasets", reason="TFDS is not installed")
     pytest.importorskip("array_record", reason="array_record is not installed")
     folder = tmp_path_factory.mktemp("tfds")
-    tfds.prepare("mnist", folder, data_dir / "mnist")
+    fetch.prepare_tfds("mnist", folder, data_dir / "mnist")
     return folder
 
 
@@ -147,7 +147,7 @@ class TestIdx:
     def test_images_keep_their_labels(self, mnist, data_dir):
         """Sorting moves an image and its label together."""
         raw = [gzip.decompress((data_dir / f"mnist/{f}.gz").read_bytes()) for f in IDX]
-        images, labels = (idx.parse(r) for r in raw[2:])
+        images, labels = (image_files.parse_idx(r) for r in raw[2:])
         by_bytes = {image.tobytes(): y for image, y in zip(images, labels, strict=True)}
         for image, label in zip(
             mnist.test["images"], mnist.test["labels"], strict=True
@@ -202,7 +202,7 @@ class TestIdx:
     def test_parse(self, shape):
         values = np.arange(np.prod(shape, dtype=int), dtype=np.uint8).reshape(shape)
         header = bytes([0, 0, 8, len(shape)]) + np.array(shape, ">u4").tobytes()
-        parsed = idx.parse(header + values.tobytes())
+        parsed = image_files.parse_idx(header + values.tobytes())
         assert parsed.shape == shape
         np.testing.assert_array_equal(parsed, values)
 
@@ -221,7 +221,7 @@ class TestIdx:
     )
     def test_parse_of_something_else(self, raw, sentence):
         with fails(sentence):
-            idx.parse(raw)
+            image_files.parse_idx(raw)
 
 
 class TestWithoutFiles:
@@ -256,11 +256,11 @@ class TestWithoutFiles:
         pytest.importorskip("tensorflow_datasets", reason="TFDS is not installed")
         shutil.copy(__file__, tmp_path / f"{IDX[0]}.gz")
         with fails(f"{path_of(tmp_path)} does not hold {IDX[1]}.gz, {IDX[2]}.gz, .*"):
-            tfds.prepare("mnist", tmp_path / "tfds", tmp_path)
+            fetch.prepare_tfds("mnist", tmp_path / "tfds", tmp_path)
 
     def test_preparing_an_unknown_name(self, tmp_path):
         with fails("unknown data set 'digits'; known: mnist, fashion_mnist"):
-            tfds.prepare("digits", tmp_path, tmp_path)
+            fetch.prepare_tfds("digits", tmp_path, tmp_path)
 
 
 class TestTfds:

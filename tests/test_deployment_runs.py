@@ -9,17 +9,15 @@ import numpy as np
 import pytest
 from exporting import PACKAGES, needs, trained
 
-from jaxdistill import cli, export, models, runtimes
+from jaxdistill import cli, export, models, runtimes, teachers, train
 from jaxdistill.export import ExportError, artefact, check
 from jaxdistill.export import benchmark as deployment
 from jaxdistill.export.benchmark import artefacts, process
 from jaxdistill.export.benchmark import from_run as finished
-from jaxdistill.models import apply
 from jaxdistill.report import deployed
 from jaxdistill.runtimes import ArtefactError
 from jaxdistill.teachers import fingerprints
-from jaxdistill.train import saved
-from jaxdistill.train.run_dir import Run
+from jaxdistill.train import RunDir
 
 pytest.importorskip("flatbuffers", reason="flatbuffers is not installed")
 
@@ -36,11 +34,11 @@ def _quick(monkeypatch):
 def run(tmp_path, monkeypatch):
     """What the command needs of a finished run on the digits; one thread is all."""
     monkeypatch.setattr(finished, "cores", lambda: 1)
-    log = Run(tmp_path / "run", {"data": "digits", "validation": 900})
+    log = RunDir(tmp_path / "run", {"data": "digits", "validation": 900})
     small = models.MLP((4, 10))
     params = small.init(jax.random.key(0), np.zeros((1, 64), np.float32))
-    saved.save_model(log, "teacher", trained())
-    saved.save_model(log, "distilled", apply.live(small, params))
+    train.save_model(log, "teacher", trained())
+    train.save_model(log, "distilled", teachers.live(small, params))
     return tmp_path / "run"
 
 
@@ -145,8 +143,8 @@ def test_what_is_of_another_student_or_damaged_is_exported_again(run):
     assert obtain(run)[1] > written
     runtimes.read(path)
     _, written = obtain(run)
-    saved.save_model(
-        Run(run, {"data": "digits", "validation": 900}), "distilled", trained()
+    train.save_model(
+        RunDir(run, {"data": "digits", "validation": 900}), "distilled", trained()
     )
     assert obtain(run)[1] > written
     fingerprint = runtimes.read_manifest(path)["student"]["fingerprint"]
@@ -175,7 +173,7 @@ def test_formats_that_are_not_installed(run, monkeypatch):
 
 @pytest.mark.parametrize("failure", [ExportError, ArtefactError])
 def test_a_row_that_cannot_be_exported_leaves_the_others(failure, run, monkeypatch):
-    write = artefact.write
+    write = export.write
 
     def fails(subject, path, **options):
         if path.name.startswith("teacher"):

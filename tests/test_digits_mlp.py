@@ -16,11 +16,11 @@ from etils import epath
 from flax import serialization
 
 from experiments import digits_mlp
-from jaxdistill import data
+from jaxdistill import data, train
 from jaxdistill.data import images as sources
 from jaxdistill.teachers import fingerprints
-from jaxdistill.train import loop, saved
-from jaxdistill.train.run_dir import parse, read_records
+from jaxdistill.train import loop, parse, saved
+from jaxdistill.train.run_dir import read_records
 
 ROWS = ["teacher", "scratch", "distilled"]
 STEPS = 4 * 15  # epochs times batches of 48 in 700 images
@@ -174,7 +174,7 @@ def test_eight_devices_train_the_same_networks(finished, kind, tmp_path):
         for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
             np.testing.assert_allclose(a, b, atol=2e-4)
     taught = saved.read_teacher(tmp_path / "run", "distilled")
-    teacher = saved.load_model(tmp_path / "run", "teacher")
+    teacher = train.load_model(tmp_path / "run", "teacher")
     fingerprint = fingerprints.of_model(teacher)
     assert taught == {"row": "teacher", "fingerprint": fingerprint}
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from jaxdistill.models.dropout import LEVELS, Dropout, draws
+from jaxdistill.models.layers import LEVELS, Dropout, draws
 
 
 def drop(rate, x, seed=0, train=True):

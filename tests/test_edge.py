@@ -7,10 +7,9 @@ import pytest
 from etils import epath
 
 from experiments import edge
-from jaxdistill import export, runtimes
+from jaxdistill import export, runtimes, train
 from jaxdistill.export import benchmark as deployment
 from jaxdistill.teachers import fingerprints
-from jaxdistill.train import saved
 from jaxdistill.train.run_dir import read_records
 
 pytestmark = [
@@ -173,6 +172,6 @@ def test_the_floats_of_the_first_seed_can_be_exported(run):
         assert subject.accuracy == summary["seeds"][name][0]["accuracy"]
         taught = subject.about["teacher"]
         assert (taught is not None) == (name == "distilled_8")
-    teacher = saved.load_model(folder, "teacher")
+    teacher = train.load_model(folder, "teacher")
     assert taught["fingerprint"] == fingerprints.of_model(teacher)
     assert not (folder / "models" / "distilled_8_aware.json").exists()

@@ -10,10 +10,9 @@ from builders import CLASSES, live, make_batch
 from flax import struct
 from test_parallel import SOME, choose
 
-from jaxdistill import models
-from jaxdistill.models import apply
-from jaxdistill.teachers import ensemble as teachers
-from jaxdistill.train.evaluation import Evaluator, language, summarize
+from jaxdistill import models, teachers
+from jaxdistill.train import Evaluator, language
+from jaxdistill.train.evaluation import summarize
 from jaxdistill.types import Factored, Outputs
 
 MLP = models.MLP((8, CLASSES))
@@ -28,7 +27,7 @@ def sharper(seed):
     teacher = live(MLP, seed)
     params = teacher.variables["params"]
     last = jax.tree.map(lambda x: 3 * x, params["Dense_1"])
-    return apply.live(MLP, {"params": {**params, "Dense_1": last}})
+    return teachers.live(MLP, {"params": {**params, "Dense_1": last}})
 
 
 STUDENT, TEACHER = sharper(1), sharper(2)
@@ -125,7 +124,7 @@ def test_tokens_of_which_none_counts_are_refused():
 class Counted:
     """A teacher that tells when it runs."""
 
-    model: apply.Live
+    model: models.BoundModule
     tell: Any = struct.field(pytree_node=False)
 
     def __call__(self, batch):
@@ -159,7 +158,7 @@ def test_masked_classes_leave_the_kl_finite():
             return models.mlp.Outputs(jax.numpy.asarray(logits))
 
     def constant(*logits):
-        return apply.live(Constant(logits), {})
+        return teachers.live(Constant(logits), {})
 
     evaluate = Evaluator(choose("jit"), EXAMPLES)
     none = -np.inf

@@ -9,12 +9,9 @@ import numpy as np
 import pytest
 from exporting import DIGITS, SIZE, needs, subject, texts, trained
 
-from jaxdistill import cli, data, export, models, runtimes
-from jaxdistill.models import apply
-from jaxdistill.pretrained import tokenizers as tokens
+from jaxdistill import cli, data, export, models, pretrained, runtimes, teachers, train
 from jaxdistill.teachers import fingerprints
-from jaxdistill.train import saved
-from jaxdistill.train.run_dir import Run, RunError
+from jaxdistill.train import RunDir, RunError, saved
 
 
 @pytest.fixture(params=["stablehlo", "onnx", "tflite"])
@@ -35,11 +32,11 @@ def test_nothing_else_is_said(run, to, capfd):
 @pytest.fixture
 def run(tmp_path):
     """What the command needs of a finished run on the digits."""
-    log = Run(tmp_path / "run", {"data": "digits", "validation": 900})
-    teacher = apply.live(models.MLP((3,)), {"params": {}})
-    saved.save_model(log, "distilled", trained(), ("teacher", teacher))
-    saved.save_model(log, "teacher", teacher)
-    saved.save_model(log, "mine", trained())
+    log = RunDir(tmp_path / "run", {"data": "digits", "validation": 900})
+    teacher = teachers.live(models.MLP((3,)), {"params": {}})
+    train.save_model(log, "distilled", trained(), ("teacher", teacher))
+    train.save_model(log, "teacher", teacher)
+    train.save_model(log, "mine", trained())
     log.write("summary.json", {})
     return tmp_path / "run"
 
@@ -149,7 +146,7 @@ def test_what_the_command_refuses(run, flags, sentence):
 
 
 def test_a_run_that_was_never_trained(tmp_path):
-    Run(tmp_path, {"data": "digits"})
+    RunDir(tmp_path, {"data": "digits"})
     with pytest.raises(SystemExit, match="holds no model 'distilled'; it has: none"):
         cli.main(["export", str(tmp_path), "--to", "stablehlo"])
 
@@ -177,10 +174,10 @@ def text_run(tmp_path, monkeypatch):
     (folder / "test_sentences.tsv").write_text(f"label\tcontent\n{turned}\n")
     names = ("train.tsv", "dev.tsv", "test_sentences.tsv")
     monkeypatch.setattr(data.texts, "COUNTS", dict.fromkeys(names, len(SENTENCES)))
-    log = Run(tmp_path / "run", {"preset": "sst2", "test_length": 9})
+    log = RunDir(tmp_path / "run", {"preset": "sst2", "test_length": 9})
     two = models.BertClassifier(models.Encoder(SIZE), 2)
-    saved.save_model(log, "transformer", subject(two, texts()).model)
-    tokenizer = tokens.train_wordpiece(SENTENCES, SIZE.vocab)
+    train.save_model(log, "transformer", subject(two, texts()).model)
+    tokenizer = pretrained.train_wordpiece(SENTENCES, SIZE.vocab)
     assert isinstance(tokenizer, library.Tokenizer)
     log.write_bytes("tokenizer.json", tokenizer.to_str().encode())
     return tmp_path / "run"
@@ -203,9 +200,11 @@ def test_a_run_on_texts(text_run, to):
     content = (text_run / said["tokenizer"]).read_bytes()
     assert said["sha256"] == hashlib.sha256(content).hexdigest()
     # What the manifest says is enough to ask about a text of one's own.
-    arrays = tokens.encode(tokens.load_tokenizer(text_run), ["so dull"], said["length"])
+    arrays = pretrained.encode(
+        pretrained.load_tokenizer(text_run), ["so dull"], said["length"]
+    )
     given = {name: arrays[name] for name in manifest["inputs"]}
-    model = saved.load_model(text_run, "transformer")
+    model = train.load_model(text_run, "transformer")
     expected = model({"inputs": arrays, "mask": np.ones(1)}).logits
     found = runtimes.load(path)(given)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)

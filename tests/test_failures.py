@@ -10,10 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdistill import losses
-from jaxdistill.train import failures
-from jaxdistill.train.checkpoint import CheckpointError
-from jaxdistill.train.run_dir import RunError
+from jaxdistill import losses, train
+from jaxdistill.train import CheckpointError, RunError
 
 ONES = np.ones((2, 5), np.float32)
 
@@ -32,13 +30,16 @@ def refuse():
     ids=["of the script", "of the package", "of the system"],
 )
 def test_what_the_user_can_mend_ends_in_a_sentence(call, sentence):
-    with pytest.raises(SystemExit, match=sentence), failures.in_a_sentence():
+    with pytest.raises(SystemExit, match=sentence), train.exit_with_message():
         call()
 
 
 @pytest.mark.parametrize("kind", [RunError, CheckpointError])
 def test_the_packages_own_types_end_in_a_sentence(kind):
-    with pytest.raises(SystemExit, match="error: so it is"), failures.in_a_sentence():
+    with (
+        pytest.raises(SystemExit, match="error: so it is"),
+        train.exit_with_message(),
+    ):
         raise kind("so it is")
 
 
@@ -52,7 +53,7 @@ def test_the_packages_own_types_end_in_a_sentence(kind):
     ],
 )
 def test_a_programs_mistake_keeps_its_traceback(call, kind):
-    with pytest.raises(kind), failures.in_a_sentence():
+    with pytest.raises(kind), train.exit_with_message():
         call()
 
 
@@ -60,8 +61,8 @@ def test_a_script_that_jax_refuses_shows_where(tmp_path):
     script = tmp_path / "mine.py"
     script.write_text(
         "import jax.numpy as jnp\n"
-        "from jaxdistill.train import failures\n"
-        "with failures.in_a_sentence():\n"
+        "from jaxdistill import train\n"
+        "with train.exit_with_message():\n"
         "    jnp.linspace(0.0, 1.0, -1)  # my mistake\n"
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True)

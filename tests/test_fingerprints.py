@@ -16,10 +16,8 @@ from builders import assert_identical, nnx_teacher
 from flax import struct
 from flax.core import freeze
 
-from jaxdistill import models
-from jaxdistill.models import apply
-from jaxdistill.teachers import ensemble as teachers
-from jaxdistill.teachers import fingerprints
+from jaxdistill import models, teachers
+from jaxdistill.teachers import fingerprints, live
 
 TREE = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "n": np.int32(3)}
 
@@ -68,24 +66,24 @@ IMAGES = np.random.default_rng(0).normal(size=(1, 4, 4)).astype(np.float32)
 def vit(heads: int = 2, **options):
     module = models.ViT(3, 8, 1, heads, patch=2, **options)
     variables = models.ViT(3, 8, 1, 2, patch=2).init(jax.random.key(0), IMAGES)
-    return apply.live(module, variables)
+    return teachers.live(module, variables)
 
 
 def test_of_model_knows_what_the_weights_do_not():
     found = [
         vit(),
         vit(heads=4),
-        teachers.ensemble([vit()]),
-        teachers.mean_logits([vit()]),
-        teachers.mean_logits([vit(heads=4)]),
+        live.ensemble([vit()]),
+        live.mean_logits([vit()]),
+        live.mean_logits([vit(heads=4)]),
     ]
     assert len({fingerprints.of_tree(teacher) for teacher in found[:2]}) == 1
     assert len({fingerprints.of_model(teacher) for teacher in found}) == len(found)
 
 
 def test_of_model_is_the_same_for_equal_teachers():
-    frozen = apply.live(vit().module, freeze(vit().variables))
-    named = apply.live(vit().module.copy(name="other"), vit().variables)
+    frozen = teachers.live(vit().module, freeze(vit().variables))
+    named = teachers.live(vit().module.copy(name="other"), vit().variables)
     default = vit(remat=False)
     same = {fingerprints.of_model(teacher) for teacher in (vit(), frozen, named)}
     assert same == {fingerprints.of_model(default)}

@@ -6,8 +6,8 @@ import json
 import pytest
 from test_report import records, summary
 
-from jaxdistill.report import figures, frontier
-from jaxdistill.report import tables as report
+from jaxdistill import report
+from jaxdistill.report import figures
 
 
 def row(accuracy: float, size: float, latency: float | None = 10.0, **others):
@@ -34,10 +34,10 @@ LINES = {"distilled": ["kd_large", "kd_small"]}
 def drawn(monkeypatch):
     """The figure itself, in place of its PNG."""
     kept: list = []
-    monkeypatch.setattr(frontier, "to_png", lambda figure: kept.append(figure) or b"")
+    monkeypatch.setattr(figures, "to_png", lambda figure: kept.append(figure) or b"")
 
     def draw(rows, lines):
-        frontier.draw(rows, lines)
+        figures.draw_frontier(rows, lines)
         return kept[-1]
 
     yield draw
@@ -118,7 +118,7 @@ def test_each_kind_has_its_mark(drawn):
 
 def test_a_line_of_what_is_no_row():
     with pytest.raises(ValueError, match=r"\Alines join what are no rows: a, b\Z"):
-        frontier.draw(ROWS, {"x": ["b", "teacher"], "y": ["a"]})
+        figures.draw_frontier(ROWS, {"x": ["b", "teacher"], "y": ["a"]})
 
 
 def test_a_report_draws_it_where_the_summary_has_lines(tmp_path):

@@ -8,20 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdistill import models
-from jaxdistill.models import apply
-from jaxdistill.models.generation import first_of_largest, generate
-from jaxdistill.models.gpt import empty_cache, gpt_size
-from jaxdistill.models.stacking import stack_layers
+from jaxdistill import models, teachers
+from jaxdistill.models import empty_cache, generate, gpt_config, stack_layers
+from jaxdistill.models.generation import first_of_largest
 
-SIZE = gpt_size(19, 12, 2, 3, positions=16)
+SIZE = gpt_config(19, 12, 2, 3, positions=16)
 
 
 def drawn(scan):
     """Weights ten times as large as they start: its choices are not all alike."""
     module = models.GPT(SIZE, scan=scan)
     variables = jax.jit(module.init)(jax.random.key(0), prompt())
-    return apply.live(module, jax.tree.map(lambda x: 10 * x, variables))
+    return teachers.live(module, jax.tree.map(lambda x: 10 * x, variables))
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +87,7 @@ def test_64_bits_write_the_same(model):
         with jax.enable_x64(wide):
             dtype = jnp.float64 if wide else jnp.float32
             variables = jax.tree.map(lambda x, t=dtype: x.astype(t), model.variables)
-            one = apply.live(model.module, variables)
+            one = teachers.live(model.module, variables)
             found.append(
                 generate(
                     one, {"input_ids": ids}, jax.random.key(0), steps=6, temperature=0
@@ -100,7 +98,7 @@ def test_64_bits_write_the_same(model):
 
 def test_scanned_layers_write_the_same(model):
     params = stack_layers(model.variables["params"])
-    scanned = apply.live(models.GPT(SIZE, scan=True), {"params": params})
+    scanned = teachers.live(models.GPT(SIZE, scan=True), {"params": params})
     a, b = (
         generate(x, prompt(), jax.random.key(1), steps=6)["input_ids"]
         for x in (model, scanned)
@@ -166,7 +164,7 @@ def test_a_prompt_that_cannot_go_on_is_refused(model, changed, options, message)
 
 
 def test_only_a_gpt_writes():
-    other = apply.live(models.MLP((3,)), {})
+    other = teachers.live(models.MLP((3,)), {})
     with pytest.raises(ValueError, match="generate takes a models.GPT, got a MLP"):
         generate(other, prompt(), jax.random.key(0), steps=1)
 

@@ -6,7 +6,7 @@ import io
 import numpy as np
 import pytest
 
-from jaxdistill.report import heatmap
+from jaxdistill.report import figures
 
 SUMMARY = {
     "axes": {"temperature": [1.0, 2.0], "rate": [0.1, 0.3], "seed": [0.0, 1.0]},
@@ -22,12 +22,12 @@ def pixels(png):
 
 
 def test_the_best_is_chosen_on_validation():
-    assert heatmap.best(SUMMARY) == {"temperature": 2.0, "rate": 0.1}
-    lines = heatmap.table(SUMMARY).splitlines()
+    assert figures.best_settings(SUMMARY) == {"temperature": 2.0, "rate": 0.1}
+    lines = figures.heatmap_table(SUMMARY).splitlines()
     assert lines[0] == "| temperature | rate | validation % | test % |"
     assert lines[2] == "| 2 | 0.1 | 80.00 ± 14.14 | 50.00 ± 14.14 |"
     assert "chosen on validation: temperature 2, rate 0.1." in lines[-1]
-    assert heatmap.draw(SUMMARY).startswith(b"\x89PNG")
+    assert figures.draw_heatmap(SUMMARY).startswith(b"\x89PNG")
 
 
 def test_one_axis_alone_is_a_row():
@@ -36,8 +36,8 @@ def test_one_axis_alone_is_a_row():
         "validation": [0.5, 0.6, 0.7, 0.7, 0.1, 0.2],
         "test": [0.5, 0.5, 0.9, 0.9, 0.6, 0.4],
     }
-    assert heatmap.best(summary) == {"rate": 0.3}
-    height, width, _ = pixels(heatmap.draw(summary)).shape
+    assert figures.best_settings(summary) == {"rate": 0.3}
+    height, width, _ = pixels(figures.draw_heatmap(summary)).shape
     assert width > 2 * height
 
 
@@ -46,15 +46,15 @@ def test_a_setting_that_is_not_a_number_is_never_chosen():
     validation[4] = np.nan  # one seed of the best
     summary = {**SUMMARY, "validation": validation}
     chosen = {"temperature": 1.0, "rate": 0.3}
-    assert heatmap.best(summary) == chosen
-    assert "temperature 1, rate 0.3." in heatmap.table(summary)
-    assert heatmap.draw(summary).startswith(b"\x89PNG")
+    assert figures.best_settings(summary) == chosen
+    assert "temperature 1, rate 0.3." in figures.heatmap_table(summary)
+    assert figures.draw_heatmap(summary).startswith(b"\x89PNG")
     summary["validation"] = [np.nan] * 8
     with pytest.raises(ValueError, match="no setting of the sweep has a validation"):
-        heatmap.best(summary)
+        figures.best_settings(summary)
 
 
 def test_seeds_alone_are_no_sweep():
     summary = {"axes": {"seed": [0.0]}, "validation": [0.5], "test": [0.5]}
     with pytest.raises(ValueError, match="needs an axis besides the seed"):
-        heatmap.table(summary)
+        figures.heatmap_table(summary)

@@ -9,7 +9,7 @@ import pytest
 from etils import epath
 
 from experiments import hinton_mnist, hinton_parts
-from jaxdistill.report import tables as report
+from jaxdistill import report
 from jaxdistill.train.run_dir import read_records
 
 pytestmark = pytest.mark.slow

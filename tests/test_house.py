@@ -17,13 +17,17 @@ MODULES = [
     ".".join(source.path.relative_to(house.PACKAGE.parent).with_suffix("").parts)
     for source in house.SOURCES
 ]
-ON_THE_DEVICE = {"augment", "masking", "trimming", "views"}
+ON_THE_DEVICE = {"augment", "tokens"}
 """Files of `data` that compute with jax, and are not loaded with the folder."""
 ON_THE_HOST = [
     source
     for source in house.SOURCES
     if source.folder == "data" and source.path.stem not in ON_THE_DEVICE
 ]
+
+
+def test_no_limit_is_passed():
+    assert house.passed() == []
 
 
 def test_the_table_counts_every_line_once(tmp_path):
@@ -95,7 +99,7 @@ def test_runtimes_need_numpy_alone():
 
 def test_the_core_imports_little_besides_its_dependencies():
     found = imported_by(f"from jaxdistill import {CORE}")
-    theirs = imported_by("import jax, flax.linen, optax, jaxtyping")
+    theirs = imported_by("import jax, flax.linen, optax, jaxtyping, etils.epath, tqdm")
     # multiprocessing, which data.Stream uses, names __main__ a second time.
     own = {"jaxdistill", "__mp_main__"}
     assert found - theirs - sys.stdlib_module_names <= own

@@ -9,11 +9,11 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdistill import models
+from jaxdistill import models, pretrained
+from jaxdistill.pretrained import read_config
 from jaxdistill.pretrained import weights as huggingface
-from jaxdistill.pretrained.config import read_config
 from jaxdistill.pretrained.names import BUFFERS, PREFIXES
-from jaxdistill.pretrained.tensors import by_todays_names
+from jaxdistill.pretrained.weights import by_todays_names
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 transformers = pytest.importorskip(
@@ -115,7 +115,7 @@ def test_everything_equals_transformers(saved, scan, dtype, bound):
         given = {name: torch.tensor(array) for name, array in inputs.items()}
         expected = model(**given, output_hidden_states=True, output_attentions=True)
     with jax.enable_x64(dtype == "float64"):
-        module, variables = huggingface.load(folder, scan=scan)
+        module, variables = pretrained.load(folder, scan=scan)
         variables = jax.tree.map(lambda x: x.astype(dtype), variables)
         found = jax.jit(module.apply)(variables, inputs)
         assert found.hiddens[-1].dtype == dtype
@@ -139,7 +139,7 @@ def test_given_positions_and_types_are_those_that_are_read(saved):
     inputs["position_ids"] = rng.integers(0, 12, shape)
     if model.config.model_type != "distilbert":
         inputs["token_type_ids"] = rng.integers(0, 3, shape)
-    module, variables = huggingface.load(folder)
+    module, variables = pretrained.load(folder)
     found = jax.jit(module.apply)(variables, inputs)
     with torch.no_grad():
         given = {name: torch.tensor(array) for name, array in inputs.items()}
@@ -151,8 +151,8 @@ def test_given_positions_and_types_are_those_that_are_read(saved):
 def test_back_again_is_the_identity(saved, scan, tmp_path):
     model, folder = saved
     model = model.float()
-    _, variables = huggingface.load(folder, scan=scan)
-    huggingface.save(tmp_path / "back", variables, read_config(folder))
+    _, variables = pretrained.load(folder, scan=scan)
+    pretrained.save(tmp_path / "back", variables, read_config(folder))
     again = type(model).from_pretrained(tmp_path / "back").state_dict()
     for name, value in model.state_dict().items():
         if name.startswith("pooler."):  # which is left out
@@ -166,14 +166,14 @@ def test_back_again_is_the_identity(saved, scan, tmp_path):
 def test_what_is_saved_is_loaded_in_its_own_type(saved, key, tmp_path):
     """A training in float32 of 16-bit weights was lost: config.json said bfloat16."""
     model, folder = saved
-    _, variables = huggingface.load(folder)
+    _, variables = pretrained.load(folder)
     moved = jax.tree.map(lambda x: x.astype(np.float32) + np.float32(1e-4), variables)
     config = {k: v for k, v in read_config(folder).items() if k != "dtype"}
-    huggingface.save(tmp_path / "out", moved, {**config, key: "bfloat16"})
+    pretrained.save(tmp_path / "out", moved, {**config, key: "bfloat16"})
     again = type(model).from_pretrained(tmp_path / "out")
     assert again.dtype == torch.float32
     assert read_config(tmp_path / "out")[key] == "float32"
-    _, back = huggingface.load(tmp_path / "out")
+    _, back = pretrained.load(tmp_path / "out")
     assert_same_variables(back, moved)
 
 
@@ -183,7 +183,7 @@ def test_weights_that_are_no_floats_are_refused(saved):
     name = next(name for name, array in state.items() if array.ndim == 2)
     other = {**state, name: np.zeros(state[name].shape, np.int8)}
     with pytest.raises(ValueError, match=f"{name}' of type int8, which is no float"):
-        huggingface.to_linen(other, config)
+        pretrained.to_linen(other, config)
 
 
 def states(folder):
@@ -204,20 +204,20 @@ def test_shards_are_one_file(saved, tmp_path):
     model, folder = saved
     model.float().save_pretrained(tmp_path, max_shard_size="2KB")
     assert not (tmp_path / "model.safetensors").exists()
-    found, expected = (huggingface.load(one)[1] for one in (tmp_path, folder))
+    found, expected = (pretrained.load(one)[1] for one in (tmp_path, folder))
     assert_same_variables(found, expected)
     first, *_, last = sorted(tmp_path.glob("model-*.safetensors"))
     last.write_bytes(first.read_bytes())
     twice = min(huggingface.read_weights(first))
     with pytest.raises(ValueError, match=f"{last.name} holds '{twice}', as another"):
-        huggingface.load(tmp_path)
+        pretrained.load(tmp_path)
     last.unlink()
     with pytest.raises(ValueError, match=f"{last.name} does not exist"):
-        huggingface.load(tmp_path)
+        pretrained.load(tmp_path)
     for index in ("[]", '{"weight_map": {}}'):
         (tmp_path / "model.safetensors.index.json").write_text(index)
         with pytest.raises(ValueError, match="index.json is damaged: it names no shar"):
-            huggingface.load(tmp_path)
+            pretrained.load(tmp_path)
 
 
 def test_names_in_older_files_are_known(saved):
@@ -232,7 +232,7 @@ def test_names_in_older_files_are_known(saved):
     for name in BUFFERS[kind]:
         name = name.format(1).removeprefix(PREFIXES[kind])
         older[name] = np.ones((1, 1, 3, 3), np.float32)
-    found, expected = (huggingface.to_linen(one, config) for one in (older, state))
+    found, expected = (pretrained.to_linen(one, config) for one in (older, state))
     assert_same_variables(found, expected)
     whole = by_todays_names(state, config)
     state = {name: array for name, (_, array) in whole.items()}
@@ -241,7 +241,7 @@ def test_names_in_older_files_are_known(saved):
     others += ["bert.embeddings.LayerNorm.gamma" if kind == "bert" else "wte.weight"]
     for other in others:
         with pytest.raises(ValueError, match=f"hold '{other}', which has no place"):
-            huggingface.to_linen({**state, other: np.zeros(3, np.float32)}, config)
+            pretrained.to_linen({**state, other: np.zeros(3, np.float32)}, config)
 
 
 def test_a_masked_lm_is_read_from_what_bert_was_pretrained_as(tmp_path):
@@ -251,7 +251,7 @@ def test_a_masked_lm_is_read_from_what_bert_was_pretrained_as(tmp_path):
     whole.save_pretrained(tmp_path)
     config = {**read_config(tmp_path), "architectures": ["BertForMaskedLM"]}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    module, variables = huggingface.load(tmp_path)
+    module, variables = pretrained.load(tmp_path)
     inputs = text(20)
     expected = whole(**{k: torch.tensor(v) for k, v in inputs.items()})
     found = module.apply(variables, inputs).logits
@@ -260,7 +260,7 @@ def test_a_masked_lm_is_read_from_what_bert_was_pretrained_as(tmp_path):
     state = states(tmp_path)
     other = {**state, "cls.other.weight": np.zeros(3, np.float32)}
     with pytest.raises(ValueError, match="hold 'cls.other.weight', which has no place"):
-        huggingface.to_linen(other, config)
+        pretrained.to_linen(other, config)
 
 
 def test_a_bias_of_a_matrix_of_its_own_has_two_names(tmp_path):
@@ -268,14 +268,14 @@ def test_a_bias_of_a_matrix_of_its_own_has_two_names(tmp_path):
     model = torch_model("bert-untied")
     model.save_pretrained(tmp_path)
     config, state = read_config(tmp_path), states(tmp_path)
-    found = huggingface.to_linen(state, config)["params"]["bias"]
+    found = pretrained.to_linen(state, config)["params"]["bias"]
     np.testing.assert_array_equal(found, state["cls.predictions.decoder.bias"])
     older = dict(state)
     other = older.pop("cls.predictions.decoder.bias") + 1
     older["cls.predictions.bias"] = other
-    found = huggingface.to_linen(older, config)["params"]["bias"]
+    found = pretrained.to_linen(older, config)["params"]["bias"]
     np.testing.assert_array_equal(found, other)
-    saved = huggingface.from_linen(huggingface.to_linen(state, config), config)
+    saved = pretrained.from_linen(pretrained.to_linen(state, config), config)
     for name in ("cls.predictions.bias", "cls.predictions.decoder.bias"):
         expected = state["cls.predictions.decoder.bias"]
         np.testing.assert_array_equal(saved[name], expected)
@@ -285,9 +285,9 @@ def test_a_language_models_end_is_no_part_of_a_classifier(tmp_path):
     torch_model("gpt2-classes").save_pretrained(tmp_path)
     config, state = read_config(tmp_path), states(tmp_path)
     more = {**state, "lm_head.weight": np.ones((37, 14), np.float32)}
-    expected, found = (huggingface.to_linen(one, config) for one in (state, more))
+    expected, found = (pretrained.to_linen(one, config) for one in (state, more))
     assert_same_variables(found, expected)
-    body = models.GPT(models.gpt_size(9, 4, 1, 2, tied=False))
+    body = models.GPT(models.gpt_config(9, 4, 1, 2, tied=False))
     with pytest.raises(ValueError, match="a classifier's decoder has no last matrix"):
         models.GPTClassifier(body, 2).init(jax.random.key(0), text(9))
 
@@ -297,7 +297,7 @@ def test_what_a_scan_returns_is_indexed_by_layer(saved):
     inputs = text(20)
     found = []
     for scan in (False, True):
-        module, variables = huggingface.load(folder, scan=scan, remat=scan)
+        module, variables = pretrained.load(folder, scan=scan, remat=scan)
         found.append(jax.jit(module.apply)(variables, inputs))
     loop, scanned = found
     for name in ("queries", "keys", "values"):
@@ -345,7 +345,7 @@ def test_a_tensor_of_another_shape_is_named(shapes, first, expected):
     given, wanted = map(re.escape, map(str, (shapes[first], expected)))
     said = f"hold '{LAYER}{first}' of shape {given}; config.json asks for {wanted}"
     with pytest.raises(ValueError, match=said):
-        huggingface.to_linen(state, config)
+        pretrained.to_linen(state, config)
 
 
 @pytest.fixture
@@ -384,7 +384,7 @@ def change(folder, **values):
 def test_a_configuration_that_does_not_fit_is_refused(bert, values, message):
     change(bert, **values)
     with pytest.raises(ValueError, match=message):
-        huggingface.load(bert)
+        pretrained.load(bert)
 
 
 def test_damaged_folders_are_refused(bert, tmp_path):
@@ -392,25 +392,25 @@ def test_damaged_folders_are_refused(bert, tmp_path):
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
-        huggingface.load(bert)
+        pretrained.load(bert)
     weights.unlink()
     with pytest.raises(ValueError, match=r"model\.safetensors does not exist"):
-        huggingface.load(bert)
+        pretrained.load(bert)
     config.write_text(config.read_text()[:-9])
     with pytest.raises(ValueError, match=r"config\.json is no JSON"):
-        huggingface.load(bert)
+        pretrained.load(bert)
     shutil.rmtree(bert)
     bert.mkdir()
     with pytest.raises(ValueError, match=r"config\.json does not exist"):
-        huggingface.load(bert)
+        pretrained.load(bert)
 
 
 def test_a_second_copy_must_be_the_same():
     model = torch_model("gpt2")
     config = {**model.config.to_dict(), "architectures": ["GPT2LMHeadModel"]}
     state = {k: v.numpy() for k, v in model.state_dict().items()}
-    huggingface.to_linen(state, config)
+    pretrained.to_linen(state, config)
     with pytest.raises(ValueError, match="'lm_head.weight' other than"):
-        huggingface.to_linen(
+        pretrained.to_linen(
             {**state, "lm_head.weight": state["lm_head.weight"] + 1}, config
         )

@@ -6,15 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdistill.models.bert import BertClassifier
+from jaxdistill.models import BertClassifier
 from jaxdistill.models.config import ACTIVATIONS
-from jaxdistill.pretrained.config import (
-    ALIASES,
-    NUMBERS,
-    module_of,
-    read_config,
-    size_of,
-)
+from jaxdistill.pretrained import module_of, read_config
+from jaxdistill.pretrained.config import ALIASES, NUMBERS, transformer_config
 
 BERT = {"model_type": "bert", "architectures": ["BertForSequenceClassification"]}
 DISTILBERT = {
@@ -64,7 +59,7 @@ def test_of_two_names_that_of_every_model_counts(kind):
     config["model_type"] = kind
     for ours, (own, alias) in both.items():
         config |= {NUMBERS[kind][ours][0]: own, ALIASES[ours]: alias}
-    size = size_of(config)
+    size = transformer_config(config)
     theirs = type(transformers.AutoConfig.for_model(kind)).from_dict(config)
     for ours in both:
         assert getattr(size, ours) == getattr(theirs, ALIASES[ours])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import hyperparameters
-from jaxdistill.report import tables as report
+from jaxdistill import report
 
 pytestmark = pytest.mark.slow
 

@@ -10,15 +10,15 @@ import pytest
 from builders import assert_identical
 
 from jaxdistill import models
-from jaxdistill.models.gpt import gpt_size
-from jaxdistill.models.stacking import (
+from jaxdistill.models import (
     drop_types,
+    gpt_config,
     stack_layers,
     take_layers,
     unstack_layers,
 )
 
-SIZE = models.Size(17, 8, 4, 2)
+SIZE = models.TransformerConfig(17, 8, 4, 2)
 IDS = {"input_ids": jnp.asarray(np.random.default_rng(0).integers(0, 17, (2, 5)))}
 
 
@@ -55,7 +55,7 @@ def test_layers_are_taken_in_the_order_asked_for():
 
 
 def test_a_gpt_has_layers_too():
-    sizes = [gpt_size(17, 8, depth, 2) for depth in (3, 1)]
+    sizes = [gpt_config(17, 8, depth, 2) for depth in (3, 1)]
     teacher, student = (models.GPT(size) for size in sizes)
     params = jax.jit(teacher.init)(jax.random.key(0), IDS)["params"]
     assert run(student, take_layers(params, (2,))).logits.shape == (2, 5, 17)

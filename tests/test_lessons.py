@@ -10,11 +10,10 @@ import pytest
 from builders import CLASSES, HARD_AND_SOFT, assert_identical, live, make_batch, start
 from test_digits_mlp import run
 
-from jaxdistill import models
-from jaxdistill.parallel import partitioner as parallel
-from jaxdistill.study.stores import Lessons
-from jaxdistill.teachers.ensemble import Stored
-from jaxdistill.train.step import make_train_step, scan_train
+from jaxdistill import models, parallel
+from jaxdistill.study.stores import TeacherStores
+from jaxdistill.teachers import StoredTeacher
+from jaxdistill.train import make_train_step, scan_train
 
 SIZE, BATCH, SGD = 40, 8, optax.sgd(0.1)
 EXAMPLES = {k: v for k, v in make_batch(0, SIZE).items() if k in ("inputs", "labels")}
@@ -39,7 +38,7 @@ def test_a_step_is_bit_equal_to_live(kind, dtype, parts, tmp_path):
     )
     step = way.compile(scan_train(step), batch_axis=1)
     teacher = way.place(TEACHER)
-    lessons = Lessons(way, tmp_path, dtype, (), progress=False)
+    lessons = TeacherStores(way, tmp_path, dtype, (), progress=False)
     taught = lessons.of(EXAMPLES, teacher, BATCH // parts)
     assert lessons.of(EXAMPLES, teacher, BATCH // parts) is taught
 
@@ -50,7 +49,7 @@ def test_a_step_is_bit_equal_to_live(kind, dtype, parts, tmp_path):
         resident = (teacher, way.replicate(examples))
         return way.fetch(step(state, resident, way.split(rows, 1))[0]).params
 
-    assert_identical(train(Stored(), taught), train(teacher, EXAMPLES))
+    assert_identical(train(StoredTeacher(), taught), train(teacher, EXAMPLES))
     manifest = json.loads(next(tmp_path.glob("*/manifest.json")).read_text())
     found = [manifest[name] for name in ("batch_size", "devices", "compute")]
     assert found == [BATCH // parts, len(way.devices), dtype]
@@ -59,7 +58,7 @@ def test_a_step_is_bit_equal_to_live(kind, dtype, parts, tmp_path):
 def test_other_devices_have_outputs_of_their_own(tmp_path):
     for count in (1, 2):
         way = parallel.choose("auto", jax.devices()[:count])
-        lessons = Lessons(way, tmp_path, None, (), progress=False)
+        lessons = TeacherStores(way, tmp_path, None, (), progress=False)
         lessons.of(EXAMPLES, way.place(TEACHER), BATCH)
         assert len(list(tmp_path.iterdir())) == count
 

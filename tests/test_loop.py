@@ -8,16 +8,21 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdistill import models
+from jaxdistill import models, parallel
 from jaxdistill.data import Batches
-from jaxdistill.objectives.logits import combine, hard_labels
-from jaxdistill.parallel import partitioner as parallel
+from jaxdistill.objectives import combine, hard_labels
 from jaxdistill.teachers import fingerprints
-from jaxdistill.train.checkpoint import Checkpoints
-from jaxdistill.train.journal import NonFiniteLoss
-from jaxdistill.train.loop import dispatches, fit, interval
-from jaxdistill.train.run_dir import Run
-from jaxdistill.train.step import init_state, make_train_step, scan_train
+from jaxdistill.train import (
+    Checkpoints,
+    NonFiniteLoss,
+    RunDir,
+    fit,
+    init_state,
+    interval,
+    make_train_step,
+    scan_train,
+)
+from jaxdistill.train.loop import dispatches
 
 SIZE, BATCH = 22, 4  # six batches an epoch, the last padded
 
@@ -41,7 +46,7 @@ class Job:
         example = next(self.batches.iterate(self.examples, 0))
         self.state = init_state(jax.random.key(0), student, optimizer, example)
         self.checkpoints = Checkpoints(path / "checkpoints")
-        self.log = Run(path, {"seed": 0})
+        self.log = RunDir(path, {"seed": 0})
 
     def fit(self, steps=24, **settings):
         return fit(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxdistill.data.augment import describe
-from jaxdistill.data.masking import hide_tokens, mask_tokens
+from jaxdistill.data.tokens import hide_tokens, mask_tokens
 
 VOCAB, MASK, SPECIAL = 37, 4, (0, 1, 2)
 SHAPE = (512, 64)

@@ -8,19 +8,20 @@ import optax
 import pytest
 from builders import CLASSES, make_batch
 
-from jaxdistill import losses, models
-from jaxdistill.models import apply
-from jaxdistill.objectives.layers import (
+from jaxdistill import losses, models, teachers
+from jaxdistill.objectives import (
+    combine,
+    hard_labels,
     last,
+    mutual_targets,
     on_attentions,
     on_extras,
-    on_hiddens,
+    on_hidden_states,
     on_scores,
     uniform,
 )
-from jaxdistill.objectives.logits import combine, hard_labels, mutual_targets
-from jaxdistill.teachers import ensemble as teachers
-from jaxdistill.train.step import init_state, make_train_step
+from jaxdistill.teachers import live
+from jaxdistill.train import init_state, make_train_step
 from jaxdistill.types import Outputs, padding_mask
 
 BATCH = make_batch(0, 4, mask=[1, 1, 0, 1])
@@ -49,7 +50,7 @@ def test_uniform_ends_at_the_last_layer(student, teacher, layers):
 
 
 def test_hidden_states_add_up_over_the_layer_map():
-    term = on_hiddens(losses.hint_mse, ((0, 1), (-1, -1)))
+    term = on_hidden_states(losses.hint_mse, ((0, 1), (-1, -1)))
     values, mask = term(STUDENT, TEACHER, BATCH, 0)
     mine, theirs = STUDENT.hiddens, TEACHER.hiddens
     expected = losses.hint_mse(mine[0], theirs[1]) + losses.hint_mse(mine[1], theirs[2])
@@ -58,23 +59,23 @@ def test_hidden_states_add_up_over_the_layer_map():
 
 
 def test_a_stored_layer_teaches_as_a_live_one():
-    term = on_hiddens(losses.hint_mse, ((0, 1),))
+    term = on_hidden_states(losses.hint_mse, ((0, 1),))
     found, expected = (term(STUDENT, x, BATCH, 0)[0] for x in (STORED, TEACHER))
     np.testing.assert_array_equal(found, expected)
 
 
 def test_relations_get_the_batchs_mask_and_labels():
-    values, _ = on_hiddens(losses.linear_cka, last())(STUDENT, TEACHER, BATCH, 0)
+    values, _ = on_hidden_states(losses.linear_cka, last())(STUDENT, TEACHER, BATCH, 0)
     pair = STUDENT.hiddens[-1], TEACHER.hiddens[-1]
     np.testing.assert_allclose(values, losses.linear_cka(*pair, BATCH["mask"]))
-    values, _ = on_hiddens(losses.contrastive, last())(STUDENT, TEACHER, BATCH, 0)
+    values, _ = on_hidden_states(losses.contrastive, last())(STUDENT, TEACHER, BATCH, 0)
     expected = losses.contrastive(*pair, BATCH["labels"], BATCH["mask"])
     np.testing.assert_allclose(values, expected)
 
 
 def test_feature_maps_count_once_an_example():
     student, teacher = outputs(0, (4, 3, 3, 5)), outputs(1, (4, 3, 3, 5))
-    values, mask = on_hiddens(losses.hint_mse, last())(student, teacher, BATCH, 0)
+    values, mask = on_hidden_states(losses.hint_mse, last())(student, teacher, BATCH, 0)
     assert values.shape == mask.shape == (4,)
     expected = ((student.hiddens[0] - teacher.hiddens[0]) ** 2).mean((1, 2, 3))
     np.testing.assert_allclose(values, expected, rtol=1e-5)
@@ -84,7 +85,7 @@ def test_padded_tokens_do_not_count():
     padding = np.array([[1, 1, 0], [1, 1, 1], [1, 1, 1], [1, 0, 0]], np.float32)
     batch = {**BATCH, "inputs": {"attention_mask": padding}}
     student, teacher = outputs(0, (4, 3, 5)), outputs(1, (4, 3, 5))
-    values, mask = on_hiddens(losses.hint_mse, last())(student, teacher, batch, 0)
+    values, mask = on_hidden_states(losses.hint_mse, last())(student, teacher, batch, 0)
     assert values.shape == (4, 3)
     np.testing.assert_array_equal(mask, padding * BATCH["mask"][:, None])
     maps = [jax.nn.softmax(normal(i, 4, 2, 3, 3)) for i in range(2)]
@@ -135,7 +136,9 @@ def test_scores_are_those_whose_softmax_is_the_attention():
     ids = np.random.default_rng(0).integers(0, 9, (4, 3))
     padding = np.array([[1, 1, 0], [1, 1, 1], [1, 1, 1], [1, 0, 0]], np.float32)
     inputs = {"input_ids": ids, "attention_mask": padding}
-    model = models.BertClassifier(models.Encoder(models.Size(9, 6, 2, 3)), CLASSES)
+    model = models.BertClassifier(
+        models.Encoder(models.TransformerConfig(9, 6, 2, 3)), CLASSES
+    )
     found = model.init_with_output(jax.random.key(0), inputs)[0]
 
     def compare(student, teacher, mask):
@@ -177,13 +180,15 @@ def test_projected_embeddings_are_compared_in_place_of_narrow_ones():
 
 
 def test_settings_may_be_schedules_and_print_as_written():
-    term = on_hiddens(losses.correlation_congruence, last(), gamma=lambda i: 0.1 * i)
+    term = on_hidden_states(
+        losses.correlation_congruence, last(), gamma=lambda i: 0.1 * i
+    )
     values, _ = term(STUDENT, TEACHER, BATCH, 3)
     expected = losses.correlation_congruence(
         STUDENT.hiddens[-1], TEACHER.hiddens[-1], BATCH["mask"], gamma=0.1 * 3
     )
     np.testing.assert_allclose(values, expected, rtol=1e-6)
-    assert repr(on_hiddens(losses.hint_mse, uniform(1, 3))) == (
+    assert repr(on_hidden_states(losses.hint_mse, uniform(1, 3))) == (
         "on_hiddens(hint_mse, ((0, 2),))"
     )
 
@@ -192,11 +197,15 @@ def test_settings_may_be_schedules_and_print_as_written():
     ("call", "message"),
     [
         (
-            lambda: on_hiddens(losses.hint_mse, ((5, 0),))(STUDENT, TEACHER, BATCH, 0),
+            lambda: on_hidden_states(losses.hint_mse, ((5, 0),))(
+                STUDENT, TEACHER, BATCH, 0
+            ),
             "layer 5 of the student, which returns 2 layers",
         ),
         (
-            lambda: on_hiddens(losses.hint_mse, ((0, -4),))(STUDENT, TEACHER, BATCH, 0),
+            lambda: on_hidden_states(losses.hint_mse, ((0, -4),))(
+                STUDENT, TEACHER, BATCH, 0
+            ),
             "layer -4 of the teacher, which returns 3 layers",
         ),
         (
@@ -206,16 +215,18 @@ def test_settings_may_be_schedules_and_print_as_written():
             "layer -1 of the student, which returns 0 layers",
         ),
         (
-            lambda: on_hiddens(losses.hint_mse, last())(STUDENT, STORED, BATCH, 0),
+            lambda: on_hidden_states(losses.hint_mse, last())(
+                STUDENT, STORED, BATCH, 0
+            ),
             r"layer -1 of the teacher, whose .* stored of layers \[1\], counted from 0",
         ),
         (
-            lambda: on_hiddens(losses.hint_mse, last())(STUDENT, None, BATCH, 0),
+            lambda: on_hidden_states(losses.hint_mse, last())(STUDENT, None, BATCH, 0),
             "hint_mse needs a teacher",
         ),
-        (lambda: on_hiddens(losses.hint_mse, ()), "at least one"),
+        (lambda: on_hidden_states(losses.hint_mse, ()), "at least one"),
         (
-            lambda: on_hiddens(losses.hint_mse, last(), gamma=1.0),
+            lambda: on_hidden_states(losses.hint_mse, last(), gamma=1.0),
             "hint_mse has no setting 'gamma'; it has: none",
         ),
         (lambda: uniform(4, 3), "needs 1 to 3 student layers, got 4"),
@@ -232,8 +243,8 @@ def test_a_projector_trains_beside_its_student_and_is_left_behind():
     student, optimizer = models.student(module), optax.sgd(0.1)
     state = init_state(jax.random.key(0), student, optimizer, BATCH)
     assert set(state.params) == {"student", "projector"}
-    teacher = apply.live(wide, wide.init(jax.random.key(1), BATCH["inputs"]))
-    objective = combine({"hint": (1.0, on_hiddens(losses.hint_mse, last()))})
+    teacher = teachers.live(wide, wide.init(jax.random.key(1), BATCH["inputs"]))
+    objective = combine({"hint": (1.0, on_hidden_states(losses.hint_mse, last()))})
     step = jax.jit(make_train_step(student, objective, optimizer))
     moved, metrics = step(state, teacher, BATCH)
     kernel = state.params["projector"]["layer_0"]["kernel"]
@@ -245,7 +256,7 @@ def test_a_projector_trains_beside_its_student_and_is_left_behind():
     expected = losses.hint_mse(projected, teacher(BATCH).hiddens[0])
     total, count = metrics["hint"]
     np.testing.assert_allclose(total, expected @ BATCH["mask"], rtol=1e-5)
-    finished = apply.trained(module, state)
+    finished = models.trained(module, state)
     assert finished.module == narrow
     np.testing.assert_array_equal(finished(BATCH).logits, alone.logits)
 
@@ -270,7 +281,7 @@ def test_the_first_of_several_peers_is_what_is_left():
     modules = (models.MLP((3, CLASSES)), models.MLP((4, CLASSES)))
     student, optimizer = models.student(models.Peers(modules)), optax.sgd(0.1)
     state = init_state(jax.random.key(0), student, optimizer, BATCH)
-    finished = apply.trained(models.Peers(modules), state)
+    finished = models.trained(models.Peers(modules), state)
     assert finished.module == modules[0]
     expected = modules[0].apply({"params": state.params["peer_0"]}, BATCH["inputs"])
     np.testing.assert_array_equal(finished(BATCH).logits, expected.logits)
@@ -316,11 +327,11 @@ def test_peers_learn_from_each_other_as_each_would_alone(members):
 def test_mean_logits_are_one_teacher():
     module = models.MLP((CLASSES,))
     members = [
-        apply.live(module, module.init(jax.random.key(i), BATCH["inputs"]))
+        teachers.live(module, module.init(jax.random.key(i), BATCH["inputs"]))
         for i in range(3)
     ]
-    found = teachers.mean_logits(members)(BATCH).logits
+    found = live.mean_logits(members)(BATCH).logits
     expected = jnp.stack([member(BATCH).logits for member in members]).mean(0)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="at least one teacher"):
-        teachers.mean_logits([])
+        live.mean_logits([])

@@ -9,15 +9,18 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdistill import models
+from jaxdistill import models, parallel
 from jaxdistill.data import Batches
-from jaxdistill.objectives.logits import combine, hard_labels
-from jaxdistill.parallel import partitioner as parallel
+from jaxdistill.objectives import combine, hard_labels
 from jaxdistill.study import sweep
-from jaxdistill.train import memory
-from jaxdistill.train.loop import fit
-from jaxdistill.train.memory import OutOfMemory
-from jaxdistill.train.step import init_state, make_train_step, scan_train
+from jaxdistill.train import (
+    OutOfMemory,
+    fit,
+    init_state,
+    make_train_step,
+    memory,
+    scan_train,
+)
 
 SIZE, BATCH, WIDTH = 1024, 256, 96
 FULL = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 17179869184 bytes."

@@ -9,14 +9,11 @@ import pytest
 
 from experiments import method_table
 from experiments.methods import METHODS, Layers, Method
-from jaxdistill import models
-from jaxdistill.models import apply
-from jaxdistill.objectives.logits import combine
-from jaxdistill.study import comparison
-from jaxdistill.study.comparison import compare
-from jaxdistill.teachers import ensemble as teachers
-from jaxdistill.teachers import fingerprints
-from jaxdistill.train.step import init_state, make_train_step
+from jaxdistill import models, teachers
+from jaxdistill.objectives import combine
+from jaxdistill.study import compare, comparison
+from jaxdistill.teachers import fingerprints, live
+from jaxdistill.train import init_state, make_train_step
 
 pytestmark = pytest.mark.slow
 
@@ -51,7 +48,7 @@ def test_every_method_is_a_step_that_teaches(name):
     optimizer = optax.sgd(1e-3)
     state = init_state(jax.random.key(0), student, optimizer, BATCH)
     step = make_train_step(student, objective, optimizer)
-    teacher = apply.live(TEACHER, TEACHER.init(jax.random.key(1), IMAGES))
+    teacher = teachers.live(TEACHER, TEACHER.init(jax.random.key(1), IMAGES))
     moved, metrics = jax.jit(step)(state.replace(step=5), teacher, BATCH)
     taught = set(metrics) - {"hard", "loss"}
     assert bool(taught) == (name not in ("scratch", "label_smoothing"))
@@ -119,7 +116,7 @@ def test_teachers_that_are_no_rows_teach_and_are_timed(tmp_path, monkeypatch):
     argv = [*SMALL, "--trials", "1", "--run-dir", str(tmp_path), "--methods", *names]
     rows = method_table.main(argv)["rows"]
     assert list(rows) == ["teacher", "assistant_teacher", "scratch", "kd", *names]
-    assert isinstance(timed["ensemble"], teachers.Ensemble)
+    assert isinstance(timed["ensemble"], live.Ensemble)
     widths = {k: v.module.features for k, v in timed.items() if hasattr(v, "module")}
     assert widths["assistant_teacher"] == widths["kd"] == (16, 32)
     assert widths["assistant"] == (12, 24)

@@ -8,17 +8,17 @@ import pytest
 from builders import CLASSES, HARD_AND_SOFT, make_batch
 
 from jaxdistill import losses
-from jaxdistill.objectives.logits import (
+from jaxdistill.objectives import (
     combine,
     hard_labels,
     mutual_targets,
     on_logits,
+    real_tokens,
     soft_targets,
     teacher_labels,
 )
-from jaxdistill.objectives.parts import real_tokens
 from jaxdistill.objectives.schedules import anneal, warm_up
-from jaxdistill.objectives.terms import wanted
+from jaxdistill.objectives.terms import loss_kwargs
 from jaxdistill.types import Outputs, TopK, token_mask
 
 BATCH = make_batch(0, 4, mask=[1, 1, 0, 1])
@@ -201,7 +201,7 @@ TAUGHT = [losses.reverse_kl, losses.logit_mse, losses.decoupled_kl, losses.dist]
 @pytest.mark.parametrize("loss", TAUGHT)
 def test_any_loss_on_logits_is_a_term(loss):
     values, mask = on_logits(loss)(STUDENT, TEACHER, BATCH, 0)
-    given = wanted(loss, BATCH, BATCH["mask"])
+    given = loss_kwargs(loss, BATCH, BATCH["mask"])
     expected = loss(STUDENT.logits, TEACHER.logits, **given)
     np.testing.assert_allclose(values, expected, rtol=1e-6)
     np.testing.assert_array_equal(mask, BATCH["mask"])

@@ -8,22 +8,17 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdistill import losses, models
-from jaxdistill.models import apply
-from jaxdistill.models.generation import generate, on_policy
-from jaxdistill.models.gpt import gpt_size
-from jaxdistill.objectives.logits import combine, hard_labels, on_logits
-from jaxdistill.parallel import partitioner as parallel
-from jaxdistill.study.arm import Row
-from jaxdistill.study.study import Study
+from jaxdistill import losses, models, parallel, teachers, train
+from jaxdistill.models import generate, gpt_config, on_policy
+from jaxdistill.objectives import combine, hard_labels, on_logits
+from jaxdistill.study import Arm, Study
+from jaxdistill.train import Evaluator, RunDir, language
 from jaxdistill.train import step as steps
-from jaxdistill.train.evaluation import Evaluator, language
-from jaxdistill.train.run_dir import Run
 
 LENGTH, PROMPT = 8, 3
 PLAIN = {"dropout": 0.0, "attention_dropout": 0.0, "positions": LENGTH}
-MODULE = models.GPT(gpt_size(11, 8, 1, 2, **PLAIN))
-TEACHER = models.GPT(gpt_size(11, 12, 2, 3, **PLAIN))
+MODULE = models.GPT(gpt_config(11, 8, 1, 2, **PLAIN))
+TEACHER = models.GPT(gpt_config(11, 12, 2, 3, **PLAIN))
 OBJECTIVE = combine(
     {"soft": (1.0, on_logits(losses.reverse_kl)), "hard": (0.5, hard_labels())}
 )
@@ -42,13 +37,13 @@ def batch(rows=4):
 @lru_cache
 def state():
     student = models.student(MODULE)
-    return steps.init_state(jax.random.key(1), student, SGD, batch())
+    return train.init_state(jax.random.key(1), student, SGD, batch())
 
 
 @lru_cache
 def teacher():
     variables = jax.jit(TEACHER.init)(jax.random.key(2), batch()["inputs"])
-    return apply.live(TEACHER, jax.tree.map(lambda x: 5 * x, variables))
+    return teachers.live(TEACHER, jax.tree.map(lambda x: 5 * x, variables))
 
 
 def test_the_student_goes_on_from_a_prompt():
@@ -58,7 +53,7 @@ def test_the_student_goes_on_from_a_prompt():
     np.testing.assert_array_equal(ids[:, :PROMPT], given["inputs"]["input_ids"][:, :3])
     np.testing.assert_array_equal(ids[:, 1:], labels[:, :-1])
     start = {"input_ids": given["inputs"]["input_ids"][:, :PROMPT]}
-    model = apply.trained(MODULE, state())
+    model = models.trained(MODULE, state())
     _, draw = jax.random.split(rng)
     own = generate(model, start, draw, steps=LENGTH + 1 - PROMPT)["input_ids"]
     np.testing.assert_array_equal(own[:, 1:], labels)
@@ -88,13 +83,13 @@ def test_the_share_is_of_the_batches(share):
 def test_a_step_learns_from_what_its_student_drew():
     """The same as a step on the sequences that its key gives; labels teach nothing."""
     student = models.student(MODULE)
-    step = steps.make_train_step(
+    step = train.make_train_step(
         student, OBJECTIVE, SGD, rollout=on_policy(MODULE, prompt=PROMPT)
     )
     moved, metrics = jax.jit(step)(state(), teacher(), batch())
     rng = jax.random.fold_in(jax.random.fold_in(state().rng, 0), steps.GENERATE)
     drawn = on_policy(MODULE, prompt=PROMPT)(state(), batch(), rng)
-    plain = jax.jit(steps.make_train_step(student, OBJECTIVE, SGD))
+    plain = jax.jit(train.make_train_step(student, OBJECTIVE, SGD))
     expected, _ = plain(state(), teacher(), drawn)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
@@ -124,7 +119,7 @@ def study(tmp_path):
         examples = {name: batch(12)[name] for name in ("inputs", "labels")}
         return Study(
             run,
-            Run(tmp_path / str(together), {}),
+            RunDir(tmp_path / str(together), {}),
             examples=lambda row, seed: examples,
             steps=4,
             batch_size=4,
@@ -140,7 +135,7 @@ def study(tmp_path):
 
 def test_seeds_together_draw_as_one_after_another(study):
     """And nothing is stored of a teacher that is asked about new sequences."""
-    row = Row(MODULE, OBJECTIVE, SGD, rollout=on_policy(MODULE, prompt=PROMPT))
+    row = Arm(MODULE, OBJECTIVE, SGD, rollout=on_policy(MODULE, prompt=PROMPT))
     seeds, placed = (0, 1), teacher()
     one, all_at_once = study(False), study(True)
     expected = [one.train("student", row, seed, placed) for seed in seeds]
@@ -170,7 +165,7 @@ def test_bad_settings_are_refused(options, said):
 def after_a_step(kind, count):
     """Parameters after a step, and how many tokens the teacher judged."""
     student, run = models.student(MODULE), parallel.choose(kind, jax.devices()[:count])
-    step = steps.make_train_step(
+    step = train.make_train_step(
         student, OBJECTIVE, SGD, rollout=on_policy(MODULE, prompt=PROMPT)
     )
     placed = run.place(state()), run.place(teacher())

@@ -8,24 +8,23 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdistill import losses, models
+from jaxdistill import losses, models, teachers, train
 from jaxdistill.data import Batches, DataError
-from jaxdistill.models import apply
-from jaxdistill.objectives.layers import last, on_hiddens
-from jaxdistill.objectives.logits import (
+from jaxdistill.objectives import (
     combine,
     hard_labels,
+    last,
+    on_hidden_states,
     on_logits,
     soft_targets,
     teacher_labels,
 )
-from jaxdistill.parallel.partitioner import jit
+from jaxdistill.parallel import jit
 from jaxdistill.teachers import store as cache
-from jaxdistill.train import step as steps
-from jaxdistill.train.evaluation import Evaluator, language
+from jaxdistill.train import Evaluator, language
 
 VOCAB, LENGTHS = 23, np.array([3, 2, 3, 1])
-SIZE = models.Size(
+SIZE = models.TransformerConfig(
     VOCAB, 12, 2, 3, positions=9, dropout=0.0, attention_dropout=0.0, epsilon=1e-5
 )
 MODULES = {
@@ -42,10 +41,10 @@ OBJECTIVE = combine(
         "reverse": (1.0, on_logits(losses.reverse_kl)),
         "hard": (1.0, hard_labels()),
         "pseudo": (1.0, teacher_labels()),
-        "distances": (1.0, on_hiddens(losses.relational_distance, last())),
-        "angles": (1.0, on_hiddens(losses.relational_angle, last())),
-        "similarity": (1.0, on_hiddens(losses.similarity_preserving, last())),
-        "kernel": (1.0, on_hiddens(losses.linear_cka, last())),
+        "distances": (1.0, on_hidden_states(losses.relational_distance, last())),
+        "angles": (1.0, on_hidden_states(losses.relational_angle, last())),
+        "similarity": (1.0, on_hidden_states(losses.similarity_preserving, last())),
+        "kernel": (1.0, on_hidden_states(losses.linear_cka, last())),
     }
 )
 
@@ -78,15 +77,15 @@ def program(module):
     student = models.student(module)
     given = batch(3, 0)
     variables = jax.jit(module.init)(jax.random.key(1), given["inputs"])
-    state = steps.init_state(jax.random.key(0), student, optax.sgd(1.0), given)
-    train = steps.make_train_step(student, OBJECTIVE, optax.sgd(1.0))
-    return state, apply.live(module, variables), jax.jit(train)
+    state = train.init_state(jax.random.key(0), student, optax.sgd(1.0), given)
+    train_step = train.make_train_step(student, OBJECTIVE, optax.sgd(1.0))
+    return state, teachers.live(module, variables), jax.jit(train_step)
 
 
 def step(module, given):
     """Metrics and gradients of one step."""
-    state, teacher, train = program(module)
-    moved, metrics = train(state, teacher, given)
+    state, teacher, train_step = program(module)
+    moved, metrics = train_step(state, teacher, given)
     return metrics, jax.tree.map(np.subtract, state.params, moved.params)
 
 
@@ -112,7 +111,7 @@ def test_a_step_is_the_same(name, modules, given):
 def test_an_evaluation_is_the_same(name):
     module = MODULES[name]
     student, teacher = (
-        apply.live(module, module.init(jax.random.key(i), batch(3, 0)["inputs"]))
+        teachers.live(module, module.init(jax.random.key(i), batch(3, 0)["inputs"]))
         for i in (0, 1)
     )
     expected, found = (
@@ -126,7 +125,7 @@ def test_an_evaluation_is_the_same(name):
 def test_a_text_that_is_all_padding_is_refused():
     given = batch(3, 0)
     given["inputs"]["attention_mask"][2] = 0
-    teacher = apply.live(MODULES["bert"], {})
+    teacher = teachers.live(MODULES["bert"], {})
     batches = Batches(4, 2)
     with pytest.raises(DataError, match="row 2 is all padding"):
         next(batches.iterate({"inputs": given["inputs"]}, 0))

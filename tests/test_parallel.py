@@ -23,12 +23,10 @@ from builders import (
     train_step,
 )
 
-from jaxdistill import losses, models
+from jaxdistill import losses, models, parallel
 from jaxdistill.data import Batches
-from jaxdistill.objectives.logits import combine, hard_labels, on_logits, soft_targets
-from jaxdistill.parallel import partitioner as parallel
-from jaxdistill.train.loop import fit
-from jaxdistill.train.step import make_train_step, scan_train
+from jaxdistill.objectives import combine, hard_labels, on_logits, soft_targets
+from jaxdistill.train import fit, make_train_step, scan_train
 
 MLP = models.MLP((8, CLASSES))
 DROPPING = models.MLP((32, CLASSES), dropout=0.5)

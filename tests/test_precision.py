@@ -18,10 +18,9 @@ from builders import (
     train_step,
 )
 
-from jaxdistill import models
-from jaxdistill.models import apply
-from jaxdistill.models.precision import lower
-from jaxdistill.train.step import make_train_step
+from jaxdistill import models, teachers
+from jaxdistill.models import cast_to_compute
+from jaxdistill.train import make_train_step
 
 MLP = models.MLP((32, CLASSES))
 CONV = models.ConvNet((4,), 8, CLASSES, norm="batch")
@@ -45,7 +44,7 @@ def batch_for(module, seed=0):
 
 def teacher_for(module, batch):
     variables = module.init(jax.random.key(7), batch["inputs"])
-    return apply.live(module, variables)
+    return teachers.live(module, variables)
 
 
 def products(jaxpr) -> list:
@@ -109,9 +108,9 @@ def test_only_floating_leaves_that_are_no_statistics_are_lowered():
         "batch_stats": {"norm": {"var": jnp.ones(2)}},
         "rng": jax.random.key(0),
     }
-    low = lower(tree, jnp.bfloat16)
+    low = cast_to_compute(tree, jnp.bfloat16)
     assert low["params"]["kernel"].dtype == jnp.bfloat16
     assert low["params"]["ids"].dtype == jnp.int32
     assert low["batch_stats"]["norm"]["var"].dtype == jnp.float32
     assert_identical(low["rng"], tree["rng"])
-    assert lower(tree, None) is tree
+    assert cast_to_compute(tree, None) is tree

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_huggingface import text, torch_model
 
-from jaxdistill.pretrained import classifier as pretrained
+from jaxdistill import pretrained
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 transformers = pytest.importorskip(

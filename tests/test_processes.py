@@ -20,19 +20,20 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdistill import models
+from jaxdistill import models, parallel, train
 from jaxdistill.data import Batches
-from jaxdistill.models import apply
-from jaxdistill.objectives.logits import combine, hard_labels, soft_targets
-from jaxdistill.parallel import partitioner as parallel
+from jaxdistill.objectives import combine, hard_labels, soft_targets
 from jaxdistill.parallel import processes
 from jaxdistill.teachers import fingerprints
-from jaxdistill.train import run_dir as runs
-from jaxdistill.train.checkpoint import Checkpoints
-from jaxdistill.train.evaluation import Evaluator
-from jaxdistill.train.loop import fit
-from jaxdistill.train.run_dir import Run
-from jaxdistill.train.step import init_state, make_train_step, scan_train
+from jaxdistill.train import (
+    Checkpoints,
+    Evaluator,
+    RunDir,
+    fit,
+    init_state,
+    make_train_step,
+    scan_train,
+)
 
 STEPS, EVERY, BATCH, SIZE, HEARTBEAT = 50, 10, 16, 90, 5
 SAVES = range(EVERY, STEPS + 1, EVERY)
@@ -49,7 +50,7 @@ def examples() -> dict:
     }
 
 
-def train(kind: str, directory: Path | None = None, pause: float = 0.0, step=None):
+def train_job(kind: str, directory: Path | None = None, pause: float = 0.0, step=None):
     """50 steps of SGD under a live teacher; the state, and its scores on all data."""
     run, data = parallel.choose(kind), examples()
     if kind == "fsdp":
@@ -58,13 +59,13 @@ def train(kind: str, directory: Path | None = None, pause: float = 0.0, step=Non
     batch = next(Batches(SIZE, BATCH).iterate(data, 0))
     state = init_state(jax.random.key(0), student, optimizer, batch)
     other = init_state(jax.random.key(1), student, optimizer, batch)
-    teacher = run.place(apply.trained(MLP, other))
+    teacher = run.place(models.trained(MLP, other))
     objective = combine({"hard": (0.5, hard_labels()), "soft": (0.5, soft_targets())})
     evaluator = Evaluator(run, data)
 
     def evaluate(placed):
         time.sleep(pause)
-        return evaluator(apply.trained(MLP, placed), teacher)
+        return evaluator(models.trained(MLP, placed), teacher)
 
     state = fit(
         state,
@@ -80,7 +81,7 @@ def train(kind: str, directory: Path | None = None, pause: float = 0.0, step=Non
         evaluate=evaluate,
         evaluate_every=EVERY,
         checkpoints=directory and Checkpoints(directory / kind, best="accuracy"),
-        log=directory and Run(directory, {}),
+        log=directory and RunDir(directory, {}),
         name=kind,
         progress=False,
     )
@@ -135,10 +136,10 @@ def train_every_way(directory: Path, index: int) -> None:
         "first": attempt(lambda: processes.on_first(fail)),
         "jit": attempt(lambda: parallel.choose("jit")),
         "batch": attempt(lambda: run.check_batch(count)),
-        "memory": attempt(lambda: train("mesh", step=exhausted)),
+        "memory": attempt(lambda: train_job("mesh", step=exhausted)),
     }
     for kind in KINDS[count]:
-        state, scores = train(kind, directory)
+        state, scores = train_job(kind, directory)
         found[kind] = [fingerprints.of_tree(state.params), scores]
         if index == 0:
             np.savez(directory / f"{kind}.npz", *jax.tree.leaves(state.params))
@@ -146,7 +147,7 @@ def train_every_way(directory: Path, index: int) -> None:
 
 
 def train_slowly(directory: Path, index: int) -> None:
-    state, scores = train("mesh", directory, pause=0.2)
+    state, scores = train_job("mesh", directory, pause=0.2)
     found = {"mesh": [fingerprints.of_tree(state.params), scores]}
     (directory / f"found{index}.json").write_text(json.dumps(found))
 
@@ -216,7 +217,7 @@ def trained(request, begin, tmp_path_factory):
 
 @lru_cache
 def one_process():
-    return train("mesh")
+    return train_job("mesh")
 
 
 def test_several_processes_equal_one(trained):
@@ -354,7 +355,7 @@ def test_a_command_line_starts_the_processes(monkeypatch):
     given: list = []
     monkeypatch.setattr(processes, "start", lambda *a: given.append(a))
     for flags in ([], ["--distributed"]):
-        runs.parse({"": Several()}, flags, "")
+        train.parse({"": Several()}, flags, "")
     settings = {"compilation_cache": False}
     assert given == [(on, {**settings, "distributed": on}) for on in (False, True)]
 
@@ -377,7 +378,7 @@ def test_a_command_line_refuses(config, flags, environment, sentence, monkeypatc
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(SystemExit, match=sentence):
-        runs.parse({"": config}, flags, "")
+        train.parse({"": config}, flags, "")
 
 
 def test_a_process_alone_may_still_choose_its_devices():

@@ -9,13 +9,9 @@ import numpy as np
 import pytest
 import tyro
 
-from jaxdistill import cli, data, models
-from jaxdistill.models import apply
-from jaxdistill.pretrained import weights as huggingface
-from jaxdistill.pretrained.config import module_of
-from jaxdistill.train import saved
-from jaxdistill.train.run_dir import Run
-from jaxdistill.train.step import init_state
+from jaxdistill import cli, data, models, pretrained, teachers, train
+from jaxdistill.pretrained import module_of
+from jaxdistill.train import RunDir, init_state
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -57,7 +53,7 @@ def test_a_bert_of_ones_own_teaches(tmp_path, monkeypatch):
     }
     module = module_of(config)
     variables = jax.jit(module.init)(jax.random.key(0), batch["inputs"])
-    huggingface.save(tmp_path / "bert-sst2", variables, config)
+    pretrained.save(tmp_path / "bert-sst2", variables, config)
     monkeypatch.chdir(tmp_path)
     scope: dict = {}
     own, text, *_ = BLOCKS
@@ -65,7 +61,7 @@ def test_a_bert_of_ones_own_teaches(tmp_path, monkeypatch):
     exec(compile(text, "README.md", "exec"), scope)
     student, optimizer = scope["text_student"], scope["optimizer"]
     state = init_state(jax.random.key(0), student, optimizer, batch)
-    teacher = apply.live(scope["module"], scope["variables"])
+    teacher = teachers.live(scope["module"], scope["variables"])
     _, metrics = jax.jit(scope["text_step"])(state, teacher, batch)
     assert all(total > 0 for total, _ in metrics.values())
 
@@ -76,8 +72,8 @@ def test_a_runtime_alone_runs_what_is_exported(tmp_path, monkeypatch):
     digits = data.load("digits")
     module = models.MLP((4, 10))
     params = module.init(jax.random.key(0), digits.inputs(digits.test)["inputs"])
-    log = Run(tmp_path / "runs" / "digits", {"data": "digits"})
-    saved.save_model(log, "distilled", apply.live(module, params))
+    log = RunDir(tmp_path / "runs" / "digits", {"data": "digits"})
+    train.save_model(log, "distilled", teachers.live(module, params))
     export, benchmark = re.findall(
         r"^jaxdistill (.*runs/digits.*)$", README, flags=re.M
     )

@@ -9,10 +9,8 @@ import numpy as np
 import pytest
 from builders import RECORDER
 
-from jaxdistill import losses, models
-from jaxdistill.data.masking import mask_tokens
-from jaxdistill.models import apply
-from jaxdistill.objectives import layers as matching
+from jaxdistill import losses, models, objectives, teachers, train
+from jaxdistill.data.tokens import mask_tokens
 from jaxdistill.objectives import recipes
 from jaxdistill.train import step as steps
 from jaxdistill.types import Factored, Outputs
@@ -150,11 +148,11 @@ def minilm_v2(student, teacher):
 STUDENT = side(1, 6, 2, 2, wide=12)
 TEACHER, MANY = (side(seed, 12, heads, 4, wide=1) for seed, heads in ((2, 2), (3, 4)))
 CASES = {
-    "tinybert": (tinybert, recipes.tinybert_intermediate(LAYERS), TEACHER),
-    "prediction": (prediction, recipes.tinybert_prediction(), TEACHER),
-    "distilbert": (distilbert, recipes.distilbert(), TEACHER),
-    "minilm": (minilm, recipes.minilm(2), TEACHER),
-    "minilm_v2": (minilm_v2, recipes.minilm_v2(3, layer=2), MANY),
+    "tinybert": (tinybert, objectives.tinybert_intermediate(LAYERS), TEACHER),
+    "prediction": (prediction, objectives.tinybert_prediction(), TEACHER),
+    "distilbert": (distilbert, objectives.distilbert(), TEACHER),
+    "minilm": (minilm, objectives.minilm(2), TEACHER),
+    "minilm_v2": (minilm_v2, objectives.minilm_v2(3, layer=2), MANY),
 }
 each_case = pytest.mark.parametrize("case", CASES)
 
@@ -235,7 +233,7 @@ def test_predictions_learn_as_from_soft_targets():
             jnp.float32(STUDENT["logits"][0])
         )
         for o in (
-            recipes.tinybert_prediction(temperature=3.0),
+            objectives.tinybert_prediction(temperature=3.0),
             recipes.combine({"soft": (1.0, term)}),
         )
     ]
@@ -244,7 +242,7 @@ def test_predictions_learn_as_from_soft_targets():
 
 def test_factored_logits_are_whole_ones():
     eye = jnp.eye(WORDS)
-    for objective in (recipes.distilbert(), recipes.tinybert_prediction()):
+    for objective in (objectives.distilbert(), objectives.tinybert_prediction()):
         whole = [outputs(STUDENT, True), outputs(TEACHER)]
         parts = [x.replace(logits=Factored(x.logits, eye)) for x in whole]
         np.testing.assert_allclose(
@@ -256,7 +254,7 @@ def test_factored_logits_are_whole_ones():
     ("call", "message"),
     [
         (
-            lambda: recipes.distilbert()(
+            lambda: objectives.distilbert()(
                 outputs(STUDENT, True),
                 outputs(TEACHER),
                 {k: v for k, v in BATCH.items() if k != "token_mask"},
@@ -276,7 +274,7 @@ def test_factored_logits_are_whole_ones():
             lambda: loss(CASES["minilm"][1], Outputs(None), outputs(TEACHER)),
             "layer -1 of the student, which returns 0 layers",
         ),
-        (lambda: recipes.tinybert_intermediate(()), "on_scores needs at least one"),
+        (lambda: objectives.tinybert_intermediate(()), "on_scores needs at least one"),
     ],
 )
 def test_what_does_not_fit_is_named(call, message):
@@ -285,8 +283,10 @@ def test_what_does_not_fit_is_named(call, message):
 
 
 # End to end: a BERT 6 wide from one 12 wide, through projections in training alone.
-SIZE = models.Size(23, 6, 2, 2)
-LARGE = models.BertMaskedLM(models.Encoder(models.Size(23, 12, 4, 2), scan=True))
+SIZE = models.TransformerConfig(23, 6, 2, 2)
+LARGE = models.BertMaskedLM(
+    models.Encoder(models.TransformerConfig(23, 12, 4, 2), scan=True)
+)
 SMALL = models.with_projector(
     models.BertMaskedLM(models.Encoder(SIZE)),
     models.Projector(((0, 12), (1, 12))),
@@ -303,17 +303,17 @@ def large():
     """The teacher, its parameters three times those of a start: it has opinions."""
     inputs = {"input_ids": np.ones((1, 7), np.int32)}
     variables = jax.jit(LARGE.init)(jax.random.key(2), inputs)
-    return apply.live(LARGE, jax.tree.map(lambda x: 3 * x, variables))
+    return teachers.live(LARGE, jax.tree.map(lambda x: 3 * x, variables))
 
 
 @pytest.mark.parametrize(
     ("objective", "unmoved"),
     [
-        (recipes.tinybert_intermediate(matching.uniform(2, 4)), HEAD),
-        (recipes.tinybert_prediction(), PROJECTED),
-        (recipes.distilbert(), ["embeddings", "projector/layer_0"]),
-        (recipes.minilm(2), [*HEAD, *LAST, *PROJECTED]),
-        (recipes.minilm_v2(3, layer=2), [*HEAD, *LAST, *PROJECTED]),
+        (objectives.tinybert_intermediate(objectives.uniform(2, 4)), HEAD),
+        (objectives.tinybert_prediction(), PROJECTED),
+        (objectives.distilbert(), ["embeddings", "projector/layer_0"]),
+        (objectives.minilm(2), [*HEAD, *LAST, *PROJECTED]),
+        (objectives.minilm_v2(3, layer=2), [*HEAD, *LAST, *PROJECTED]),
     ],
     ids=list(CASES),
 )
@@ -323,10 +323,10 @@ def test_a_step_moves_every_part_that_the_objective_sees(objective, unmoved):
     inputs = {"input_ids": ids, "attention_mask": keep, "token_type_ids": ids % 2}
     batch = {"inputs": inputs, "mask": np.float32([1, 1, 1, 1, 1, 1, 1, 0])}
     student = models.student(SMALL)
-    state = steps.init_state(jax.random.key(1), student, RECORDER, batch)
+    state = train.init_state(jax.random.key(1), student, RECORDER, batch)
     prepare = mask_tokens(2, 23, (0, 1), share=0.5)
-    train = steps.make_train_step(student, objective, RECORDER, prepare=prepare)
-    moved, metrics = jax.jit(train)(state, large(), batch)
+    train_step = train.make_train_step(student, objective, RECORDER, prepare=prepare)
+    moved, metrics = jax.jit(train_step)(state, large(), batch)
     assert all(np.isfinite(total) and total > 0 for total, _ in metrics.values())
     if "masked" in metrics:
         assert metrics["soft"][1] == metrics["cosine"][1] == keep[:7].sum()
@@ -344,12 +344,12 @@ def test_a_step_moves_every_part_that_the_objective_sees(objective, unmoved):
     assert still == {
         n for n in every if any(f"{n}/".startswith(f"{s}/") for s in starts)
     }
-    finished = apply.trained(SMALL, moved)
+    finished = models.trained(SMALL, moved)
     assert finished.module == SMALL.student
 
 
 def test_a_batch_without_a_masked_token_teaches_the_rest():
     given = {**BATCH, "token_mask": np.zeros_like(CHOSEN)}
-    found = recipes.distilbert()(outputs(STUDENT, True), outputs(TEACHER), given, 0)
+    found = objectives.distilbert()(outputs(STUDENT, True), outputs(TEACHER), given, 0)
     counts = {name: mask.sum() for name, (_, _, mask) in found.items()}
     assert counts == {"soft": 11, "masked": 0, "cosine": 11}

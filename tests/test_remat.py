@@ -10,8 +10,8 @@ import pytest
 from builders import largest_difference
 
 from jaxdistill import models
-from jaxdistill.objectives.logits import combine, hard_labels
-from jaxdistill.train.step import init_state, make_train_step
+from jaxdistill.objectives import combine, hard_labels
+from jaxdistill.train import init_state, make_train_step
 
 MODELS = {
     "vit": models.ViT(5, width=32, depth=3, heads=2, patch=4),

@@ -10,10 +10,10 @@ import pytest
 from etils import epath
 from scipy import stats
 
-from jaxdistill.report import figures
-from jaxdistill.report import tables as report
-from jaxdistill.report.statistics import holm, paired, spread
-from jaxdistill.train.run_dir import Run, RunError, read_records
+from jaxdistill import report
+from jaxdistill.report import figures, holm, paired, spread
+from jaxdistill.train import RunDir, RunError
+from jaxdistill.train.run_dir import read_records
 
 ACCURACY = {
     "teacher": [0.95, 0.97, 0.96],
@@ -171,7 +171,7 @@ class TestTable:
 class TestFigures:
     @pytest.mark.parametrize("name", ["curves.png", "comparison.png"])
     def test_are_pngs_of_some_size(self, directory, name):
-        png = figures.draw(directory)[name]
+        png = figures.draw_run(directory)[name]
         assert png[:8] == b"\x89PNG\r\n\x1a\n"
         width, height = struct.unpack(">II", png[16:24])
         assert width > 300
@@ -180,23 +180,23 @@ class TestFigures:
 
     def test_show_the_data(self, directory):
         """Equal data draw equal figures; other data, another figure."""
-        first = figures.draw(directory)
-        assert figures.draw(directory) == first
+        first = figures.draw_run(directory)
+        assert figures.draw_run(directory) == first
         other = summary({**ACCURACY, "scratch": [0.7, 0.7, 0.7]})
         (directory / "summary.json").write_text(json.dumps(other))
-        second = figures.draw(directory)
+        second = figures.draw_run(directory)
         assert second["comparison.png"] != first["comparison.png"]
         assert second["curves.png"] == first["curves.png"]
         lines = [json.dumps(record) + "\n" for record in records(accuracy=0.6)]
         (directory / "metrics.jsonl").write_text("".join(lines))
-        assert figures.draw(directory)["curves.png"] != first["curves.png"]
+        assert figures.draw_run(directory)["curves.png"] != first["curves.png"]
 
     def test_without_validation_the_losses_carry_the_legend(self, directory):
         kept = [{k: r[k] for k in r if k != "accuracy"} for r in records()]
         lines = [json.dumps(record) + "\n" for record in kept]
-        first = figures.draw(directory)["curves.png"]
+        first = figures.draw_run(directory)["curves.png"]
         (directory / "metrics.jsonl").write_text("".join(lines))
-        assert figures.draw(directory)["curves.png"] != first
+        assert figures.draw_run(directory)["curves.png"] != first
 
 
 class TestWrite:
@@ -235,7 +235,7 @@ class TestWrite:
         assert (target / "a.png").read_bytes() == b"figure"
 
     def test_save_refuses_large_files(self, directory, tmp_path_factory):
-        (directory / "metrics.jsonl").write_text(" " * (report.LARGEST + 1))
+        (directory / "metrics.jsonl").write_text(" " * (report.tables.LARGEST + 1))
         with pytest.raises(
             ValueError, match="metrics.jsonl has 500001 bytes, too many"
         ):
@@ -286,12 +286,12 @@ class TestPages:
 
 class TestRun:
     def test_a_line_cut_short_is_dropped(self, tmp_path):
-        run = Run(tmp_path, {"seed": 0})
+        run = RunDir(tmp_path, {"seed": 0})
         for step in (1, 2):
             run.log({"fit": "a", "step": step})
         path = tmp_path / "metrics.jsonl"
         path.write_text(path.read_text()[:-5])
-        again = Run(tmp_path, {"seed": 0})
+        again = RunDir(tmp_path, {"seed": 0})
         assert again.records == [{"fit": "a", "step": 1}]
         again.rewind("a", 1)
         again.log({"fit": "a", "step": 2})
@@ -299,20 +299,20 @@ class TestRun:
         assert [r["step"] for r in again.records] == [1, 2]
 
     def test_rewind_touches_one_training(self, tmp_path):
-        run = Run(tmp_path, {})
+        run = RunDir(tmp_path, {})
         for fit in ("a", "b"):
             for step in (1, 2, 3):
                 run.log({"fit": fit, "step": step})
         run.rewind("a", 1)
-        kept = [(r["fit"], r["step"]) for r in Run(tmp_path, {}).records]
+        kept = [(r["fit"], r["step"]) for r in RunDir(tmp_path, {}).records]
         assert kept == [("a", 1), ("b", 1), ("b", 2), ("b", 3)]
 
     def test_another_configuration(self, tmp_path):
         old = {"seed": 0, "widths": (8, 9), "gone": 1}
-        Run(tmp_path, old).log({"fit": "a", "step": 1})
-        Run(tmp_path, {**old, "widths": [8, 9]})  # JSON has no tuples
+        RunDir(tmp_path, old).log({"fit": "a", "step": 1})
+        RunDir(tmp_path, {**old, "widths": [8, 9]})  # JSON has no tuples
         with pytest.raises(RunError) as said:
-            Run(tmp_path, {"seed": 1, "widths": (8, 9), "new": None, "more": "x"})
+            RunDir(tmp_path, {"seed": 1, "widths": (8, 9), "new": None, "more": "x"})
         assert str(said.value) == (
             f"run directory {tmp_path} holds another run: gone was 1, is now None; "
             "more was None, is now 'x'; seed was 0, is now 1; give another --run-dir, "
@@ -320,12 +320,12 @@ class TestRun:
         )
 
     def test_nothing_trained_is_no_other_run(self, tmp_path):
-        Run(tmp_path, {"seed": 0})
-        Run(tmp_path, {"seed": 1})
+        RunDir(tmp_path, {"seed": 0})
+        RunDir(tmp_path, {"seed": 1})
         assert json.loads((tmp_path / "config.json").read_text()) == {"seed": 1}
 
     def test_files_are_replaced_whole(self, tmp_path):
-        run = Run(tmp_path, {})
+        run = RunDir(tmp_path, {})
         run.write("summary.json", {"a": 1})
         with pytest.raises(TypeError):
             run.write("summary.json", {"a": object()})

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from builders import assert_identical
 
+from jaxdistill import pretrained
 from jaxdistill.models import ResNet, resnet_cifar, resnet_imagenet
-from jaxdistill.pretrained import state_dicts as convert
 
 TINY = ResNet(5, stages=(1, 1), widths=(4, 4, 8))
 
@@ -202,7 +202,7 @@ def test_values_are_those_of_torch(model, side):
     network = torch_resnet(torch, model)
     images = torch.randn(3, 3, side, side)
     ours = np.asarray(images.permute(0, 2, 3, 1))
-    variables = convert.from_torch(network.state_dict(), abstract(model, ours.shape))
+    variables = pretrained.from_torch(network.state_dict(), abstract(model, ours.shape))
     close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
     for train in (False, True):
         network.train(train)

@@ -12,13 +12,12 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdistill import export, models, runtimes
-from jaxdistill.models import apply
+from jaxdistill import export, models, runtimes, teachers
 from jaxdistill.runtimes import ArtefactError
 
 pytest.importorskip("flatbuffers", reason="flatbuffers is not installed")
 
-SIZE = models.Size(20, 8, 1, 2, positions=6)
+SIZE = models.TransformerConfig(20, 8, 1, 2, positions=6)
 BERT = models.BertClassifier(models.Encoder(SIZE), 3)
 TOKENS = {
     "input_ids": np.arange(40, dtype=np.int32).reshape(8, 5) % 20,
@@ -31,7 +30,7 @@ def write(folder: Path, module, inputs, pixels=None) -> Path:
     first = jax.tree.map(lambda x: x[:1] * 1.0 if pixels else x[:1], inputs)
     variables = jax.jit(module.init)(jax.random.key(0), first)
     examples = {"inputs": inputs, "labels": np.zeros(8, np.int32)}
-    model = apply.live(module, variables)
+    model = teachers.live(module, variables)
     given = export.Subject(model, examples, pixels)
     export.write(given, folder / "student", to="stablehlo")
     return folder / "student"

@@ -3,8 +3,8 @@
 
 import json
 
-from jaxdistill.report import series
-from jaxdistill.report import tables as report
+from jaxdistill import report
+from jaxdistill.report import figures
 
 SUMMARY = {
     "measure": "test errors",
@@ -15,7 +15,7 @@ SUMMARY = {
 
 
 def test_the_table_has_means_and_deviations():
-    assert series.table(SUMMARY).splitlines() == [
+    assert figures.series_table(SUMMARY).splitlines() == [
         "| temperature | 1 | 2.5 |",
         "| --- | --: | --: |",
         "| 30 units | 8.0 ± 1.4 | 3.0 ± 0.0 |",
@@ -32,4 +32,7 @@ def test_a_report_rebuilds_table_and_figure(tmp_path):
 
 
 def test_columns_that_are_words_have_no_figure():
-    assert series.draw({**SUMMARY, "series": {"without 3": {"before": [1.0]}}}) == {}
+    assert (
+        figures.draw_series({**SUMMARY, "series": {"without 3": {"before": [1.0]}}})
+        == {}
+    )

@@ -13,15 +13,11 @@ from builders import CLASSES, HARD_AND_SOFT, assert_identical, largest_differenc
 from flax import linen as nn
 from jax.sharding import PartitionSpec as P
 
-from jaxdistill import models
+from jaxdistill import models, parallel, teachers
 from jaxdistill.data import Batches
-from jaxdistill.models import apply
-from jaxdistill.parallel import partitioner as parallel
 from jaxdistill.parallel.sharding import FSDP, cut_width
+from jaxdistill.train import Checkpoints, fit, init_state, make_train_step, scan_train
 from jaxdistill.train import cost as benchmark
-from jaxdistill.train.checkpoint import Checkpoints
-from jaxdistill.train.loop import fit
-from jaxdistill.train.step import init_state, make_train_step, scan_train
 from jaxdistill.types import Outputs
 
 WIDTH, LAYERS, BATCH = 128, 6, 16
@@ -64,7 +60,7 @@ def batch(seed: int = 0) -> dict:
 
 
 @lru_cache
-def fsdp(shards: int = 8, devices: int = 8) -> parallel.Parallel:
+def fsdp(shards: int = 8, devices: int = 8) -> parallel.Partitioner:
     rule = cut_width(shards, smallest=SMALLEST)
     return parallel.fsdp(jax.devices()[:devices], shards, rule)
 
@@ -75,7 +71,7 @@ def fresh(module):
 
 
 def teacher():
-    return apply.live(STACK, {"params": fresh(STACK).params})
+    return teachers.live(STACK, {"params": fresh(STACK).params})
 
 
 def step(module):

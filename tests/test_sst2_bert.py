@@ -9,11 +9,8 @@ import numpy as np
 import pytest
 
 from experiments import sst2_bert, sst2_task
-from jaxdistill import models
-from jaxdistill.models import stacking as layers
-from jaxdistill.pretrained import tokenizers as tokens
-from jaxdistill.pretrained import weights as huggingface
-from jaxdistill.train.saved import load_model
+from jaxdistill import models, pretrained
+from jaxdistill.train import load_model
 
 pytest.importorskip("tokenizers", reason="tokenizers is not installed")
 pytestmark = pytest.mark.slow
@@ -42,7 +39,7 @@ def test_all_students_are_compared(run_dir):
     }
     digests = summary["digests"]
     assert len(set(digests.values())) == len(digests)  # no two trainings are one
-    tokens.load_tokenizer(run_dir)  # what export needs
+    pretrained.load_tokenizer(run_dir)  # what export needs
 
 
 def test_outputs_are_stored_once_a_teacher(run_dir):
@@ -54,8 +51,11 @@ def test_outputs_are_stored_once_a_teacher(run_dir):
 def test_a_pretrained_teacher_is_where_the_students_start(tmp_path):
     """Its layers and its head's start; the tokenizer is the folder's."""
     pytest.importorskip("safetensors", reason="safetensors is not installed")
-    folder, tokenizer = tmp_path / "bert", tokens.train_wordpiece(["a fine film"], 60)
-    size = models.Size(len(tokenizer.get_vocab()), 8, 3, 2, positions=16)
+    folder, tokenizer = (
+        tmp_path / "bert",
+        pretrained.train_wordpiece(["a fine film"], 60),
+    )
+    size = models.TransformerConfig(len(tokenizer.get_vocab()), 8, 3, 2, positions=16)
     module = models.BertClassifier(models.Encoder(size), 2)
     variables = module.init(jax.random.key(3), {"input_ids": np.zeros((1, 2), int)})
     config = {
@@ -69,7 +69,7 @@ def test_a_pretrained_teacher_is_where_the_students_start(tmp_path):
         "max_position_embeddings": 16,
         "type_vocab_size": 2,
     }
-    huggingface.save(folder, variables, config)
+    pretrained.save(folder, variables, config)
     tokenizer.save(str(folder / "tokenizer.json"))
     options = {**sst2_bert.SMOKE, "teacher": str(folder), "run_dir": str(tmp_path)}
     task = sst2_task.Task(sst2_bert.Config(smoke=True, progress=False, **options))
@@ -79,7 +79,7 @@ def test_a_pretrained_teacher_is_where_the_students_start(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, start.params["encoder"], of_file)
     teacher = task.study.train("teacher", rows["teacher"], 0)
     student = task.study.fresh(rows["layers"], 0, teacher)
-    expected = layers.take_layers(teacher.variables["params"], (0, 2))
+    expected = models.take_layers(teacher.variables["params"], (0, 2))
     jax.tree.map(np.testing.assert_array_equal, student.params, expected)
 
     options |= {"teacher_epochs": 0, "run_dir": str(tmp_path / "as it is")}
@@ -94,12 +94,12 @@ def test_a_pretrained_teacher_is_where_the_students_start(tmp_path):
 def test_a_decoder_is_no_teacher_here(tmp_path):
     """Its students have its tokens and layers, a [MASK] and a first token's state."""
     pytest.importorskip("safetensors", reason="safetensors is not installed")
-    module = models.GPT(models.gpt_size(60, 8, 1, 2))
+    module = models.GPT(models.gpt_config(60, 8, 1, 2))
     variables = module.init(jax.random.key(3), {"input_ids": np.zeros((1, 2), int)})
     config = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
     config |= {"vocab_size": 60, "n_embd": 8, "n_layer": 1, "n_head": 2}
-    huggingface.save(tmp_path, variables, config)
-    tokenizer = tokens.train_wordpiece(["a fine film"], 60)
+    pretrained.save(tmp_path, variables, config)
+    tokenizer = pretrained.train_wordpiece(["a fine film"], 60)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     options = {**sst2_bert.SMOKE, "teacher": str(tmp_path), "run_dir": str(tmp_path)}
     with pytest.raises(ValueError, match="is no encoder, as BERT and DistilBERT are"):

@@ -23,11 +23,10 @@ from builders import (
     train_step,
 )
 
-from jaxdistill import losses, models
-from jaxdistill.objectives.layers import on_hiddens
-from jaxdistill.objectives.logits import combine, hard_labels, on_logits
+from jaxdistill import losses, models, train
+from jaxdistill.objectives import combine, hard_labels, on_hidden_states, on_logits
+from jaxdistill.train import make_train_step
 from jaxdistill.train import step as steps
-from jaxdistill.train.step import make_train_step
 from jaxdistill.types import Outputs, Student
 
 MLP = models.MLP((8, CLASSES))
@@ -169,7 +168,7 @@ def test_comparing_examples_within_micro_batches_warns():
     terms = {
         "hard": (1.0, hard_labels()),
         "dist": (1.0, on_logits(losses.dist)),
-        "layers": (1.0, on_hiddens(losses.relational_distance, ((0, 0),))),
+        "layers": (1.0, on_hidden_states(losses.relational_distance, ((0, 0),))),
     }
     student, batch = models.student(MLP), make_batch(0, 8)
     for parts in (1, 2):
@@ -245,7 +244,7 @@ def test_scan_train_is_a_loop_of_steps():
     }
     step, teacher = train_step(DROPPING), live(MLP)
     looped = start(DROPPING, examples)
-    scanned, sums = jax.jit(steps.scan_train(step))(looped, (teacher, resident), rows)
+    scanned, sums = jax.jit(train.scan_train(step))(looped, (teacher, resident), rows)
     single, all_metrics = jax.jit(step), []
     for i in range(4):
         row = {key: value[i] for key, value in rows.items()}
@@ -277,13 +276,13 @@ def test_model_state_keeps_its_types():
 
     student, batch = Student(init, apply), make_batch(0, 8)
     objective = combine({"hard": (1.0, hard_labels())})
-    state = steps.init_state(jax.random.key(0), student, RECORDER, batch)
+    state = train.init_state(jax.random.key(0), student, RECORDER, batch)
     step = make_train_step(student, objective, RECORDER)
     rows = {
         "index": np.tile(np.arange(8, dtype=np.int32), (3, 1)),
         "mask": np.ones((3, 8), np.float32),
     }
-    after, _ = jax.jit(steps.scan_train(step))(state, (None, batch), rows)
+    after, _ = jax.jit(train.scan_train(step))(state, (None, batch), rows)
     assert after.model_state["calls"] == 3
     assert after.model_state["calls"].dtype == jnp.int32
     assert after.model_state["average"].dtype == jnp.bfloat16

@@ -16,14 +16,18 @@ import optax
 import pytest
 from builders import assert_identical
 
-from jaxdistill import models
+from jaxdistill import models, parallel
 from jaxdistill.data import Batches, DataError, Stream, augment, normalize
-from jaxdistill.objectives.logits import combine, hard_labels
-from jaxdistill.parallel import partitioner as parallel
-from jaxdistill.train.checkpoint import Checkpoints
-from jaxdistill.train.loop import STREAMED_PER_DISPATCH, fit
-from jaxdistill.train.run_dir import Run
-from jaxdistill.train.step import init_state, make_train_step, scan_train
+from jaxdistill.objectives import combine, hard_labels
+from jaxdistill.train import (
+    Checkpoints,
+    RunDir,
+    fit,
+    init_state,
+    make_train_step,
+    scan_train,
+)
+from jaxdistill.train.loop import STREAMED_PER_DISPATCH
 
 pytest.importorskip("grain", reason="grain is not installed")
 
@@ -453,7 +457,7 @@ class TestFit:
             transform,
             workers=workers,
         )
-        log, checkpoints = Run(tmp_path, {}), Checkpoints(tmp_path / "checkpoints")
+        log, checkpoints = RunDir(tmp_path, {}), Checkpoints(tmp_path / "checkpoints")
         sentence = f"record {bad} cannot be read or transformed: ValueError: no label"
         with fails(sentence):
             job.fit(log=log, checkpoints=checkpoints, checkpoint_every=1)
@@ -473,7 +477,9 @@ class TestFit:
 
         job.stream.rows = spy("read", rows)
         job.step = spy("step", step)
-        job.run = parallel.Parallel(**{**vars(job.run), "fetch": spy("fetch", fetch)})
+        job.run = parallel.Partitioner(
+            **{**vars(job.run), "fetch": spy("fetch", fetch)}
+        )
         job.fit(steps=9, steps_per_dispatch=3)
         assert seen == [
             ("read", 0, 3),

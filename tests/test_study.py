@@ -6,27 +6,19 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdistill import data, models
+from jaxdistill import data, models, parallel, train
 from jaxdistill.data.augment import shift
-from jaxdistill.data.masking import hide_tokens
-from jaxdistill.models import apply
-from jaxdistill.objectives.logits import combine, hard_labels, soft_targets
-from jaxdistill.parallel import partitioner as parallel
-from jaxdistill.study.arm import Row
-from jaxdistill.study.comparison import compare
-from jaxdistill.study.study import Study
-from jaxdistill.teachers import ensemble as teachers
-from jaxdistill.teachers import fingerprints
-from jaxdistill.train import saved
-from jaxdistill.train.checkpoint import CheckpointError
-from jaxdistill.train.evaluation import Evaluator
-from jaxdistill.train.run_dir import Run
+from jaxdistill.data.tokens import hide_tokens
+from jaxdistill.objectives import combine, hard_labels, soft_targets
+from jaxdistill.study import Arm, Study, compare
+from jaxdistill.teachers import ensemble, fingerprints, mean_logits
+from jaxdistill.train import CheckpointError, Evaluator, RunDir, saved
 
 MODULE = models.MLP((8, 10))
 SOURCE = data.load("digits")
 EXAMPLES = {k: v[:48] for k, v in SOURCE.inputs(SOURCE.train).items()}
 LABELS = combine({"hard": (1.0, hard_labels())})
-ROW = Row(
+ROW = Arm(
     MODULE,
     combine({"soft": (1.0, soft_targets())}),
     optax.sgd(0.0),
@@ -40,7 +32,7 @@ def study(tmp_path):
     run = parallel.jit()
     return Study(
         run,
-        Run(tmp_path, {}),
+        RunDir(tmp_path, {}),
         examples=lambda row, seed: EXAMPLES,
         steps=12,
         batch_size=16,
@@ -57,7 +49,7 @@ def loss(study, name):
 
 def test_stored_views_are_those_that_the_student_sees(study):
     """A student that is its own teacher, and stays it, differs on other images only."""
-    itself = study.run.place(apply.trained(MODULE, study.fresh(ROW, 0)))
+    itself = study.run.place(models.trained(MODULE, study.fresh(ROW, 0)))
     study.train("same", ROW, 0, itself)
     np.testing.assert_allclose(loss(study, "same"), 0, atol=1e-6)
     study.train("unshifted", ROW._replace(prepare=None, views=0), 0, itself)
@@ -66,7 +58,7 @@ def test_stored_views_are_those_that_the_student_sees(study):
 
 
 def test_each_augmentation_has_its_own_views(study):
-    itself = study.run.place(apply.trained(MODULE, study.fresh(ROW, 0)))
+    itself = study.run.place(models.trained(MODULE, study.fresh(ROW, 0)))
     rows = {"two": ROW, "one": ROW._replace(prepare=shift(1, SOURCE.background))}
     rows["still"] = ROW._replace(prepare=None, views=0)
     for name, row in rows.items():
@@ -76,7 +68,7 @@ def test_each_augmentation_has_its_own_views(study):
 
 
 def test_another_number_of_steps_is_another_training(study):
-    itself = study.run.place(apply.trained(MODULE, study.fresh(ROW, 0)))
+    itself = study.run.place(models.trained(MODULE, study.fresh(ROW, 0)))
     study.train("same", ROW, 0, itself)
     for row in (ROW._replace(steps=15), ROW._replace(views=2)):
         with pytest.raises(CheckpointError):
@@ -92,26 +84,26 @@ def test_steps_are_timed_on_stored_views(study):
     summary = compare(study, rows, 1, pairs={}, timed_steps=2)
     assert summary["rows"]["distilled"]["cost"]["step_ms"] > 0
     # What taught each is kept beside it.
-    fingerprint = fingerprints.of_model(saved.load_model(study.log.path, "teacher"))
+    fingerprint = fingerprints.of_model(train.load_model(study.log.path, "teacher"))
     taught = {"row": "teacher", "fingerprint": fingerprint}
     assert saved.read_teacher(study.log.path, "distilled") == taught
     assert saved.read_teacher(study.log.path, "teacher") is None
 
 
 def test_the_mean_of_two_teachers_has_views(study):
-    members = [apply.trained(MODULE, study.fresh(ROW, seed)) for seed in (0, 1)]
-    mean = study.run.place(teachers.mean_logits(members))
+    members = [models.trained(MODULE, study.fresh(ROW, seed)) for seed in (0, 1)]
+    mean = study.run.place(mean_logits(members))
     study.train("mean", ROW, 0, mean)
     assert min(loss(study, "mean")) > 1e-3
 
 
 @pytest.mark.parametrize(
     ("row", "teacher"),
-    [(ROW, lambda model: teachers.ensemble([model])), (ROW, lambda model: None)]
+    [(ROW, lambda model: ensemble([model])), (ROW, lambda model: None)]
     + [(ROW._replace(prepare=None), lambda model: model)],
 )
 def test_views_need_what_is_stored(study, row, teacher):
-    model = apply.trained(MODULE, study.fresh(ROW, 0))
+    model = models.trained(MODULE, study.fresh(ROW, 0))
     with pytest.raises(ValueError, match="views needs an augmentation and one teacher"):
         study.train("bad", row, 0, study.run.place(teacher(model)))
 
@@ -125,7 +117,7 @@ def test_texts_are_trained_on_unless_one_is_all_padding(tmp_path):
     run = parallel.jit()
     study = Study(
         run,
-        Run(tmp_path, {}),
+        RunDir(tmp_path, {}),
         examples=lambda row, seed: examples,
         steps=40,
         batch_size=16,
@@ -134,7 +126,7 @@ def test_texts_are_trained_on_unless_one_is_all_padding(tmp_path):
         progress=False,
     )
     hard = combine({"hard": (1.0, hard_labels())})
-    row = Row(models.BagOfEmbeddings(9, 4, 2), hard, optax.adam(0.05))
+    row = Arm(models.BagOfEmbeddings(9, 4, 2), hard, optax.adam(0.05))
     study.train("scratch", row, 0)
     assert loss(study, "scratch")[-1] < loss(study, "scratch")[0]
     keep[3] = 0
@@ -153,7 +145,7 @@ def of_texts(tmp_path):
     run = parallel.jit()
 
     def make(**options):
-        log = Run(tmp_path, {})
+        log = RunDir(tmp_path, {})
         test, shared = Evaluator(run, examples), {"steps": 12, "batch_size": 8}
         shared |= {"evaluations": 2, "stored": True, "progress": False, **options}
         return Study(run, log, examples=lambda *_: examples, test=test, **shared)
@@ -168,7 +160,7 @@ def test_texts_may_be_cut_and_their_teachers_outputs_with_them(of_texts, views):
     bag = models.BagOfEmbeddings(20, 4, 2)
     row = ROW._replace(module=bag, prepare=hide, views=views)
     study = of_texts(trim_to=(4, 6))
-    itself = study.run.place(apply.trained(bag, study.fresh(row, 0)))
+    itself = study.run.place(models.trained(bag, study.fresh(row, 0)))
     trained = study.train("same", row, 0, itself)
     np.testing.assert_allclose(loss(study, "same"), 0, atol=1e-6)
     again = of_texts(trim_to=(4, 6)).train("same", row, 0, itself)
@@ -187,7 +179,7 @@ def test_a_row_may_keep_the_largest_probabilities_alone(study):
 
     And a live row asks the teacher, whatever the study does.
     """
-    teacher = study.run.place(apply.trained(MODULE, study.fresh(ROW, 1)))
+    teacher = study.run.place(models.trained(MODULE, study.fresh(ROW, 1)))
     row = ROW._replace(prepare=None, views=0, optimizer=optax.sgd(0.1))
     rows = {"whole": row, "live": row._replace(live=True)}
     rows |= {f"top_{k}": row._replace(top_k=k) for k in (10, 2)}
@@ -205,7 +197,7 @@ def test_a_row_may_keep_the_largest_probabilities_alone(study):
 )
 def test_top_k_needs_one_teachers_logits(study, change):
     row = ROW._replace(top_k=2, **change)
-    itself = study.run.place(apply.trained(MODULE, study.fresh(ROW, 0)))
+    itself = study.run.place(models.trained(MODULE, study.fresh(ROW, 0)))
     with pytest.raises(ValueError, match="a row with top_k needs one teacher's logits"):
         study.train("bad", row, 0, itself)
 
@@ -214,7 +206,7 @@ def test_top_k_needs_one_teachers_logits(study, change):
     "change", [{"live": True}, {"rollout": lambda state, batch, rng: batch}]
 )
 def test_views_of_a_live_teacher_are_ever_new(study, change):
-    itself = study.run.place(apply.trained(MODULE, study.fresh(ROW, 0)))
+    itself = study.run.place(models.trained(MODULE, study.fresh(ROW, 0)))
     study.train("live", ROW._replace(**change), 0, itself)
     np.testing.assert_allclose(loss(study, "live"), 0, atol=1e-6)
     assert not (study.log.path / "outputs").exists()
@@ -231,7 +223,7 @@ def test_views_of_a_live_teacher_are_ever_new(study, change):
     ids=["top_k", "live", "start", "objective"],
 )
 def test_another_lesson_is_another_training(study, change):
-    itself = study.run.place(apply.trained(MODULE, study.fresh(ROW, 0)))
+    itself = study.run.place(models.trained(MODULE, study.fresh(ROW, 0)))
     row = ROW._replace(prepare=None, views=0)
     study.train("same", row, 0, itself)
     with pytest.raises(CheckpointError):
@@ -250,7 +242,7 @@ def test_what_opens_a_finished_run_is_not_what_trained_it(study):
     study.train("alone", row, 0)
     before = (study.log.path / "env.json").read_bytes()
     assert b"first_dispatch" in before
-    Run(study.log.path, {})
+    RunDir(study.log.path, {})
     assert (study.log.path / "env.json").read_bytes() == before
 
 
@@ -287,7 +279,7 @@ def test_what_cannot_be_compared_is_said_before_anything_trains(study, options, 
 
 
 def test_a_row_may_start_from_its_teacher(study):
-    teacher = apply.trained(MODULE, study.fresh(ROW, 5))
+    teacher = models.trained(MODULE, study.fresh(ROW, 5))
     row = ROW._replace(
         prepare=None,
         views=0,

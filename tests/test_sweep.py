@@ -18,14 +18,12 @@ from builders import (
     make_batch,
 )
 
-from jaxdistill import models
+from jaxdistill import models, parallel
 from jaxdistill.data import Batches
-from jaxdistill.models.apply import trained
-from jaxdistill.objectives.logits import combine, hard_labels, soft_targets
-from jaxdistill.parallel import partitioner as parallel
+from jaxdistill.models import trained
+from jaxdistill.objectives import combine, hard_labels, soft_targets
 from jaxdistill.study.sweep import (
-    Own,
-    cell_state,
+    PerTrial,
     choose,
     compile_sweep,
     divide,
@@ -35,12 +33,17 @@ from jaxdistill.study.sweep import (
     scan_sweep,
     size,
     stack,
+    trial_state,
 )
-from jaxdistill.train.checkpoint import Checkpoints
-from jaxdistill.train.evaluation import Evaluator
-from jaxdistill.train.loop import fit
-from jaxdistill.train.run_dir import Run
-from jaxdistill.train.step import init_state, make_train_step, scan_train
+from jaxdistill.train import (
+    Checkpoints,
+    Evaluator,
+    RunDir,
+    fit,
+    init_state,
+    make_train_step,
+    scan_train,
+)
 
 SIZE, BATCH, STEPS = 24, 6, 7
 EXAMPLES = {k: make_batch(0, SIZE)[k] for k in ("inputs", "labels")}
@@ -89,7 +92,7 @@ def swept(order, run=None, group=None, given=(TEACHER, EXAMPLES)):
 
 def check(states, metrics, number, order, *given):
     state, expected = alone(number, order, *given)
-    found = cell_state(states, number)
+    found = trial_state(states, number)
     assert int(found.step) == STEPS
     assert largest_difference(found.params, state.params) < 1e-5
     for name, (sums, counts) in expected.items():
@@ -133,7 +136,7 @@ def test_each_cell_may_have_its_own_labels_teacher_and_batches(devices, group):
     examples = [{**EXAMPLES, "labels": own} for own in labels]
     taught_by = [live(models.MLP((7, CLASSES)), i) for i in range(count)]
     given = stack(taught_by), stack(examples)
-    assert not isinstance(given[1]["inputs"], Own)
+    assert not isinstance(given[1]["inputs"], PerTrial)
     run = choose(CELLS, jax.devices()[:devices])
     states, metrics = swept(stacked, run, group, given)
     states, metrics = jax.device_get((states.replace(rng=()), metrics))
@@ -252,14 +255,14 @@ def test_a_sweep_trains_evaluates_and_resumes_in_fit(tmp_path, devices):
     assert len(scores[-1]) == size(CELLS)
     for number in (0, 5):
         alone = Evaluator(parallel.jit(), EXAMPLES)
-        model = trained(MODULE, cell_state(whole, number))
+        model = trained(MODULE, trial_state(whole, number))
         assert alone(model)["nll"] == pytest.approx(scores[-1][number], rel=1e-5)
 
 
 def test_a_cell_that_diverges_leaves_the_others_and_their_mean(tmp_path):
     cells = grid(temperature=[1.0], learning_rate=[0.1, 1e30], seed=[0])
     run = choose(cells, jax.devices()[:1])
-    log = Run(tmp_path, {})
+    log = RunDir(tmp_path, {})
     states = fit(
         init_states(cells, STUDENT, make_optimizer, FIRST),
         compile_sweep(run, STEP, cells),

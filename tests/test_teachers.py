@@ -15,13 +15,11 @@ from builders import (
     start,
 )
 
-from jaxdistill import models
+from jaxdistill import models, teachers
 from jaxdistill.losses.logits import mean_log_probs
-from jaxdistill.models import apply
-from jaxdistill.objectives.logits import combine, soft_targets
-from jaxdistill.teachers import ensemble as teachers
+from jaxdistill.objectives import combine, soft_targets
 from jaxdistill.teachers import fingerprints
-from jaxdistill.train.step import init_state, make_train_step
+from jaxdistill.train import init_state, make_train_step
 from jaxdistill.types import Outputs, Student
 
 MLP = models.MLP((8, CLASSES))
@@ -32,7 +30,7 @@ def norm_teacher():
     """A BatchNorm network with running statistics that are not the initial ones."""
     teacher = live(NormNet())
     stats = jax.tree.map(lambda x: x + 0.5, teacher.variables["batch_stats"])
-    return apply.live(NormNet(), {**teacher.variables, "batch_stats": stats})
+    return teachers.live(NormNet(), {**teacher.variables, "batch_stats": stats})
 
 
 TEACHERS = {
@@ -57,7 +55,7 @@ def test_live_is_the_module_in_evaluation_mode():
 
 def test_a_trained_state_is_a_teacher():
     state = start(NormNet(), BATCH)
-    found = apply.trained(NormNet(), state)(BATCH)
+    found = models.trained(NormNet(), state)(BATCH)
     variables = {"params": state.params, **state.model_state}
     expected = NormNet().apply(variables, BATCH["inputs"])
     np.testing.assert_array_equal(found.logits, expected.logits)

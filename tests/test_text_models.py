@@ -9,16 +9,15 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdistill import losses, models
-from jaxdistill.models import apply
-from jaxdistill.models.precision import lower
-from jaxdistill.objectives import layers as matching
-from jaxdistill.objectives.logits import combine, hard_labels, soft_targets
-from jaxdistill.train import step as steps
+from jaxdistill import losses, models, objectives, teachers, train
+from jaxdistill.models import cast_to_compute
+from jaxdistill.objectives import combine, hard_labels, soft_targets
 
 BAG = models.BagOfEmbeddings(19, 6, 3, hidden=(5, 4))
 LSTM = models.BiLSTM(19, 6, 4, 3, inner=7)
-TEACHER = models.BertClassifier(models.Encoder(models.Size(19, 12, 2, 4)), 3)
+TEACHER = models.BertClassifier(
+    models.Encoder(models.TransformerConfig(19, 12, 2, 4)), 3
+)
 LENGTHS = np.array([7, 4, 1, 6])
 
 
@@ -181,7 +180,7 @@ def test_dropout_is_of_training_alone(module):
 def test_half_precision_is_of_all_layers(module):
     variables, given = variables_of(module), batch()["inputs"]
     plain = jax.jit(module.apply)(variables, given)
-    found = jax.jit(module.apply)(lower(variables, "bfloat16"), given)
+    found = jax.jit(module.apply)(cast_to_compute(variables, "bfloat16"), given)
     assert {x.dtype for x in (found.logits, *found.hiddens)} == {jnp.bfloat16.dtype}
     np.testing.assert_allclose(found.logits, plain.logits, rtol=0.1, atol=0.05)
 
@@ -195,13 +194,13 @@ def test_a_bert_teaches_classes_and_hidden_states(module):
     }
     if module is LSTM:  # hidden states by token, through a projection
         module = models.with_projector(module, models.Projector(((0, 12),)))
-        terms["hint"] = (1.0, matching.on_hiddens(losses.hint_mse, ((0, 1),)))
+        terms["hint"] = (1.0, objectives.on_hidden_states(losses.hint_mse, ((0, 1),)))
     student, optimizer = models.student(module), optax.adam(0.03)
-    state = steps.init_state(jax.random.key(1), student, optimizer, given)
-    teacher = apply.live(
+    state = train.init_state(jax.random.key(1), student, optimizer, given)
+    teacher = teachers.live(
         TEACHER, jax.jit(TEACHER.init)(jax.random.key(2), given["inputs"])
     )
-    step = jax.jit(steps.make_train_step(student, combine(terms), optimizer))
+    step = jax.jit(train.make_train_step(student, combine(terms), optimizer))
     totals = []
     for _ in range(30):
         state, metrics = step(state, teacher, given)

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from jaxdistill import models
+from jaxdistill import models, pretrained
 from jaxdistill.pretrained import tokenizers as tokens
 
 pytest.importorskip("tokenizers", reason="tokenizers is not installed")
@@ -32,7 +32,7 @@ def fails(match: str):
 
 @pytest.fixture(scope="module")
 def trained():
-    return tokens.train_wordpiece(TEXTS, 100)
+    return pretrained.train_wordpiece(TEXTS, 100)
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def gpt2(tmp_path):
 def assert_as_theirs(mine, theirs, length=12):
     """The same arrays for texts, and for pairs of them."""
     for pairs in (None, NEW[::-1]):
-        found = tokens.encode(mine, NEW, length, pairs)
+        found = pretrained.encode(mine, NEW, length, pairs)
         expected = theirs(
             NEW, pairs, padding="max_length", truncation=True, max_length=length
         )
@@ -106,12 +106,12 @@ class TestTrained:
             "a vocabulary of 8 has no room for the 9 special tokens and characters of "
             "these texts"
         ):
-            tokens.train_wordpiece(["ab", "cb"], 8)
-        assert tokens.train_wordpiece(["ab", "cb"], 9).get_vocab_size() == 9
+            pretrained.train_wordpiece(["ab", "cb"], 8)
+        assert pretrained.train_wordpiece(["ab", "cb"], 9).get_vocab_size() == 9
 
     def test_rare_characters_are_unknown(self, monkeypatch):
         monkeypatch.setattr(tokens, "CHARACTERS", 2)
-        tokenizer = tokens.train_wordpiece(["aab b c"], 50)
+        tokenizer = pretrained.train_wordpiece(["aab b c"], 50)
         assert tokenizer.encode("b c").tokens == ["[CLS]", "b", "[UNK]", "[SEP]"]
 
     def test_as_transformers_reads_it(self, trained, transformers, tmp_path):
@@ -119,15 +119,15 @@ class TestTrained:
         theirs = transformers.PreTrainedTokenizerFast(
             tokenizer_file=str(tmp_path / "tokenizer.json"), pad_token="[PAD]"
         )
-        assert_as_theirs(tokens.load_tokenizer(tmp_path), theirs)
-        assert tokens.load_tokenizer(tmp_path).to_str() == trained.to_str()
+        assert_as_theirs(pretrained.load_tokenizer(tmp_path), theirs)
+        assert pretrained.load_tokenizer(tmp_path).to_str() == trained.to_str()
 
 
 class TestFolders:
     def test_vocab_txt_is_as_the_trained(self, bert, trained):
-        mine = tokens.load_tokenizer(bert)
-        for name, array in tokens.encode(trained, NEW, 9).items():
-            np.testing.assert_array_equal(tokens.encode(mine, NEW, 9)[name], array)
+        mine = pretrained.load_tokenizer(bert)
+        for name, array in pretrained.encode(trained, NEW, 9).items():
+            np.testing.assert_array_equal(pretrained.encode(mine, NEW, 9)[name], array)
         assert mine.decode(mine.encode("charmed film").ids) == "charmed film"
 
     @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ class TestFolders:
         content = {"tokenizer_class": "BertTokenizer", **config}
         (bert / "tokenizer_config.json").write_text(json.dumps(content))
         theirs = transformers.BertTokenizerFast.from_pretrained(bert)
-        assert_as_theirs(tokens.load_tokenizer(bert), theirs)
+        assert_as_theirs(pretrained.load_tokenizer(bert), theirs)
 
     @pytest.mark.parametrize("where", ["added_tokens", "tokenizer_config"])
     def test_added_tokens_are_as_transformers(self, bert, transformers, where):
@@ -153,11 +153,11 @@ class TestFolders:
                 }
             }
         (bert / f"{where}.json").write_text(json.dumps(content))
-        mine = tokens.load_tokenizer(bert)
+        mine = pretrained.load_tokenizer(bert)
         assert mine.get_vocab_size() == 102
         theirs = transformers.BertTokenizerFast.from_pretrained(bert)
         texts = ["the [ENT] film [REL]", "[ENT][ENT] the"]
-        found = tokens.encode(mine, texts, 12)["input_ids"]
+        found = pretrained.encode(mine, texts, 12)["input_ids"]
         expected = theirs(texts, padding="max_length", max_length=12)["input_ids"]
         np.testing.assert_array_equal(found, expected)
         assert {100, 101} <= set(found.ravel().tolist())
@@ -165,7 +165,7 @@ class TestFolders:
     def test_an_added_token_of_another_number(self, bert):
         (bert / "added_tokens.json").write_text(json.dumps({"[ENT]": 105}))
         with fails(rf"{bert}: the added token '\[ENT\]' is 105, and would be 100"):
-            tokens.load_tokenizer(bert)
+            pretrained.load_tokenizer(bert)
 
     @pytest.mark.parametrize(
         ("name", "content", "sentence"),
@@ -192,25 +192,25 @@ class TestFolders:
             file, content = "tokenizer_config.json", {"added_tokens_decoder": content}
         (bert / file).write_text(json.dumps(content))
         with fails(f"{bert}:? {sentence}"):
-            tokens.load_tokenizer(bert)
+            pretrained.load_tokenizer(bert)
 
     def test_a_first_token_of_every_text(self, gpt2):
         config = json.dumps({"add_bos_token": True})
         (gpt2 / "tokenizer_config.json").write_text(config)
         with fails(f"{gpt2}: tokenizer_config.json has add_bos_token, which .* alone"):
-            tokens.load_tokenizer(gpt2)
+            pretrained.load_tokenizer(gpt2)
 
     def test_gpt2_is_as_transformers(self, gpt2, transformers):
         theirs = transformers.GPT2TokenizerFast.from_pretrained(gpt2)
-        mine = tokens.load_tokenizer(gpt2)
+        mine = pretrained.load_tokenizer(gpt2)
         for text in [*NEW, *TEXTS, "the<|endoftext|> the\n\t x"]:
             assert mine.encode(text).ids == theirs(text)["input_ids"]
             assert mine.decode(mine.encode(text).ids, False) == text
 
     def test_gpt2_merges(self, gpt2):
-        mine = tokens.load_tokenizer(gpt2)
+        mine = pretrained.load_tokenizer(gpt2)
         assert mine.encode("the the fi").tokens == ["the", "Ġthe", "Ġ", "fi"]
-        ids = tokens.encode(mine, ["the the", "the"], 3)
+        ids = pretrained.encode(mine, ["the the", "the"], 3)
         assert ids["attention_mask"].tolist() == [[1, 1, 0], [1, 0, 0]]
         assert ids["input_ids"][1, 1:].tolist() == [0, 0]
 
@@ -220,7 +220,7 @@ class TestFolders:
             f"{tmp_path} has no tokenizer: expected tokenizer.json, or vocab.txt, or "
             "vocab.json and merges.txt"
         ):
-            tokens.load_tokenizer(tmp_path)
+            pretrained.load_tokenizer(tmp_path)
 
     @pytest.mark.parametrize(
         ("file", "content", "sentence"),
@@ -234,19 +234,19 @@ class TestFolders:
     def test_damaged(self, bert, file, content, sentence):
         (bert / file).write_text(content)
         with fails(sentence):
-            tokens.load_tokenizer(bert)
+            pretrained.load_tokenizer(bert)
 
     def test_without_the_library(self, monkeypatch, tmp_path):
         monkeypatch.setitem(sys.modules, "tokenizers", None)
         with fails(
             r"tokenizers are not installed: pip install 'jaxdistill\[huggingface\]'"
         ):
-            tokens.load_tokenizer(tmp_path)
+            pretrained.load_tokenizer(tmp_path)
 
 
 class TestEncode:
     def test_shapes_and_padding(self, trained):
-        found = tokens.encode(trained, ["the film", "", "the " * 9], 6)
+        found = pretrained.encode(trained, ["the film", "", "the " * 9], 6)
         the, film = trained.token_to_id("the"), trained.token_to_id("film")
         assert found["input_ids"].tolist() == [
             [2, the, film, 3, 0, 0],
@@ -260,19 +260,19 @@ class TestEncode:
     def test_texts_without_pairs_have_no_types(self, gpt2, special):
         """GPT-2 would add the embedding of token 0 for them."""
         library = pytest.importorskip("tokenizers")
-        tokenizer = tokens.load_tokenizer(gpt2)
+        tokenizer = pretrained.load_tokenizer(gpt2)
         if special:
             start = (tokens.END_OF_TEXT, tokenizer.token_to_id(tokens.END_OF_TEXT))
             tokenizer.post_processor = library.processors.TemplateProcessing(
                 f"{tokens.END_OF_TEXT} $A", special_tokens=[start]
             )
-        found = tokens.encode(tokenizer, ["the"], 4)
+        found = pretrained.encode(tokenizer, ["the"], 4)
         assert {*found} == {"input_ids", "attention_mask"}
         assert found["attention_mask"].sum() == 1 + special
 
     def test_padding_may_come_first(self, trained):
-        behind = tokens.encode(trained, ["the film", ""], 6)
-        found = tokens.encode(trained, ["the film", ""], 6, front=True)
+        behind = pretrained.encode(trained, ["the film", ""], 6)
+        found = pretrained.encode(trained, ["the film", ""], 6, front=True)
         for name, array in found.items():
             for row, size in zip(array, (4, 2), strict=True):
                 assert not row[: 6 - size].any()
@@ -280,63 +280,64 @@ class TestEncode:
             np.testing.assert_array_equal(array[1, 4:], behind[name][1, :2])
 
     def test_pairs_have_types(self, trained):
-        found = tokens.encode(trained, ["the film"], 8, ["the"])
+        found = pretrained.encode(trained, ["the film"], 8, ["the"])
         assert found["token_type_ids"].tolist() == [[0, 0, 0, 0, 1, 1, 0, 0]]
         assert found["attention_mask"].sum() == 6
 
     def test_a_tokenizers_own_settings_stay(self, trained):
-        plain = tokens.encode(trained, TEXTS, 9)
-        mine = tokens.train_wordpiece(TEXTS, 100)
+        plain = pretrained.encode(trained, TEXTS, 9)
+        mine = pretrained.train_wordpiece(TEXTS, 100)
         mine.enable_padding(direction="left", length=20, pad_id=7)
         mine.enable_truncation(3)
         before = mine.to_str()
-        for name, array in tokens.encode(mine, TEXTS, 9).items():
+        for name, array in pretrained.encode(mine, TEXTS, 9).items():
             np.testing.assert_array_equal(array, plain[name])
         assert mine.to_str() == before
 
     def test_what_cannot_be_encoded(self, trained, gpt2):
         with fails("row 1 has no tokens, and would be all padding: its text is ''"):
-            tokens.encode(tokens.load_tokenizer(gpt2), ["the", ""], 4)
+            pretrained.encode(pretrained.load_tokenizer(gpt2), ["the", ""], 4)
         with fails("a length of 2 has no room for a text beside 2 special tokens"):
-            tokens.encode(trained, ["the"], 2)
+            pretrained.encode(trained, ["the"], 2)
         with fails("a length of 3 has no room for a text beside 3 special tokens"):
-            tokens.encode(trained, ["the"], 3, ["film"])
+            pretrained.encode(trained, ["the"], 3, ["film"])
         with fails("1 pairs were given for 2 texts"):
-            tokens.encode(trained, ["the", "film"], 8, ["film"])
+            pretrained.encode(trained, ["the", "film"], 8, ["film"])
 
 
 class TestChecks:
     def test_the_models_vocabulary(self, trained):
         def size(vocab):
-            return models.Size(vocab, 4, 1, 1)
+            return models.TransformerConfig(vocab, 4, 1, 1)
 
-        tokens.check_tokenizer(trained, size(100))
-        tokens.check_tokenizer(trained, size(128), padded=True)
+        pretrained.check_tokenizer(trained, size(100))
+        pretrained.check_tokenizer(trained, size(128), padded=True)
         for vocab, padded in ((128, False), (99, False), (99, True)):
             with fails(
                 f"the tokenizer has 100 tokens, the model {vocab}: they are not from "
                 "one folder"
             ):
-                tokens.check_tokenizer(trained, size(vocab), padded)
+                pretrained.check_tokenizer(trained, size(vocab), padded)
 
     def test_the_teachers_tokens(self, trained):
-        tokens.check_same_tokenizer(trained, tokens.train_wordpiece(TEXTS, 100))
+        pretrained.check_same_tokenizer(trained, pretrained.train_wordpiece(TEXTS, 100))
         one, more, other = (
-            tokens.train_wordpiece(texts, 9) for texts in (["a b"], ["a b c"], ["a c"])
+            pretrained.train_wordpiece(texts, 9)
+            for texts in (["a b"], ["a b c"], ["a c"])
         )
         with fails(
             "the token 'c' is missing in the student's tokenizer, and is 7 in the "
             "teacher's"
         ):
-            tokens.check_same_tokenizer(one, more)
+            pretrained.check_same_tokenizer(one, more)
         with fails(
             "the token 'b' is 6 in the student's .* is missing in the teacher's"
         ):
-            tokens.check_same_tokenizer(one, other)
+            pretrained.check_same_tokenizer(one, other)
         with fails("the token 'b' is missing in .*, and is 6 in the teacher's"):
-            tokens.check_same_tokenizer(other, more)
+            pretrained.check_same_tokenizer(other, more)
 
 
 def test_one_text_is_no_list_of_texts(trained):
     with pytest.raises(ValueError, match="takes a list of texts, got one: 'a film'"):
-        tokens.encode(trained, "a film", 6)
+        pretrained.encode(trained, "a film", 6)

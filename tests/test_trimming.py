@@ -7,14 +7,10 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdistill import models
-from jaxdistill.data.trimming import cut, lengths, trimmed
-from jaxdistill.models import apply
-from jaxdistill.objectives.logits import combine, hard_labels, soft_targets
-from jaxdistill.parallel import partitioner as parallel
-from jaxdistill.teachers import ensemble as teachers
-from jaxdistill.train.evaluation import Evaluator
-from jaxdistill.train.step import init_state, make_train_step, scan_train
+from jaxdistill import models, parallel, teachers
+from jaxdistill.data.tokens import bucketed, cut_to, real_lengths
+from jaxdistill.objectives import combine, hard_labels, soft_targets
+from jaxdistill.train import Evaluator, init_state, make_train_step, scan_train
 
 SIZE, LENGTH, BATCH = 24, 12, 8
 TRIM_TO = (5,)
@@ -34,7 +30,7 @@ def examples():
 
 def bert():
     """A network whose every token sees all others."""
-    size = models.Size(
+    size = models.TransformerConfig(
         20, 8, 1, 2, positions=LENGTH, dropout=0.0, attention_dropout=0.0
     )
     return models.BertClassifier(models.Encoder(size), 3)
@@ -51,7 +47,7 @@ def by_token(length):
 
 
 def test_everything_by_token_is_cut():
-    shapes = jax.tree.map(np.shape, cut(by_token(6), 4))
+    shapes = jax.tree.map(np.shape, cut_to(by_token(6), 4))
     assert shapes == jax.tree.map(np.shape, by_token(4))
 
 
@@ -59,7 +55,7 @@ def test_what_is_by_text_stays_though_it_is_as_long():
     stored = {"logits": np.ones((6, 6, 6)), "logsumexp": np.ones((6, 6))}
     text = {"labels": np.arange(6), "mask": np.ones(6), "teacher": stored}
     batch = {"inputs": {"attention_mask": np.ones((6, 6))}, **text}
-    shapes = jax.tree.map(np.shape, cut(batch, 2))
+    shapes = jax.tree.map(np.shape, cut_to(batch, 2))
     assert shapes == {
         **jax.tree.map(np.shape, batch),
         "inputs": {"attention_mask": (6, 2)},
@@ -68,7 +64,7 @@ def test_what_is_by_text_stays_though_it_is_as_long():
 
 def test_lengths_count_up_to_the_last_token():
     mask = np.array([[1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]])
-    np.testing.assert_array_equal(lengths(mask), [2, 3, 0, 4])
+    np.testing.assert_array_equal(real_lengths(mask), [2, 3, 0, 4])
 
 
 @pytest.mark.parametrize(
@@ -77,7 +73,7 @@ def test_lengths_count_up_to_the_last_token():
 def test_the_shortest_length_that_holds_the_batch_is_taken(longest, expected):
     mask = (np.arange(8) < longest).astype(np.int32)[None]
     # 8 and 11 are not shorter than the whole, which is there anyhow.
-    of = trimmed(
+    of = bucketed(
         lambda batch: batch["inputs"]["attention_mask"].shape[1], (6, 11, 3, 8)
     )
     assert jax.jit(of)({"inputs": {"attention_mask": mask}}) == expected
@@ -85,9 +81,9 @@ def test_the_shortest_length_that_holds_the_batch_is_taken(longest, expected):
 
 def test_senseless_cuts_are_refused():
     with pytest.raises(ValueError, match="needs inputs with an attention_mask"):
-        trimmed(lambda batch: 0, (3,))({"inputs": np.ones((2, 4))})
+        bucketed(lambda batch: 0, (3,))({"inputs": np.ones((2, 4))})
     with pytest.raises(ValueError, match="start at 1, got 0"):
-        trimmed(lambda batch: 0, (3, 0))
+        bucketed(lambda batch: 0, (3, 0))
 
 
 @pytest.mark.parametrize(
@@ -101,7 +97,9 @@ def test_a_training_is_the_same(examples, kind, micro_batches):
     batch = {**jax.tree.map(lambda x: x[:1], examples), "mask": np.ones(1)}
     student = models.student(module)
     start = init_state(jax.random.key(0), student, optimizer, batch)
-    teacher = apply.live(module, {"params": student.init(jax.random.key(1), batch)[0]})
+    teacher = teachers.live(
+        module, {"params": student.init(jax.random.key(1), batch)[0]}
+    )
     objective = combine({"soft": (0.5, soft_targets()), "hard": (0.5, hard_labels())})
     rows = {
         "index": np.arange(SIZE).reshape(-1, BATCH),
@@ -126,7 +124,7 @@ def test_a_training_is_the_same(examples, kind, micro_batches):
 @pytest.mark.parametrize("masked", [True, False])
 def test_a_language_models_loss_is_the_same(examples, masked, top_k):
     """With stored outputs of every token, and padding that counts or does not."""
-    size = models.Size(
+    size = models.TransformerConfig(
         20, 8, 1, 2, positions=LENGTH, dropout=0.0, attention_dropout=0.0
     )
     student = models.student(models.BertMaskedLM(models.Encoder(size)))
@@ -149,7 +147,7 @@ def test_a_language_models_loss_is_the_same(examples, masked, top_k):
 
     def step(trim_to):
         train = make_train_step(student, objective, optimizer, trim_to=trim_to)
-        state_, metrics = jax.jit(train)(state, teachers.Stored(), batch)
+        state_, metrics = jax.jit(train)(state, teachers.StoredTeacher(), batch)
         return state_.params, metrics
 
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)  # noqa: E731
@@ -165,7 +163,7 @@ def test_a_short_batch_computes_only_its_tokens(examples):
         )
         return jnp.zeros(())
 
-    step = jax.jit(trimmed(count, TRIM_TO))
+    step = jax.jit(bucketed(count, TRIM_TO))
     step({"inputs": {name: x[:2] for name, x in ids.items()}})
     jax.effects_barrier()
     assert seen == [5]
@@ -179,7 +177,7 @@ def test_evaluation_of_cut_batches_is_the_same(examples, kind):
     run = parallel.choose(kind)
     batch = {**examples, "mask": np.ones(SIZE, np.float32)}
     variables = [bert().init(jax.random.key(i), batch["inputs"]) for i in (0, 1)]
-    student, teacher = (run.place(apply.live(bert(), v)) for v in variables)
+    student, teacher = (run.place(teachers.live(bert(), v)) for v in variables)
     whole, parts = (
         Evaluator(run, examples, batch_size=BATCH, trim_to=to) for to in ((), TRIM_TO)
     )

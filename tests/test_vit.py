@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdistill import pretrained
 from jaxdistill.models import ViT, deit_base, deit_small, deit_tiny
-from jaxdistill.pretrained import state_dicts as convert
 
 PLAIN = ViT(5, width=8, depth=2, heads=2, patch=4)
 TINY = PLAIN.clone(distillation_token=True)
@@ -139,7 +139,7 @@ def test_values_are_those_of_torch():
     free = {k: torch.randn(like[k].shape) for k in like if "_token" in k or "pos" in k}
     layers = {k: v for k, v in like.items() if k not in free}
     names = {"4": "head", "5": "head_dist"}
-    params = convert.from_torch(weights, {"params": layers}, names)["params"]
+    params = pretrained.from_torch(weights, {"params": layers}, names)["params"]
     params |= {k: np.asarray(v) for k, v in free.items()}
     found = apply(TINY, {"params": params}, ours, train=True)
 

@@ -7,20 +7,19 @@ import numpy as np
 import pytest
 from builders import RECORDER, largest_difference
 
-from jaxdistill import losses, models
-from jaxdistill.models import apply
-from jaxdistill.models.gpt import gpt_size
-from jaxdistill.objectives.logits import (
+from jaxdistill import losses, models, teachers
+from jaxdistill.models import gpt_config
+from jaxdistill.objectives import (
     combine,
+    first_classes,
     hard_labels,
     mutual_targets,
     on_logits,
     soft_targets,
     teacher_labels,
 )
-from jaxdistill.objectives.parts import first_classes
-from jaxdistill.teachers import ensemble as teachers
-from jaxdistill.train.step import init_state, make_train_step, masked_sum
+from jaxdistill.train import init_state, make_train_step
+from jaxdistill.train.step import masked_sum
 from jaxdistill.types import Factored, Outputs, TopK
 
 TOKENS, CLASSES = (2, 5), 11
@@ -331,13 +330,13 @@ def test_several_factored_models_are_multiplied_out(join):
     batch = {**BATCH, "inputs": {"input_ids": ids}, "labels": ids}
     found, taught = [], []
     for factored in (True, False):
-        one = models.GPT(gpt_size(23, 8, 1, 2, dropout=0.0), factored=factored)
+        one = models.GPT(gpt_config(23, 8, 1, 2, dropout=0.0), factored=factored)
         peers = models.Peers((one, one))
         variables = peers.init(jax.random.key(0), batch["inputs"])
         outputs = peers.apply(variables, batch["inputs"])
         found.append(mutual_targets()(outputs, None, batch, 0)[0])
         mine = [{"params": variables["params"][f"peer_{i}"]} for i in range(2)]
-        teacher = join([apply.live(one, each) for each in mine])
+        teacher = join([teachers.live(one, each) for each in mine])
         taught.append(
             soft_targets()(
                 outputs.replace(logits=outputs.logits[0]), teacher(batch), batch, 0
@@ -361,9 +360,9 @@ def test_a_language_model_trains_on_factored_logits_as_on_whole(which, tied):
 
     def make(width, factored):
         if which == "gpt":
-            size = gpt_size(23, width, 1, 2, tied=tied)
+            size = gpt_config(23, width, 1, 2, tied=tied)
             return models.GPT(size, factored=factored)
-        encoder = models.Encoder(models.Size(23, width, 1, 2, tied=tied))
+        encoder = models.Encoder(models.TransformerConfig(23, width, 1, 2, tied=tied))
         return models.BertMaskedLM(encoder, factored=factored)
 
     ids = jnp.asarray(np.random.default_rng(3).integers(0, 23, TOKENS))
@@ -373,7 +372,7 @@ def test_a_language_model_trains_on_factored_logits_as_on_whole(which, tied):
     for factored in (False, True):
         student = models.student(make(8, factored))
         variables = jax.jit(make(12, factored).init)(jax.random.key(1), batch["inputs"])
-        teacher = apply.live(make(12, factored), variables)
+        teacher = teachers.live(make(12, factored), variables)
         state = init_state(jax.random.key(0), student, RECORDER, batch)
         step = jax.jit(make_train_step(student, objective, RECORDER))
         found.append(step(state, teacher, batch)[0].opt_state)

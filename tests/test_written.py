@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from experiments.written import continued, own_kl
-from jaxdistill import models
-from jaxdistill.models import apply
-from jaxdistill.models.gpt import gpt_size
+from jaxdistill import models, teachers
+from jaxdistill.models import gpt_config
 
 VOCAB, PROMPT, STEPS = 3, 2, 3
 KEY = jax.random.key(4)
@@ -19,10 +18,10 @@ KEY = jax.random.key(4)
 def drawn(seed, width, factored=False):
     """A tiny model whose choices are not all alike."""
     plain = {"dropout": 0.0, "attention_dropout": 0.0, "positions": PROMPT + STEPS}
-    module = models.GPT(gpt_size(VOCAB, width, 1, 2, **plain), factored=factored)
+    module = models.GPT(gpt_config(VOCAB, width, 1, 2, **plain), factored=factored)
     ids = {"input_ids": np.zeros((1, 2), np.int32)}
     variables = jax.jit(module.init)(jax.random.key(seed), ids)
-    return apply.live(module, jax.tree.map(lambda x: 5 * x, variables))
+    return teachers.live(module, jax.tree.map(lambda x: 5 * x, variables))
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +91,7 @@ def test_factored_logits_are_multiplied_out(pair):
 
 def test_a_model_that_cannot_write_is_an_error(pair):
     student, teacher = pair
-    broken = apply.live(
+    broken = teachers.live(
         student.module, jax.tree.map(lambda x: np.nan * x, student.variables)
     )
     said = "cannot write: its logits are not finite"

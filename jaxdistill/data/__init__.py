@@ -3,13 +3,10 @@
 
 from jaxdistill.data.batches import Batches, Orders, pad
 from jaxdistill.data.corpus import Corpus, Vocabulary, load_corpus, windows
-from jaxdistill.data.errors import DataError
+from jaxdistill.data.examples import DataError, check_inputs, check_labels, normalize
 from jaxdistill.data.images import Dataset, holdout, load
-from jaxdistill.data.inputs import check_inputs
-from jaxdistill.data.labels import check_labels
 from jaxdistill.data.stream import Stream
 from jaxdistill.data.texts import Labelled, Texts, load_texts
-from jaxdistill.data.transforms import normalize
 
 __all__ = [
     "Batches",

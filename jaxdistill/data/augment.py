@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Augmentation on the device: `prepare` functions for `steps.make_train_step`.
+"""Augmentation on the device: functions for `train.make_train_step`, and stored views.
 
 They run before the teacher sees the batch, so teacher and student get the same view
 (function matching: Beyer et al. 2022, Knowledge distillation: a good teacher is patient
 and consistent, section 3). Each takes `inputs` of shape `[B, H, W]` or `[B, H, W, C]`.
+
+A view can be made again, as stored teacher outputs need: view v of example i is the
+augmentation of it alone, with a key from a seed, v and i.
 """
 
 import dataclasses
@@ -195,3 +198,47 @@ def _windows(images: Array, size: tuple[int, int], rng: Array) -> Array:
 
     # A slice an image; indexing every pixel was 17 times slower on a CPU.
     return jax.vmap(window)(images, corners)
+
+
+def view_of(prepare: Prepare, seed: int, batch: Batch, view: Array) -> Batch:
+    """View `view[i]` of each example i, whatever else is in the batch.
+
+    Args:
+      prepare: augmentation of single examples (`augment`); not mixup.
+      seed: of all views.
+      batch: with `index`, each example's position in the data set.
+      view: `[B]` integers.
+    """
+
+    def one(example, view):
+        rng = jax.random.fold_in(jax.random.key(seed), view)
+        rng = jax.random.fold_in(rng, example["index"])
+        alone = jax.tree.map(lambda x: x[None], example)
+        return jax.tree.map(lambda x: x[0], dict(prepare(alone, rng)))
+
+    names = ("inputs", "labels", "mask", "index", "token_mask", "labelled")
+    example = {name: batch[name] for name in names if name in batch}
+    return {**batch, **jax.vmap(one)(example, view)}
+
+
+def replay(prepare: Prepare, seed: int, views: int) -> Prepare:
+    """The augmentation of a run on stored views: shows the student what was stored.
+
+    Each example of a batch gets one of its views at random, made again from its seed,
+    and `teacher` gets that view's outputs.
+
+    Args:
+      prepare: the augmentation that the views were made with.
+      seed: of the views, as in the store's manifest.
+      views: how many each example has there.
+    """
+
+    def prepared(batch: Batch, rng: Array) -> Batch:
+        size = batch["mask"].shape[0]
+        view = jax.random.randint(rng, (size,), 0, views)
+        batch = view_of(prepare, seed, batch, view)
+        rows = jnp.arange(size)
+        taught = {k: v[rows, view][:, None] for k, v in batch["teacher"].items()}
+        return {**batch, "teacher": taught}
+
+    return prepared

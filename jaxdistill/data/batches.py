@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxdistill.data.errors import DataError
-from jaxdistill.data.inputs import check_inputs, some_of
+from jaxdistill.data.examples import DataError, check_inputs, some_of
 
 POOL = 50
 """Most batches among whose examples those of like length are put together."""

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxdistill.data import files
-from jaxdistill.data.errors import DataError
+from jaxdistill.data import fetch
+from jaxdistill.data.examples import DataError
 
 FOLDERS = {
     "shakespeare": ("tiny_shakespeare", "shakespeare"),
@@ -75,17 +75,17 @@ def load_corpus(name: str, data_dir: str | Path | None = None) -> Corpus:
     if name not in FOLDERS:
         raise DataError(f"unknown corpus {name!r}; known: {', '.join(FOLDERS)}")
     where = (name, FOLDERS[name], NEEDED[name], data_dir)
-    folder = files.find(*where)
+    folder = fetch.find_file(*where)
     if name == "wikitext2":
         if folder is None:
-            raise files.absent(*where, None)
+            raise fetch.absent(*where, None)
         return _wikitext2(folder)
     if folder is not None:
-        path = files.path_of(folder, NEEDED[name][0])
-        return _shakespeare(_checked(path, files.read(path)), "input.txt")
-    records = files.prepared("tiny_shakespeare", data_dir)
+        path = fetch.path_of(folder, NEEDED[name][0])
+        return _shakespeare(_checked(path, fetch.read_file(path)), "input.txt")
+    records = fetch.prepared("tiny_shakespeare", data_dir)
     if records is None:
-        raise files.absent(*where, "tiny_shakespeare")
+        raise fetch.absent(*where, "tiny_shakespeare")
     splits = ("train", "validation", "test")  # in the order of the text
     text = "".join(records[split][0]["text"].decode() for split in splits)
     return _shakespeare(text, "TFDS's tiny_shakespeare")
@@ -99,18 +99,18 @@ def _shakespeare(text: str, source: str) -> Corpus:
 
 def _wikitext2(folder: Path) -> Corpus:
     valid, test = (
-        _words(files.path_of(folder, names)) for names in NEEDED["wikitext2"]
+        _words(fetch.path_of(folder, names)) for names in NEEDED["wikitext2"]
     )
-    train = files.find("wikitext2", (), (("train.txt",),), folder)
+    train = fetch.find_file("wikitext2", (), (("train.txt",),), folder)
     if train is None:
         origin = "test.txt, as there was no train.txt; validation is valid.txt"
         return Corpus("wikitext2", test, valid, None, origin)
-    words = _words(files.path_of(folder, ("train.txt",)))
+    words = _words(fetch.path_of(folder, ("train.txt",)))
     return Corpus("wikitext2", words, valid, test, "train.txt, valid.txt, test.txt")
 
 
 def _words(path: Path) -> list[str]:
-    lines = (line.split() for line in files.read_lines(path))
+    lines = (line.split() for line in fetch.read_lines(path))
     return list(_checked(path, [word for line in lines for word in (*line, END)]))
 
 

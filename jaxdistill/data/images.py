@@ -7,11 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxdistill.data import cifar, idx, tfds
-from jaxdistill.data.errors import DataError
-from jaxdistill.data.idx import Examples
-from jaxdistill.data.labels import check_labels
-from jaxdistill.data.transforms import normalize
+from jaxdistill.data import fetch, image_files
+from jaxdistill.data.examples import DataError, check_labels, normalize
+from jaxdistill.data.image_files import Examples
 
 DIGITS_TEST = 797
 
@@ -79,14 +77,18 @@ def load(name: str, data_dir: str | Path | None = None) -> Dataset:
     """
     if name == "digits":
         return _digits()
-    if name == cifar.NAME:
-        splits = cifar.read(data_dir)
+    if name == image_files.CIFAR:
+        splits = image_files.read_cifar(data_dir)
         return Dataset(name, splits["train"], splits["test"], 100, 255, *_PIXELS[name])
-    if name not in idx.SHA256:
-        known = ", ".join(["digits", *idx.SHA256, cifar.NAME])
+    if name not in image_files.SHA256:
+        known = ", ".join(["digits", *image_files.SHA256, image_files.CIFAR])
         raise DataError(f"unknown data set {name!r}; known: {known}")
-    folder = idx.find(name, data_dir)
-    splits = tfds.read(name, data_dir) if folder is None else idx.read(name, folder)
+    folder = image_files.find_idx(name, data_dir)
+    splits = (
+        fetch.read_tfds(name, data_dir)
+        if folder is None
+        else image_files.read_idx(name, folder)
+    )
     train, test = (_in_order(splits[split]) for split in ("train", "test"))
     return Dataset(name, train, test, 10, 255, *_PIXELS[name])
 

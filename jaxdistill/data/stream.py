@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 
 from jaxdistill.data.batches import Batches
-from jaxdistill.data.errors import DataError
-from jaxdistill.data.inputs import check_inputs
+from jaxdistill.data.examples import DataError, check_inputs
 
 STEPS = 2**31 - 1
 """More than a training can have: its step is an int32."""

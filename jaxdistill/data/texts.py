@@ -8,10 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxdistill.data import files
-from jaxdistill.data.errors import DataError
+from jaxdistill.data import fetch
+from jaxdistill.data.examples import DataError, check_labels
 from jaxdistill.data.images import holdout
-from jaxdistill.data.labels import check_labels
 
 FOLDERS = {"sst2": ("sst2", "SST-2"), "ag_news": ("ag_news", "ag_news_small")}
 NEEDED = {
@@ -94,13 +93,13 @@ def load_texts(name: str, data_dir: str | Path | None = None) -> Texts:
     if name not in FOLDERS:
         raise DataError(f"unknown texts {name!r}; known: {', '.join(FOLDERS)}")
     where = (name, FOLDERS[name], NEEDED[name], data_dir)
-    folder = files.find(*where)
+    folder = fetch.find_file(*where)
     if folder is not None:
         splits, origin = (_sst2 if name == "sst2" else _ag_news)(folder)
         return _texts(name, splits, origin)
-    records = files.prepared(TFDS[name], data_dir)
+    records = fetch.prepared(TFDS[name], data_dir)
     if records is None:
-        raise files.absent(*where, TFDS[name])
+        raise fetch.absent(*where, TFDS[name])
     return _texts(name, *_of_tfds(name, records))
 
 
@@ -127,13 +126,13 @@ def _sst2(folder: Path) -> tuple[Splits, str]:
     }
     splits = {}
     for names, (split, header) in zip(NEEDED["sst2"], headers.items(), strict=True):
-        path = files.path_of(folder, names)
+        path = fetch.path_of(folder, names)
         splits[split] = _checked(path, _tsv(path, header))
     return splits, "train.tsv, dev.tsv, test_sentences.tsv"
 
 
 def _tsv(path: Path, header: tuple[str, str]) -> Labelled:
-    first, *rows = (line.split("\t") for line in files.read_lines(path))
+    first, *rows = (line.split("\t") for line in fetch.read_lines(path))
     if tuple(first) != header:
         raise DataError(
             f"{path}, line 1: the header is {' '.join(first)!r}, expected "
@@ -154,7 +153,7 @@ def _tsv(path: Path, header: tuple[str, str]) -> Labelled:
 def _ag_news(folder: Path) -> tuple[Splits, str]:
     splits, origin = {}, []
     for names, split in zip(NEEDED["ag_news"], ("train", "test"), strict=True):
-        path = files.path_of(folder, names)
+        path = fetch.path_of(folder, names)
         origin.append(path.name.removesuffix(".gz"))
         splits[split] = _checked(path, _csv(path))
     return splits, ", ".join(origin)
@@ -162,7 +161,7 @@ def _ag_news(folder: Path) -> tuple[Splits, str]:
 
 def _csv(path: Path) -> Labelled:
     columns = 2 if path.name.startswith("train_10k") else 3
-    reader = csv.reader(io.StringIO(files.read(path), newline=""), strict=True)
+    reader = csv.reader(io.StringIO(fetch.read_file(path), newline=""), strict=True)
     texts, labels = [], []
     try:
         for row in reader:

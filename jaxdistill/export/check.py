@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is an artefact what it was made of? It is read in a fresh process and compared."""
+"""Is an artefact what it was made of? It is read in a fresh process and compared.
 
+The exporters' libraries write about themselves on standard error; `quiet` hides it.
+"""
+
+import contextlib
+import logging
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +162,26 @@ def _refuse(result: dict[str, Any], max_drop: float | None) -> None:
             f"({100 * result['model_accuracy']:.1f}% to "
             f"{100 * result['accuracy']:.1f}%), {max_drop:g} are allowed"
         )
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No warnings, nothing logged below an error, no standard error of C++.
+
+    What is raised is raised, and says what went wrong.
+    """
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        for file in (kept, nowhere):
+            os.close(file)
+        logging.disable(before)

@@ -10,7 +10,7 @@ from etils import epath
 
 from jaxdistill import data
 from jaxdistill.data import texts as text
-from jaxdistill.data.inputs import some_of
+from jaxdistill.data.examples import some_of
 from jaxdistill.export.subject import Pixels, Subject
 from jaxdistill.models import apply
 from jaxdistill.pretrained import tokenizers as tokens
@@ -44,7 +44,7 @@ def from_run(run_dir: Any, row: str = "distilled", *, data_dir: Any = None) -> S
 
     Images are taken raw: their normalisation becomes part of the artefact. A run on
     texts needs the tokenizer.json that its script writes; the artefact takes what
-    `tokens.encode` gives, `input_ids` and `attention_mask`.
+    `pretrained.encode` gives, `input_ids` and `attention_mask`.
 
     Args:
       run_dir: a run directory.
@@ -79,7 +79,7 @@ def from_run(run_dir: Any, row: str = "distilled", *, data_dir: Any = None) -> S
 
 
 def of_images(
-    model: apply.Live,
+    model: apply.BoundModule,
     source: data.Dataset,
     images: np.ndarray,
     about: Mapping[str, Any],

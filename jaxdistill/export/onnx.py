@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from jaxdistill.export import check
-from jaxdistill.export.quiet import quiet
+from jaxdistill.export.check import quiet
 from jaxdistill.export.subject import (
     LOGITS,
     ExportError,
@@ -17,7 +17,7 @@ from jaxdistill.export.subject import (
     Subject,
     make_forward,
 )
-from jaxdistill.models.conv import direct
+from jaxdistill.models.layers import direct
 from jaxdistill.runtimes import OPEN, first_line, need
 
 RUNTIME, PACKAGES, BATCH = "onnxruntime", ("jax2onnx", "onnx", "onnxruntime"), None

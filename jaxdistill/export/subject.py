@@ -11,10 +11,9 @@ from flax import errors
 from flax import linen as nn
 
 from jaxdistill.data import normalize, pad
-from jaxdistill.data.inputs import some_of
-from jaxdistill.models.adapters import strip
-from jaxdistill.models.apply import Live
-from jaxdistill.models.stacking import unstack_layers
+from jaxdistill.data.examples import some_of
+from jaxdistill.models.apply import BoundModule, strip
+from jaxdistill.models.transformer import unstack_layers
 from jaxdistill.runtimes import first_line
 from jaxdistill.types import Array, whole_logits
 
@@ -45,7 +44,7 @@ class Subject(NamedTuple):
     """A model with what its artefact is checked by.
 
     Attributes:
-      model: the trained student, as `saved.load_model` gives it; without a projector.
+      model: the trained student, as `train.load_model` gives it; without a projector.
       examples: the test split as a user has it: `inputs`, raw images or a mapping of
         token arrays, and `labels`.
       pixels: becomes part of the artefact; None where inputs are the model's own.
@@ -54,7 +53,7 @@ class Subject(NamedTuple):
       accuracy: what its run recorded on the test, if anything; another is refused.
     """
 
-    model: Live
+    model: BoundModule
     examples: Mapping[str, Any]
     pixels: Pixels | None = None
     calibration: Any = None
@@ -62,10 +61,10 @@ class Subject(NamedTuple):
     accuracy: float | None = None
 
     @property
-    def student(self) -> Live:
+    def student(self) -> BoundModule:
         """The model without what only trains it."""
         module, variables = strip(self.model.module, self.model.variables)
-        return Live(variables, module)
+        return BoundModule(variables, module)
 
     @property
     def name(self) -> str:
@@ -143,7 +142,7 @@ def make_forward(subject: Subject) -> Callable[[Mapping[str, Array]], dict[str, 
     return forward
 
 
-def _unscanned(student: Live) -> tuple[nn.Module, Any]:
+def _unscanned(student: BoundModule) -> tuple[nn.Module, Any]:
     """A text model without its scan over layers, which jax2onnx does not take."""
     module, variables = student.module, student.variables
     for name in ("encoder", "decoder"):
@@ -176,7 +175,7 @@ def logits_of(subject: Subject) -> np.ndarray:
     count, parts = len(subject.labels), []
 
     @jax.jit
-    def forward(model: Live, inputs: Any, mask: Array) -> Array:
+    def forward(model: BoundModule, inputs: Any, mask: Array) -> Array:
         logits = whole_logits(model({"inputs": inputs, "mask": mask}).logits)
         return logits.astype(jnp.float32)
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from jaxdistill.export import check
-from jaxdistill.export.quiet import quiet
+from jaxdistill.export.check import quiet
 from jaxdistill.export.subject import ExportError, Int8, Subject, make_forward
-from jaxdistill.models.conv import direct
+from jaxdistill.models.layers import direct
 from jaxdistill.runtimes import need
 
 RUNTIME, PACKAGES, BATCH = "ai-edge-litert", ("tensorflow", "ai-edge-litert"), 1

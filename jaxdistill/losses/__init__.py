@@ -6,12 +6,6 @@ Nothing here reduces over the batch; `train.step` does, in one place.
 """
 
 from jaxdistill.losses.attention import attention_kl, attention_mse, relation_kl
-from jaxdistill.losses.contrast import contrastive
-from jaxdistill.losses.divergences import (
-    generalized_jsd,
-    reverse_kl,
-    total_variation,
-)
 from jaxdistill.losses.features import (
     attention_transfer,
     cosine_distance,
@@ -22,10 +16,14 @@ from jaxdistill.losses.features import (
 from jaxdistill.losses.logits import (
     cross_entropy,
     forward_kl,
+    generalized_jsd,
     logit_mse,
+    reverse_kl,
     soft_cross_entropy,
+    total_variation,
 )
 from jaxdistill.losses.relations import (
+    contrastive,
     correlation_congruence,
     linear_cka,
     probabilistic_transfer,
@@ -34,9 +32,12 @@ from jaxdistill.losses.relations import (
     similarity_preserving,
 )
 from jaxdistill.losses.sequences import ctc, frame_kl, shift_tokens
-from jaxdistill.losses.sparse import sparse_forward_kl
 from jaxdistill.losses.structure import decoupled_kl, dist, standardize
-from jaxdistill.losses.vocabulary import chunked_cross_entropy, chunked_forward_kl
+from jaxdistill.losses.vocabulary import (
+    chunked_cross_entropy,
+    chunked_forward_kl,
+    sparse_forward_kl,
+)
 
 BATCH_COUPLED = (
     contrastive,

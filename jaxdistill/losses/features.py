@@ -19,7 +19,7 @@ def hint_mse(student: States, teacher: States) -> Float[Array, "*b"]:
     """Mean squared difference of two hidden states of one width.
 
     `mean_d (s[d] - t[d])^2`, zero exactly when they are equal. Where the widths differ
-    the student's goes through a learned projection first (`models.adapters`).
+    the student's goes through a learned projection first (`models.with_projector`).
 
     Args:
       student: `[..., D]` hidden states or feature maps of any float type.

@@ -1,11 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Linen modules that return `Outputs`, and how a module becomes a student.
+"""Linen modules that return `Outputs`, and what is done with them.
+
+`apply`        a module bound to its variables, as a student, with projectors; precision
+`config`       the numbers of a Transformer, in published sizes
+`layers`       BatchNorm that does not count padding, dropout, convolutions
+`small`        MLP, ConvNet, bag of embeddings, BiLSTM
+`resnet`, `vit`, `bert`, `gpt`   one architecture each
+`transformer`  the blocks of the last three, and their parameters by layer
+`generation`   texts from a GPT
 
 A module is called as `module(inputs, mask=None, train=False)`: `mask` is the batch's
 `[B]` mask, for layers whose statistics must not count padding.
 """
 
-from jaxdistill.models.adapters import Peers, Projector, with_projector
+from jaxdistill.models.apply import (
+    BoundModule,
+    Peers,
+    Precision,
+    Projector,
+    cast_to_compute,
+    student,
+    trained,
+    with_projector,
+)
 from jaxdistill.models.bert import (
     BERT_BASE,
     BERT_MEDIUM,
@@ -16,14 +33,25 @@ from jaxdistill.models.bert import (
     BertMaskedLM,
     Encoder,
 )
-from jaxdistill.models.config import Size
-from jaxdistill.models.conv import ConvNet
-from jaxdistill.models.gpt import DISTILGPT2, GPT, GPT2, GPTClassifier, gpt_size
+from jaxdistill.models.config import TransformerConfig
+from jaxdistill.models.generation import generate, on_policy
+from jaxdistill.models.gpt import (
+    DISTILGPT2,
+    GPT,
+    GPT2,
+    GPTClassifier,
+    empty_cache,
+    gpt_config,
+)
 from jaxdistill.models.layers import BatchNorm
-from jaxdistill.models.mlp import MLP
 from jaxdistill.models.resnet import ResNet, resnet_cifar, resnet_imagenet
-from jaxdistill.models.student import student
-from jaxdistill.models.text import BagOfEmbeddings, BiLSTM
+from jaxdistill.models.small import MLP, BagOfEmbeddings, BiLSTM, ConvNet
+from jaxdistill.models.transformer import (
+    drop_types,
+    stack_layers,
+    take_layers,
+    unstack_layers,
+)
 from jaxdistill.models.vit import ViT, deit_base, deit_small, deit_tiny
 
 __all__ = [
@@ -47,14 +75,25 @@ __all__ = [
     "Peers",
     "Projector",
     "ResNet",
-    "Size",
+    "TransformerConfig",
     "ViT",
     "deit_base",
     "deit_small",
     "deit_tiny",
-    "gpt_size",
+    "gpt_config",
     "resnet_cifar",
     "resnet_imagenet",
     "student",
     "with_projector",
+    "BoundModule",
+    "Precision",
+    "cast_to_compute",
+    "trained",
+    "generate",
+    "on_policy",
+    "empty_cache",
+    "drop_types",
+    "stack_layers",
+    "take_layers",
+    "unstack_layers",
 ]

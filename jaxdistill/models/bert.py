@@ -7,8 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxdistill.models.config import Size, activation, readable
-from jaxdistill.models.dropout import Dropout
+from jaxdistill.models.config import TransformerConfig, activation, readable
+from jaxdistill.models.layers import Dropout
 from jaxdistill.models.transformer import (
     NORMAL,
     Blocks,
@@ -20,7 +20,7 @@ from jaxdistill.models.transformer import (
 from jaxdistill.types import Array, Factored, Outputs
 
 BERT_TINY, BERT_MINI, BERT_SMALL, BERT_MEDIUM, BERT_BASE = (
-    Size(30_522, width, depth, heads)
+    TransformerConfig(30_522, width, depth, heads)
     for depth, width, heads in (
         (2, 128, 2),
         (4, 256, 4),
@@ -46,7 +46,7 @@ class Encoder(nn.Module):
       Devlin et al. 2019, BERT, section 3.
     """
 
-    size: Size
+    size: TransformerConfig
     scan: bool = False
     remat: bool = False
     maps: bool = True

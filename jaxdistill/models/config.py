@@ -39,7 +39,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 @dataclass(frozen=True)
-class Size:
+class TransformerConfig:
     """The numbers of a text model.
 
     Attributes:
@@ -108,7 +108,7 @@ def activation(name: str) -> Callable[[Array], Array]:
 
 
 def readable(
-    inputs: Mapping[str, Array], size: Size, types: int
+    inputs: Mapping[str, Array], size: TransformerConfig, types: int
 ) -> Mapping[str, Array]:
     """A text model's inputs, whose padding has rows in its tables, whatever it holds.
 

@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxdistill.models.apply import Live, trained
+from jaxdistill.models.apply import BoundModule, trained
 from jaxdistill.models.gpt import GPT, empty_cache
-from jaxdistill.models.stacking import unstack_layers
+from jaxdistill.models.transformer import unstack_layers
 from jaxdistill.types import Array, Batch, Factored, TrainState, is_concrete
 
 
 def generate(
-    model: Live,
+    model: BoundModule,
     prompt: Mapping[str, Any],
     rng: Array,
     *,
@@ -65,7 +65,7 @@ def generate(
 
 @partial(jax.jit, static_argnums=(4, 5, 6))
 def _generate(
-    model: Live,
+    model: BoundModule,
     ids: Array,
     mask: Array,
     rng: Array,
@@ -128,7 +128,7 @@ def _check_padding(mask: Array, shape: tuple[int, ...]) -> None:
         )
 
 
-def _last_logits(model: Live) -> Callable:
+def _last_logits(model: BoundModule) -> Callable:
     """`(ids, mask, places, cache) -> (logits [B, V] of the last token, cache)`."""
     # Logits of a prompt's other tokens would be the largest arrays of all.
     # A scan over layers would copy their cache for each token.

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxdistill.models.config import Size, readable
+from jaxdistill.models.config import TransformerConfig, readable
 from jaxdistill.models.transformer import (
     NORMAL,
     Blocks,
@@ -21,13 +21,15 @@ from jaxdistill.models.transformer import (
 from jaxdistill.types import Array, Factored, Outputs
 
 
-def gpt_size(vocab: int, width: int, depth: int, heads: int, **numbers) -> Size:
+def gpt_config(
+    vocab: int, width: int, depth: int, heads: int, **numbers
+) -> TransformerConfig:
     """A size with GPT-2's other numbers: 1,024 positions, no token types, tanh GELU."""
     usual = {"positions": 1024, "types": 0, "epsilon": 1e-5, "activation": "gelu_new"}
-    return Size(vocab, width, depth, heads, **{**usual, **numbers})
+    return TransformerConfig(vocab, width, depth, heads, **{**usual, **numbers})
 
 
-GPT2 = gpt_size(50_257, 768, 12, 12)
+GPT2 = gpt_config(50_257, 768, 12, 12)
 """The smallest published size: 124,439,808 parameters."""
 DISTILGPT2 = replace(GPT2, depth=6)
 """Half its layers: 81,912,576 parameters."""
@@ -61,7 +63,7 @@ class GPT(nn.Module):
       2.3.
     """
 
-    size: Size
+    size: TransformerConfig
     scan: bool = False
     remat: bool = False
     maps: bool = True
@@ -177,7 +179,9 @@ class GPTClassifier(nn.Module):
         return outputs.replace(logits=score(at_last))
 
 
-def empty_cache(size: Size, batch: int, length: int, dtype=jnp.float32) -> Cache:
+def empty_cache(
+    size: TransformerConfig, batch: int, length: int, dtype=jnp.float32
+) -> Cache:
     """A cache for so many sequences of at most so many tokens.
 
     Raises:

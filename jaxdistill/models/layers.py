@@ -1,14 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Normalisation: by batch, without counting padding, or by group."""
+"""Layers that several architectures share.
+
+BatchNorm does not count padded examples. Dropout draws half the random bits, for
+transformers, which draw many. A convolution is a product over patches.
+"""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-
-from jaxdistill.types import Array
+from jax import Array
 
 Norm = Literal["batch", "group"]
 """Our masked BatchNorm, or GroupNorm, which never looks across examples."""
@@ -103,3 +109,130 @@ def normalise(x: Array, mask, train, norm: Norm, axis_name: str | None) -> Array
             use_fast_variance=False,  # cancels where the mean is large
         )(x)
     raise ValueError(f"norm={norm!r}, expected 'batch' or 'group'")
+
+
+LEVELS = 2**16
+"""What a rate is rounded to a fraction of: 16 bits are drawn for each number."""
+
+
+class Dropout(nn.Module):
+    """Zeros numbers at random and scales the others up, so that the mean stays.
+
+    As `nn.Dropout`, which draws 32 bits for each number; on a CPU that is a good part
+    of a transformer's training step.
+
+    Attributes:
+      rate: the share that is zeroed, in [0, 1], rounded to 2^-16.
+
+    References:
+      Srivastava et al. 2014, Dropout: A Simple Way to Prevent Neural Networks from
+      Overfitting, section 4.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        """The same shape and type; unchanged unless `train`."""
+        kept = round((1 - self.rate) * LEVELS)
+        if not train or kept == LEVELS:
+            return x
+        if kept == 0:
+            return jnp.zeros_like(x)
+        keep = draws(self.make_rng("dropout"), x.shape) < kept
+        return jnp.where(keep, x * (LEVELS / kept), 0).astype(x.dtype)
+
+
+def draws(key: Array, shape: tuple[int, ...]) -> Array:
+    """Uniform 16-bit integers of a shape with an axis, two of each 32-bit draw."""
+    *outer, last = shape
+    words = jax.random.bits(key, (*outer, -(-last // 2)), jnp.uint32)
+    halves = [(words >> shift).astype(jnp.uint16) for shift in (0, 16)]
+    return jnp.concatenate(halves, axis=-1)[..., :last]
+
+
+_DIRECT = ContextVar("direct", default=False)
+
+
+@contextmanager
+def direct() -> Iterator[None]:
+    """What is traced in here has convolutions on a CPU too, and no patches.
+
+    For formats whose runtimes have a fast convolution, and no platforms to choose by.
+    """
+    before = _DIRECT.set(True)
+    try:
+        yield
+    finally:
+        _DIRECT.reset(before)
+
+
+def with_channels(inputs: Array) -> Array:
+    """Images `[B, H, W, C]`; grey ones `[B, H, W]` get a channel axis.
+
+    Raises:
+      ValueError: another number of axes.
+    """
+    if inputs.ndim not in (3, 4):
+        raise ValueError(
+            f"images of shape {inputs.shape}, expected [B, H, W] or [B, H, W, C]"
+        )
+    return inputs[..., None] if inputs.ndim == 3 else inputs
+
+
+def convolve(images, kernel, strides, padding, *, dimension_numbers, **others):
+    """`lax.conv_general_dilated` for `nn.Conv`: on a CPU, patches times a matrix.
+
+    XLA gives a convolution inside a loop one slow thread there: a training step in a
+    scan was 16 times slower than with patches (97 and 6 ms: 3x3, 28x28x1 to 16 to 32
+    channels, 64 images, 2 cores), and 4 times slower outside it. Dilation and groups go
+    to XLA anyway.
+    """
+
+    def convolution(images, kernel):
+        return jax.lax.conv_general_dilated(
+            images,
+            kernel,
+            strides,
+            padding,
+            dimension_numbers=dimension_numbers,
+            **others,
+        )
+
+    dilated = (others.get("lhs_dilation"), others.get("rhs_dilation"))
+    plain = images.ndim == 4 and all(set(d or (1,)) == {1} for d in dilated)
+    grouped = others["feature_group_count"] > 1
+    if isinstance(padding, str) or not plain or grouped or _DIRECT.get():
+        return convolution(images, kernel)
+
+    def patches(images, kernel):
+        padded = jnp.pad(images, ((0, 0), *padding, (0, 0)))
+        height, width = kernel.shape[:2]
+        rows = (padded.shape[1] - height) // strides[0] + 1
+        columns = (padded.shape[2] - width) // strides[1] + 1
+        windows = [
+            padded[
+                :,
+                i : i + strides[0] * (rows - 1) + 1 : strides[0],
+                j : j + strides[1] * (columns - 1) + 1 : strides[1],
+            ]
+            for i in range(height)
+            for j in range(width)
+        ]
+        flat = jnp.concatenate(windows, -1)
+        matrix = kernel.reshape(flat.shape[-1], -1)
+        return jnp.matmul(flat, matrix, precision=others["precision"])
+
+    return jax.lax.platform_dependent(images, kernel, cpu=patches, default=convolution)
+
+
+def halve(images: Array) -> Array:
+    """2x2 max pooling, an odd last row or column dropped.
+
+    As `nn.max_pool`, but 3 times faster with its gradient on a CPU; equal largest
+    values share the gradient.
+    """
+    batch, height, width, channels = images.shape
+    even = images[:, : height // 2 * 2, : width // 2 * 2]
+    parts = even.reshape(batch, height // 2, 2, width // 2, 2, channels)
+    return parts.max((2, 4))

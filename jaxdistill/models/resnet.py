@@ -2,14 +2,13 @@
 """Residual networks for CIFAR and for ImageNet, layer for layer as in PyTorch.
 
 Layers are created in the order of PyTorch's state dicts (torchvision, RepDistiller), so
-`convert.from_torch` pairs them without a list of names.
+`pretrained.from_torch` pairs them without a list of names.
 """
 
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxdistill.models.conv import convolve, with_channels
-from jaxdistill.models.layers import Norm, normalise
+from jaxdistill.models.layers import Norm, convolve, normalise, with_channels
 from jaxdistill.types import Array, Outputs
 
 _CIFAR_WIDTHS = {1: (16, 16, 32, 64), 4: (32, 64, 128, 256)}

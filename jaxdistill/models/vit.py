@@ -4,7 +4,7 @@
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxdistill.models.conv import with_channels
+from jaxdistill.models.layers import with_channels
 from jaxdistill.models.transformer import attend, by_head
 from jaxdistill.types import Array, Outputs
 

@@ -15,7 +15,12 @@ import jax.numpy as jnp
 
 from jaxdistill.losses import BATCH_COUPLED
 from jaxdistill.losses.numerics import promote
-from jaxdistill.objectives.terms import Settled, check_settings, taught, wanted
+from jaxdistill.objectives.terms import (
+    BoundTerm,
+    check_settings,
+    loss_kwargs,
+    require_teacher,
+)
 from jaxdistill.types import Array, Batch, Outputs, padding_mask
 
 LayerMap = Sequence[tuple[int, int]]
@@ -48,7 +53,7 @@ def last(count: int = 1) -> LayerMap:
     return tuple((i, i) for i in range(-count, 0))
 
 
-def on_hiddens(loss: Callable, layers: LayerMap, **settings: Any) -> Settled:
+def on_hidden_states(loss: Callable, layers: LayerMap, **settings: Any) -> BoundTerm:
     """A loss between hidden states or feature maps, through a layer map.
 
     A student with a projector (`models.with_projector`) is compared through it in the
@@ -75,12 +80,12 @@ def on_hiddens(loss: Callable, layers: LayerMap, **settings: Any) -> Settled:
         theirs = _layer("teacher", teacher.hiddens, j)
         if any(loss is x for x in BATCH_COUPLED):
             mine, theirs = (_without_padding(x, batch) for x in (mine, theirs))
-        return mine, theirs, wanted(loss, batch, batch["mask"])
+        return mine, theirs, loss_kwargs(loss, batch, batch["mask"])
 
     return _through("on_hiddens", loss, layers, settings, pair)
 
 
-def on_attentions(loss: Callable, layers: LayerMap, **settings: Any) -> Settled:
+def on_attentions(loss: Callable, layers: LayerMap, **settings: Any) -> BoundTerm:
     """A loss between attention maps, through a layer map; padded keys do not count.
 
     Args:
@@ -97,12 +102,12 @@ def on_attentions(loss: Callable, layers: LayerMap, **settings: Any) -> Settled:
         mine = _layer("student", student.attentions, i)
         keys = padding_mask(batch, (mine.shape[0], mine.shape[-1]))
         theirs = _layer("teacher", teacher.attentions, j)
-        return mine, theirs, wanted(loss, batch, keys)
+        return mine, theirs, loss_kwargs(loss, batch, keys)
 
     return _through("on_attentions", loss, layers, settings, pair)
 
 
-def on_scores(loss: Callable, layers: LayerMap, **settings: Any) -> Settled:
+def on_scores(loss: Callable, layers: LayerMap, **settings: Any) -> BoundTerm:
     """A loss between attention scores before softmax, through a layer map.
 
     The scores are `q k' / sqrt(d)` in each head, made again from the queries and keys
@@ -126,12 +131,14 @@ def on_scores(loss: Callable, layers: LayerMap, **settings: Any) -> Settled:
         mine = _scores("student", student, i)
         theirs = _scores("teacher", teacher, j)
         keys = padding_mask(batch, (mine.shape[0], mine.shape[-1]))
-        return mine, theirs, wanted(loss, batch, keys)
+        return mine, theirs, loss_kwargs(loss, batch, keys)
 
     return _through("on_scores", loss, layers, settings, pair)
 
 
-def on_extras(loss: Callable, name: str, layers: LayerMap, **settings: Any) -> Settled:
+def on_extras(
+    loss: Callable, name: str, layers: LayerMap, **settings: Any
+) -> BoundTerm:
     """A loss between what models put into `extras`, such as queries, keys or values.
 
     Where the student has a projection of it (the embeddings', `models.with_projector`)
@@ -155,12 +162,12 @@ def on_extras(loss: Callable, name: str, layers: LayerMap, **settings: Any) -> S
             mine = projected[i]
         tokens = padding_mask(batch, mine.shape[:2])
         theirs = _layer("teacher", teacher.extras.get(name, ()), j)
-        return mine, theirs, wanted(loss, batch, tokens)
+        return mine, theirs, loss_kwargs(loss, batch, tokens)
 
     return _through("on_extras", loss, layers, settings, pair, name)
 
 
-def _through(name, loss, layers, settings, pair, *given) -> Settled:
+def _through(name, loss, layers, settings, pair, *given) -> BoundTerm:
     layers = tuple((int(i), int(j)) for i, j in layers)
     if not layers:
         raise ValueError(f"{name} needs at least one (student, teacher) pair of layers")
@@ -169,14 +176,16 @@ def _through(name, loss, layers, settings, pair, *given) -> Settled:
     def function(student: Outputs, teacher: Outputs | None, batch: Batch, **settings):
         total = jnp.zeros(())
         for i, j in layers:
-            mine, theirs, given = pair(student, taught(loss, teacher), i, j, batch)
+            mine, theirs, given = pair(
+                student, require_teacher(loss, teacher), i, j, batch
+            )
             values = loss(mine, theirs, **given, **settings)
             if values.ndim > 2:
                 values = values.mean(tuple(range(1, values.ndim)))
             total = total + values
         return total, padding_mask(batch, total.shape)
 
-    return Settled(name, (loss, *given, layers), settings, function)
+    return BoundTerm(name, (loss, *given, layers), settings, function)
 
 
 def _without_padding(states: Array, batch: Batch) -> Array:

@@ -17,15 +17,16 @@ import jax
 import jax.numpy as jnp
 
 from jaxdistill import losses
-from jaxdistill.losses.logits import mean_log_probs
+from jaxdistill.losses.logits import check_classes, mean_log_probs
+from jaxdistill.losses.vocabulary import check_ids
 from jaxdistill.objectives.terms import (
-    Settled,
+    BoundTerm,
     at_step,
     check_settings,
     couples_batch,
+    loss_kwargs,
     name_of,
-    taught,
-    wanted,
+    require_teacher,
 )
 from jaxdistill.types import (
     Array,
@@ -133,7 +134,7 @@ def hard_labels(*, label_smoothing: Any = 0.0) -> Term:
         return values, mask
 
     settings = {} if _is_zero(label_smoothing) else {"label_smoothing": label_smoothing}
-    return Settled("hard_labels", (), settings, function)
+    return BoundTerm("hard_labels", (), settings, function)
 
 
 def soft_targets(*, temperature: Any = 1.0) -> Term:
@@ -162,10 +163,10 @@ def soft_targets(*, temperature: Any = 1.0) -> Term:
         term = sparse if kinds[-1] is TopK else dense
         return term.function(student, teacher, batch, **settings)
 
-    return Settled("soft_targets", (), dense.settings, function)
+    return BoundTerm("soft_targets", (), dense.settings, function)
 
 
-def on_logits(loss: Callable, **settings: Any) -> Settled:
+def on_logits(loss: Callable, **settings: Any) -> BoundTerm:
     """Any loss between the student's and the teacher's logits, as a term.
 
     An ensemble's members are taken one by one, and the mean of their values. `Factored`
@@ -185,10 +186,10 @@ def on_logits(loss: Callable, **settings: Any) -> Settled:
     check_settings(loss, settings)
 
     def function(student: Outputs, teacher: Outputs | None, batch: Batch, **settings):
-        sides = student.logits, taught(loss, teacher).logits
+        sides = student.logits, require_teacher(loss, teacher).logits
         mine, theirs = (whole_logits(side) for side in sides)
         mask = token_mask(batch, mine.shape[:-1])
-        given = wanted(loss, batch, mask)
+        given = loss_kwargs(loss, batch, mask)
 
         def compare(theirs):
             return loss(mine, theirs, **given, **settings)
@@ -204,10 +205,10 @@ def on_logits(loss: Callable, **settings: Any) -> Settled:
             return compare(theirs), mask
         return jax.vmap(compare)(theirs).mean(0), mask
 
-    return Settled("on_logits", (loss,), settings, function)
+    return BoundTerm("on_logits", (loss,), settings, function)
 
 
-def teacher_labels(head: str | None = None) -> Settled:
+def teacher_labels(head: str | None = None) -> BoundTerm:
     """Cross-entropy with the teacher's most likely class: hard distillation.
 
     An ensemble's is that of its mean probability. A student's `Factored` logits are
@@ -228,22 +229,22 @@ def teacher_labels(head: str | None = None) -> Settled:
 
     def function(student: Outputs, teacher: Outputs | None, batch: Batch):
         logits = student.logits if head is None else student.extras[head]
-        theirs = taught(teacher_labels, teacher).logits
+        theirs = require_teacher(teacher_labels, teacher).logits
         if isinstance(theirs, TopK):
             best = theirs.log_probs.argmax(-1)[..., None]
-            losses.sparse.check_ids("teacher_labels", logits.shape[-1], theirs)
+            check_ids("teacher_labels", logits.shape[-1], theirs)
             guess = jnp.take_along_axis(theirs.ids, best, -1)[..., 0]
         else:
-            losses.logits.check_classes("teacher_labels", logits, theirs)
+            check_classes("teacher_labels", logits, theirs)
             guess = mean_log_probs(theirs, logits.ndim).argmax(-1)
         factored = isinstance(logits, Factored)
         loss = losses.chunked_cross_entropy if factored else losses.cross_entropy
         return loss(logits, guess), token_mask(batch, guess.shape)
 
-    return Settled("teacher_labels", () if head is None else (head,), {}, function)
+    return BoundTerm("teacher_labels", () if head is None else (head,), {}, function)
 
 
-def mutual_targets(*, temperature: Any = 1.0) -> Settled:
+def mutual_targets(*, temperature: Any = 1.0) -> BoundTerm:
     """Mutual learning: each of several students learns from the others' present output.
 
     The sum over the students of the mean KL to each other one, none of whom gets a
@@ -276,7 +277,7 @@ def mutual_targets(*, temperature: Any = 1.0) -> Settled:
                     total += losses.forward_kl(mine, other, temperature=temperature)
         return total / (len(members) - 1), mask
 
-    return Settled("mutual_targets", (), {"temperature": temperature}, function)
+    return BoundTerm("mutual_targets", (), {"temperature": temperature}, function)
 
 
 def _each(loss: Callable, logits: Array, labels: Array) -> Array:

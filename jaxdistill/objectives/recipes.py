@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Published objectives for transformer students, made of the losses and terms here.
 
-Each is an objective for `steps.make_train_step`. A term's value is its mean over the
+Each is an objective for `train.make_train_step`. A term's value is its mean over the
 real tokens of the batch, where papers average each sentence first: long sentences count
 more here. Patient knowledge distillation is `losses.patient_mse` through
-`matching.on_hiddens`.
+`objectives.on_hidden_states`.
 """
 
 from typing import Any
@@ -15,12 +15,11 @@ from jaxdistill.objectives.layers import (
     last,
     on_attentions,
     on_extras,
-    on_hiddens,
+    on_hidden_states,
     on_scores,
 )
 from jaxdistill.objectives.logits import combine, hard_labels, on_logits, soft_targets
-from jaxdistill.objectives.parts import real_tokens
-from jaxdistill.objectives.terms import Settled
+from jaxdistill.objectives.terms import BoundTerm, real_tokens
 from jaxdistill.types import Batch, Objective, Outputs
 
 EMBEDDINGS = ((0, 0),)
@@ -41,7 +40,7 @@ def tinybert_intermediate(layers: LayerMap) -> Objective:
 
     Args:
       layers: which layers, `((student, teacher), ...)`; the paper's is
-        `matching.uniform(student_layers, teacher_layers)`. Heads must be as many on
+        `objectives.uniform(student_layers, teacher_layers)`. Heads must be as many on
         either side.
 
     >>> for name, (weight, term) in tinybert_intermediate(((0, 2),)).terms.items():
@@ -58,7 +57,7 @@ def tinybert_intermediate(layers: LayerMap) -> Objective:
     return combine(
         {
             "attention": (1.0, on_scores(losses.attention_mse, layers)),
-            "hidden": (1.0, on_hiddens(losses.hint_mse, layers)),
+            "hidden": (1.0, on_hidden_states(losses.hint_mse, layers)),
             "embedding": (1.0, embedding),
         }
     )
@@ -89,8 +88,8 @@ def distilbert(*, temperature: Any = 2.0) -> Objective:
 
     Weights are those of the published training command: 5 for the soft targets, 2 for
     the labels of masked tokens, 1 for the cosine of the last hidden states. The labels
-    count at the batch's `token_mask` (`masking.mask_tokens`); the other two at all real
-    tokens, as in the published script unless it is told `restrict_ce_to_mask`. The
+    count at the batch's `token_mask` (`data.tokens.mask_tokens`); the other two at all
+    real tokens, as in the published script unless it is told `restrict_ce_to_mask`. The
     widths must be equal, or the student's last layer projected.
 
     Args:
@@ -112,8 +111,8 @@ def distilbert(*, temperature: Any = 2.0) -> Objective:
     return combine(
         {
             "soft": (5.0, real_tokens(soft_targets(temperature=temperature))),
-            "masked": (2.0, Settled("masked_labels", (), {}, _masked_labels)),
-            "cosine": (1.0, on_hiddens(losses.cosine_distance, last())),
+            "masked": (2.0, BoundTerm("masked_labels", (), {}, _masked_labels)),
+            "cosine": (1.0, on_hidden_states(losses.cosine_distance, last())),
         }
     )
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every term is made with: its settings, its mask, and what its loss asks for."""
+"""What a term is made of: a loss with its settings, on all it sees or a part of it."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxdistill.losses import BATCH_COUPLED
-from jaxdistill.types import Array, Batch, Outputs, Term
+from jaxdistill.types import Array, Batch, Factored, Outputs, Term, TopK
 
 
 @dataclass(frozen=True, eq=False)
-class Settled:
+class BoundTerm:
     """A term with its settings, so that an objective prints as it was written.
 
     Attributes:
@@ -44,7 +44,7 @@ def couples_batch(term: Term) -> bool:
     return coupled or (inner is not None and couples_batch(inner))
 
 
-def taught(term: Callable, teacher: Outputs | None) -> Outputs:
+def require_teacher(term: Callable, teacher: Outputs | None) -> Outputs:
     """The teacher's outputs, or ValueError that the step was given none."""
     if teacher is None:
         raise ValueError(
@@ -53,7 +53,7 @@ def taught(term: Callable, teacher: Outputs | None) -> Outputs:
     return teacher
 
 
-def wanted(loss: Callable, batch: Batch, mask: Array) -> dict[str, Any]:
+def loss_kwargs(loss: Callable, batch: Batch, mask: Array) -> dict[str, Any]:
     """Labels and mask, where the loss takes them."""
     names = inspect.signature(loss).parameters
     given = {"mask": mask} if "mask" in names else {}
@@ -84,3 +84,71 @@ def check_settings(loss: Callable, settings: Mapping[str, Any]) -> None:
 def at_step(value: Any, step: Any) -> Any:
     """A schedule's value at `step`; numbers and arrays are themselves."""
     return value(step) if callable(value) else value
+
+
+@dataclass(frozen=True, eq=False)
+class _FirstClasses:
+    count: int
+    term: Term
+
+    def __call__(self, student, teacher, batch, step):
+        return self.term(self.cut(student), self.cut(teacher), batch, step)
+
+    def cut(self, outputs: Any) -> Any:
+        if outputs is None or isinstance(outputs.logits, TopK):
+            return outputs
+        logits, count = outputs.logits, self.count
+        if logits.shape[-1] < count:
+            raise ValueError(
+                f"first_classes({count}): one side has only {logits.shape[-1]} classes"
+            )
+        if not isinstance(logits, Factored):
+            return outputs.replace(logits=logits[..., :count])
+        bias = None if logits.bias is None else logits.bias[:count]
+        kernel = logits.kernel[:count]
+        return outputs.replace(logits=Factored(logits.hidden, kernel, bias))
+
+    def __repr__(self) -> str:
+        return f"first_classes({self.count}, {self.term!r})"
+
+
+def first_classes(count: int, term: Term) -> Term:
+    """A term on the first classes of both sides, whose numbers of classes may differ.
+
+    For vocabularies padded to a round number: the words beyond `count` are no words.
+    Stored top-k outputs are taken as they are: their ids must lie below `count`.
+
+    Args:
+      count: how many classes both sides have in common, in the same order.
+      term: what looks at logits alone, such as `soft_targets()`.
+
+    >>> from jaxdistill.objectives.logits import soft_targets
+    >>> first_classes(50_257, soft_targets(temperature=2.0))
+    first_classes(50257, soft_targets(temperature=2.0))
+    """
+    return _FirstClasses(count, term)
+
+
+@dataclass(frozen=True, eq=False)
+class _RealTokens:
+    term: Term
+
+    def __call__(self, student, teacher, batch: Batch, step):
+        whole = {name: x for name, x in batch.items() if name != "token_mask"}
+        return self.term(student, teacher, whole, step)
+
+    def __repr__(self) -> str:
+        return f"real_tokens({self.term!r})"
+
+
+def real_tokens(term: Term) -> Term:
+    """A term on all real tokens, whichever the batch's `token_mask` has chosen.
+
+    Args:
+      term: what looks at `token_mask`, such as `soft_targets()`.
+
+    >>> from jaxdistill.objectives.logits import soft_targets
+    >>> real_tokens(soft_targets(temperature=2.0))
+    real_tokens(soft_targets(temperature=2.0))
+    """
+    return _RealTokens(term)

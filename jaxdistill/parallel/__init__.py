@@ -1,2 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One step, several ways to run it: jit, a mesh, fsdp, pmap; several processes."""
+"""One step, several ways to run it, on devices of one process or of several.
+
+`partitioner`  jit on one device, a mesh, fsdp or pmap; `choose` takes one by its name
+`sharding`     where each array lies under fsdp
+`processes`    what several processes do together, and what the first does alone
+"""
+
+from jaxdistill.parallel import processes
+from jaxdistill.parallel.partitioner import (
+    AXIS,
+    Kind,
+    Partitioner,
+    choose,
+    fsdp,
+    jit,
+    mesh,
+    pmap,
+)
+
+__all__ = [
+    "AXIS",
+    "Kind",
+    "Partitioner",
+    "choose",
+    "fsdp",
+    "jit",
+    "mesh",
+    "pmap",
+    "processes",
+]

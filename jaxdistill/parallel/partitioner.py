@@ -33,7 +33,7 @@ Kind = Literal["auto", "jit", "mesh", "fsdp", "pmap"]
 
 
 @dataclass(frozen=True)
-class Parallel:
+class Partitioner:
     """A way to run steps on some devices.
 
     Attributes:
@@ -97,7 +97,7 @@ class Parallel:
             )
 
 
-def choose(kind: Kind = "auto", devices: Sequence[Any] | None = None) -> Parallel:
+def choose(kind: Kind = "auto", devices: Sequence[Any] | None = None) -> Partitioner:
     """The named way; "auto" is a mesh where there are several devices, else jit."""
     devices = jax.devices() if devices is None else devices
     if kind == "auto":
@@ -109,7 +109,7 @@ def choose(kind: Kind = "auto", devices: Sequence[Any] | None = None) -> Paralle
     return {"jit": jit, "mesh": mesh, "fsdp": fsdp, "pmap": pmap}[kind](devices)
 
 
-def jit(devices: Sequence[Any] | None = None) -> Parallel:
+def jit(devices: Sequence[Any] | None = None) -> Partitioner:
     """The first device alone.
 
     Raises:
@@ -133,12 +133,12 @@ def jit(devices: Sequence[Any] | None = None) -> Parallel:
     def shardings(tree):
         return jax.tree.map(lambda _: SingleDeviceSharding(device), tree)
 
-    return Parallel(
+    return Partitioner(
         "jit", (device,), place, place, place, lambda tree: tree, compile, shardings
     )
 
 
-def mesh(devices: Sequence[Any] | None = None) -> Parallel:
+def mesh(devices: Sequence[Any] | None = None) -> Partitioner:
     """All devices under one global program; XLA places the communication."""
     devices = _in_a_row(devices)
     grid = Mesh(np.array(devices), (AXIS,))
@@ -167,14 +167,14 @@ def mesh(devices: Sequence[Any] | None = None) -> Parallel:
     def shardings(tree):
         return jax.tree.map(lambda _: everywhere, tree)
 
-    return Parallel("mesh", devices, place, place, join, fetch, compile, shardings)
+    return Partitioner("mesh", devices, place, place, join, fetch, compile, shardings)
 
 
 def fsdp(
     devices: Sequence[Any] | None = None,
     shards: int | None = None,
     rule: Rule | None = None,
-) -> Parallel:
+) -> Partitioner:
     """As the mesh, with every large array of a state or a model cut in parts.
 
     Each device holds its part of parameters, optimizer state and teacher, and takes its
@@ -239,10 +239,12 @@ def fsdp(
 
         return jax.jit(sharded, donate_argnums=(0,) if donate else ())
 
-    return Parallel("fsdp", devices, place, replicate, join, fetch, compile, shardings)
+    return Partitioner(
+        "fsdp", devices, place, replicate, join, fetch, compile, shardings
+    )
 
 
-def pmap(devices: Sequence[Any] | None = None) -> Parallel:
+def pmap(devices: Sequence[Any] | None = None) -> Partitioner:
     """A copy of the step on each device, with explicit sums between them.
 
     Placed trees have a leading device axis. Equal to the mesh for deterministic models
@@ -283,7 +285,7 @@ def pmap(devices: Sequence[Any] | None = None) -> Parallel:
             donate_argnums=(0,) if donate else (),
         )
 
-    return Parallel(
+    return Partitioner(
         "pmap", devices, place, place, join, fetch, compile, lambda tree: None
     )
 

@@ -17,12 +17,16 @@ from flax import traverse_util
 
 from jaxdistill.models.bert import BertClassifier
 from jaxdistill.models.gpt import GPTClassifier
-from jaxdistill.models.stacking import stack_layers
-from jaxdistill.pretrained.config import body_of, classifier_of, read_config, size_of
+from jaxdistill.models.transformer import stack_layers
+from jaxdistill.pretrained.config import (
+    body_of,
+    classifier_of,
+    read_config,
+    transformer_config,
+)
 from jaxdistill.pretrained.files import WEIGHTS, find, read_weights
 from jaxdistill.pretrained.names import HEAD, Place
-from jaxdistill.pretrained.tensors import by_todays_names
-from jaxdistill.pretrained.weights import body_places, place
+from jaxdistill.pretrained.weights import body_places, by_todays_names, place
 
 POOLER = "bert.pooler.dense"
 
@@ -44,7 +48,7 @@ def load_classifier(
 
     Args:
       folder: with `config.json` and `model.safetensors` of a BERT, a DistilBERT or a
-        GPT-2, or a hub's id, see `huggingface.load`.
+        GPT-2, or a hub's id, see `pretrained.load`.
       num_classes: C.
       rng: draws what is not read.
       scan: see `models.transformer.Blocks`.
@@ -57,7 +61,7 @@ def load_classifier(
     """
     folder = find(folder)
     config = read_config(folder)
-    size = size_of(config)
+    size = transformer_config(config)
     body = body_of(config, size, scan=scan, remat=remat, maps=maps)
     module = classifier_of(config, body, num_classes)
     tensors = by_todays_names(read_weights(folder / WEIGHTS), config)

@@ -10,7 +10,7 @@ from typing import Any
 from flax import linen as nn
 
 from jaxdistill.models.bert import BertClassifier, BertMaskedLM, Encoder
-from jaxdistill.models.config import Size
+from jaxdistill.models.config import TransformerConfig
 from jaxdistill.models.gpt import GPT, GPTClassifier
 from jaxdistill.pretrained.names import ENDS
 
@@ -135,7 +135,7 @@ def module_of(config: Mapping[str, Any], **flags: Any) -> nn.Module:
       ValueError: an architecture, or a variant of it, that is not known.
     """
     architecture = architecture_of(config)
-    size = replace(size_of(config), tied=is_tied(config))
+    size = replace(transformer_config(config), tied=is_tied(config))
     if architecture.endswith("MaskedLM"):
         return BertMaskedLM(Encoder(size, **flags))
     body = body_of(config, size, **flags)
@@ -144,7 +144,9 @@ def module_of(config: Mapping[str, Any], **flags: Any) -> nn.Module:
     return body
 
 
-def body_of(config: Mapping[str, Any], size: Size, **flags: Any) -> Encoder | GPT:
+def body_of(
+    config: Mapping[str, Any], size: TransformerConfig, **flags: Any
+) -> Encoder | GPT:
     """What is below a classifier."""
     return (GPT if kind_of(config) == "gpt2" else Encoder)(size, **flags)
 
@@ -191,7 +193,7 @@ def architecture_of(config: Mapping[str, Any]) -> str:
     return first
 
 
-def size_of(config: Mapping[str, Any]) -> Size:
+def transformer_config(config: Mapping[str, Any]) -> TransformerConfig:
     """A configuration's numbers.
 
     Raises:
@@ -206,7 +208,7 @@ def size_of(config: Mapping[str, Any]) -> Size:
         numbers[ours] = _value(config, known, usual)
     if numbers.get("embedding_dropout") == numbers["dropout"]:
         del numbers["embedding_dropout"]  # whoever changes `dropout` then changes both
-    return Size(**numbers)
+    return TransformerConfig(**numbers)
 
 
 def _check(config: Mapping[str, Any], settings: Mapping[str, Any]) -> None:

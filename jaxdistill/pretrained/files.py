@@ -46,7 +46,7 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
     """Tensors by their names, of a safetensors file or of its shards.
 
     Raises:
-      ValueError: two shards hold the same tensor, or see `convert.load_state_dict`.
+      ValueError: two shards hold the same tensor, or see `pretrained.load_state_dict`.
     """
     state: dict[str, np.ndarray] = {}
     for shard in _shards(path):

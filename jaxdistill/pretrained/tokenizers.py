@@ -8,15 +8,14 @@ inputs = tokens.encode(tokenizer, texts, length=64)
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxdistill.models.config import Size
-from jaxdistill.pretrained import added_tokens
+from jaxdistill.models.config import TransformerConfig
 from jaxdistill.pretrained.files import find
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -35,7 +34,7 @@ def load_tokenizer(folder: str | Path) -> Any:
         tokenizer_config.json says otherwise), or GPT-2's vocab.json and merges.txt;
         the first that is there is read. Tokens that were added to a vocabulary are in
         tokenizer.json, else in tokenizer_config.json or added_tokens.json. A hub's id,
-        as in `huggingface.load`.
+        as in `pretrained.load`.
 
     Raises:
       ValueError: none of them is there, one is damaged, an added token has a number
@@ -59,7 +58,7 @@ def load_tokenizer(folder: str | Path) -> Any:
             f"{folder} has no tokenizer: expected tokenizer.json, or vocab.txt, or "
             "vocab.json and merges.txt"
         )
-    return added_tokens.add(tokenizer, folder, config, _config(folder, ADDED))
+    return add_tokens(tokenizer, folder, config, _config(folder, ADDED))
 
 
 def train_wordpiece(texts: Iterable[str], vocab: int) -> Any:
@@ -164,7 +163,9 @@ def encode(
     return {**inputs, "token_type_ids": types} if typed else inputs
 
 
-def check_tokenizer(tokenizer: Any, size: Size, padded: bool = False) -> None:
+def check_tokenizer(
+    tokenizer: Any, size: TransformerConfig, padded: bool = False
+) -> None:
     """Raise ValueError where a tokenizer has not the model's number of tokens.
 
     Args:
@@ -276,3 +277,67 @@ def _characters(library: Any, texts: list[str]) -> tuple[list[str], list[str]]:
             inside |= set(islice(word, 1, None))
     kept = sorted(alone, key=lambda c: (-alone[c], c))[:CHARACTERS]
     return sorted(kept), [f"##{c}" for c in sorted(inside & set(kept))]
+
+
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+def add_tokens(
+    tokenizer: Any, folder: Path, config: Mapping[str, Any], added: Mapping[str, Any]
+) -> Any:
+    """The tokenizer, changed in place: with the added tokens, by their numbers.
+
+    Args:
+      tokenizer: a `tokenizers.Tokenizer` of the vocabulary alone.
+      folder: for messages.
+      config: the content of tokenizer_config.json.
+      added: that of added_tokens.json.
+
+    Raises:
+      ValueError: an entry is no token, has a number that is not the next, or every
+        text is to begin with a token of its own.
+    """
+    from tokenizers import AddedToken
+
+    if config.get("add_bos_token"):
+        raise ValueError(
+            f"{folder}: tokenizer_config.json has add_bos_token, which is read from "
+            "tokenizer.json alone"
+        )
+    entries = [_checked(entry, folder) for entry in _entries(config, added, folder)]
+    for entry in sorted(entries, key=lambda entry: entry["id"]):
+        flags = {name: entry[name] for name in FLAGS if name in entry}
+        token = AddedToken(entry["content"], **flags)
+        if entry.get("special"):
+            tokenizer.add_special_tokens([token])
+        else:
+            tokenizer.add_tokens([token])
+        found = tokenizer.token_to_id(token.content)
+        if found != entry["id"]:
+            raise ValueError(
+                f"{folder}: the added token {token.content!r} is {entry['id']}, and "
+                f"would be {found}"
+            )
+    return tokenizer
+
+
+def _entries(config, added, folder) -> Iterator[dict[str, Any]]:
+    """The tokens of both files, each with its number."""
+    for token, number in added.items():
+        yield {"content": token, "id": number}
+    try:
+        for number, token in config.get("added_tokens_decoder", {}).items():
+            yield {**token, "id": int(number)}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{folder}: the added_tokens_decoder of tokenizer_config.json is no "
+            "mapping from numbers to tokens"
+        ) from error
+
+
+def _checked(entry: dict[str, Any], folder: Path) -> dict[str, Any]:
+    flags = [entry[name] for name in FLAGS if name in entry]
+    named = isinstance(entry.get("content"), str) and type(entry["id"]) is int
+    if not (named and all(isinstance(flag, bool) for flag in flags)):
+        raise ValueError(f"{folder} has an added token that is none: {entry}")
+    return entry

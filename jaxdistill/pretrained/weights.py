@@ -22,7 +22,7 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
-from jaxdistill.models.stacking import stack_layers, unstack_layers
+from jaxdistill.models.transformer import stack_layers, unstack_layers
 from jaxdistill.pretrained.config import (
     CONFIG,
     architecture_of,
@@ -30,7 +30,7 @@ from jaxdistill.pretrained.config import (
     kind_of,
     module_of,
     read_config,
-    size_of,
+    transformer_config,
 )
 from jaxdistill.pretrained.files import WEIGHTS, find, read_weights
 from jaxdistill.pretrained.names import (
@@ -39,20 +39,28 @@ from jaxdistill.pretrained.names import (
     BIAS,
     BIAS_AGAIN,
     BODIES,
+    BUFFERS,
     ENDS,
+    HEAD,
     HEADS,
     LEAVES,
     NOTHING,
+    OLDER,
     PREFIXES,
     ROOTS,
+    TIED,
     TURNED,
     Place,
 )
-from jaxdistill.pretrained.tensors import Tensors, by_todays_names, without_copies
+
+pass
 
 ParamPath = tuple[str, ...]
 Placed = tuple[Place, list[str], ParamPath]
 """A place, the names of its tensors' layers, and its path in `params`."""
+
+Tensors = dict[str, tuple[str, np.ndarray]]
+"""Tensors by the names they have today, each with its name in the file."""
 
 
 def load(
@@ -196,7 +204,7 @@ def _places(config) -> Iterator[Placed]:
 
 def body_places(config: Mapping[str, Any], *, alone=False) -> Iterator[Placed]:
     """The places of a model's body, below a head or alone."""
-    kind, size = kind_of(config), size_of(config)
+    kind, size = kind_of(config), transformer_config(config)
     root = () if alone else (ROOTS[kind],)
     for where in BODIES[kind]:
         if where.ours == "segments" and not size.types:
@@ -255,3 +263,61 @@ def _with_type(config: Mapping[str, Any], state: Mapping[str, np.ndarray]):
     rest = {name: value for name, value in config.items() if name not in names}
     types = {array.dtype.name for array in state.values()}
     return rest | dict.fromkeys(names, *types) if len(types) == 1 else rest
+
+
+def by_todays_names(
+    state: Mapping[str, np.ndarray], config: Mapping[str, Any]
+) -> Tensors:
+    """Tensors by the names they have today in a whole model, each with its own name.
+
+    Older files have other names, and constants beside the weights, which are left out;
+    the names of a body without a prefix get it.
+    """
+    kind = kind_of(config)
+    found = {name: (name, np.asarray(array)) for name, array in state.items()}
+    for name in [*found]:
+        for old, new in OLDER.items():
+            today = name.removesuffix(old) + new
+            if name.endswith(old) and today not in found:
+                found[today] = found.pop(name)
+    prefix = PREFIXES[kind]
+    if not any(name.startswith(prefix) for name in found):
+        found = {k if HEAD.match(k) else prefix + k: v for k, v in found.items()}
+    depth = min(transformer_config(config).depth, len(found))
+    for name in BUFFERS[kind]:
+        for i in range(depth):
+            found.pop(name.format(i), None)
+    return found
+
+
+def without_copies(tensors: Tensors, tied: bool, beside: re.Pattern[str]) -> Tensors:
+    """Without what a tied model's file holds twice, which must be equal.
+
+    An untied one's has no matrix twice, and of two biases the one with which
+    transformers computes is taken.
+
+    Args:
+      tensors: see `by_todays_names`.
+      tied: whether a last matrix is that of the embeddings.
+      beside: how the names begin of what is left out anyhow.
+
+    Raises:
+      ValueError: two that should be one differ.
+    """
+    kept = dict(tensors)
+    if not tied:
+        if BIAS_AGAIN in kept:
+            kept[BIAS] = kept.pop(BIAS_AGAIN)
+        return kept
+    for copy, source in {**TIED, BIAS_AGAIN: BIAS}.items():
+        if copy not in kept or beside.match(copy):
+            continue
+        theirs, array = kept.pop(copy)
+        if source not in kept:
+            kept[source] = theirs, array
+        elif not np.array_equal(array, kept[source][1]):
+            raise ValueError(
+                f"the weights hold {theirs!r} other than {kept[source][0]!r}; here the "
+                "two are one"
+            )
+    return kept

@@ -13,7 +13,7 @@ Rounds = Sequence[Mapping[str, Any]]
 def table(summary: Mapping[str, Any]) -> str:
     """A line for each artefact, as Markdown; below it what the numbers are.
 
-    The summary is `deployment.finished`'s.
+    The summary is `export.benchmark.from_run`'s.
     """
     how = summary["deployed"]
     head = [

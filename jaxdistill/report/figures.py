@@ -1,5 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures of a finished run, as PNG: learning curves and the comparison."""
+"""Figures of a finished run, as PNG, and the tables beside them.
+
+A run has learning curves and a comparison. A summary with `series` is a measure by row
+and column, `{"measure": "test errors", "across": "temperature", "series": {row:
+{column: [one value a seed]}}}`, with a "note" below the table if there is one. A
+sweep's has `{"axes": {name: [values]}, "validation": [...], "test": [...]}`,
+accuracies of all trials in the order of `sweep.grid`, whose last axis is the seed. A
+frontier is what accuracy costs: rows of a summary against their bytes and their time.
+"""
 
 import io
 import json
@@ -9,11 +17,11 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from jaxdistill.report.measures import MEASURES, measure_of
+from jaxdistill.report.statistics import MEASURES, measure_of, spread
 from jaxdistill.train.run_dir import read_records
 
 
-def draw(directory: Any) -> dict[str, bytes]:
+def draw_run(directory: Any) -> dict[str, bytes]:
     """`{file name: PNG}` of a run directory: the comparison and, where the trainings
     were logged, learning curves."""
     directory = epath.Path(directory)
@@ -107,3 +115,264 @@ def to_png(figure) -> bytes:
 def words(name: str) -> str:
     """A row's name as it is shown."""
     return name.replace("_", " ")
+
+
+def series_table(summary: Mapping[str, Any]) -> str:
+    """Mean and sample deviation over the seeds, a line for each row, as Markdown."""
+    series = summary["series"]
+    columns = list(dict.fromkeys(name for row in series.values() for name in row))
+    lines = [
+        [summary["across"], *map(words, columns)],
+        ["---", *["--:"] * len(columns)],
+    ]
+    for name, row in series.items():
+        lines.append([words(name), *(_cell(row.get(column)) for column in columns)])
+    counts = sorted({len(v) for row in series.values() for v in row.values()})
+    seeds = " or ".join(map(str, counts))
+    return "\n".join(
+        [
+            *(f"| {' | '.join(line)} |" for line in lines),
+            "",
+            f"{summary['measure'].capitalize()}: mean ± sample deviation over {seeds} "
+            f"seeds. {summary.get('note', '')}".rstrip(),
+            "",
+        ]
+    )
+
+
+def draw_series(summary: Mapping[str, Any]) -> dict[str, bytes]:
+    """`{"series.png": PNG}`: a line with its spread for each row; empty where the
+    columns are no numbers."""
+    series = summary["series"]
+    if not all(_is_number(column) for row in series.values() for column in row):
+        return {}
+    figure, axes = new_figure((3.4 * len(series), 3.2), len(series))
+    for axis, (name, row) in zip(np.atleast_1d(axes), series.items(), strict=True):
+        at = [float(column) for column in row]
+        found = [spread(values) for values in row.values()]
+        mean = [value["mean"] for value in found]
+        axis.errorbar(at, mean, [value["std"] for value in found], fmt="o-", capsize=3)
+        for x, values in zip(at, row.values(), strict=True):
+            axis.plot([x] * len(values), values, ".", color="gray", alpha=0.5)
+        axis.set(title=words(name), xlabel=summary["across"], xscale="log")
+        axis.set_xticks(at, [f"{x:g}" for x in at], minor=False)
+        axis.minorticks_off()
+    np.atleast_1d(axes)[0].set(ylabel=summary["measure"])
+    return {"series.png": to_png(figure)}
+
+
+def _cell(values: Any) -> str:
+    if values is None:
+        return "-"
+    found = spread(values)
+    return f"{found['mean']:.1f} ± {found['std']:.1f}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def best_settings(summary: Mapping[str, Any]) -> dict[str, float]:
+    """The settings with the highest mean validation accuracy over the seeds.
+
+    Raises:
+      ValueError: no setting's accuracies are all numbers.
+    """
+    settings, validation, _ = _by_settings(summary)
+    means = validation.mean(1)
+    if np.isnan(means).all():
+        raise ValueError("no setting of the sweep has a validation accuracy, all NaN")
+    return settings[int(np.nanargmax(means))]
+
+
+def heatmap_table(summary: Mapping[str, Any], most: int = 10) -> str:
+    """The settings by validation accuracy, the best first, and the best one's test."""
+    settings, validation, test = _by_settings(summary)
+    order = np.argsort(-validation.mean(1), kind="stable")
+    names = list(settings[0])
+    head = [*map(words, names), "validation %", "test %"]
+    lines = [head, ["--:"] * len(head)]
+    for i in order[:most]:
+        cells = [f"{settings[i][name]:g}" for name in names]
+        lines.append([*cells, _percent(validation[i]), _percent(test[i])])
+    rows = [f"| {' | '.join(line)} |" for line in lines]
+    chosen = ", ".join(f"{words(k)} {v:g}" for k, v in settings[order[0]].items())
+    return "\n".join(
+        [
+            *rows,
+            "",
+            f"The first {min(most, len(order))} of {len(order)} settings, chosen on "
+            f"validation: {chosen}. Mean ± sample deviation over "
+            f"{validation.shape[1]} seeds.",
+            "",
+        ]
+    )
+
+
+def draw_heatmap(summary: Mapping[str, Any]) -> bytes:
+    """Validation accuracy by the first two axes, the others at their best; a PNG.
+
+    One axis alone is a row. Each field has the mean and the sample deviation over the
+    seeds.
+    """
+    axes = [name for name in summary["axes"] if name != "seed"]
+    settings, validation, _ = _by_settings(summary)
+    chosen = best_settings(summary)
+    *down, across = axes[:2]
+    columns = summary["axes"][across]
+    rows = summary["axes"][down[0]] if down else [0.0]
+    figure, axis = new_figure((1.5 + 1.1 * len(columns), 1.2 + 0.5 * len(rows)))
+    field = np.full((len(rows), len(columns)), np.nan)
+    for i, setting in enumerate(settings):
+        if all(setting[name] == chosen[name] for name in axes[2:]):
+            row = rows.index(setting[down[0]]) if down else 0
+            at = row, columns.index(setting[across])
+            field[at] = 100 * validation[i].mean()
+            text = _percent(validation[i]).replace(" ± ", "\n± ")
+            axis.text(at[1], at[0], text, ha="center", va="center", fontsize=8)
+    axis.imshow(field, cmap="Blues", aspect="auto", alpha=0.6)
+    axis.set_xticks(range(len(columns)), [f"{value:g}" for value in columns])
+    axis.set_yticks(
+        range(len(rows)), [f"{value:g}" for value in rows] if down else [""]
+    )
+    others = ", ".join(f"{words(name)} {chosen[name]:g}" for name in axes[2:])
+    axis.set(
+        xlabel=words(across),
+        ylabel=words(down[0]) if down else "",
+        title="validation accuracy, %" + (f" ({others})" if others else ""),
+    )
+    return to_png(figure)
+
+
+def _by_settings(summary: Mapping[str, Any]):
+    """The settings, and accuracies `[settings, seeds]` on validation and test."""
+    axes = dict(summary["axes"])
+    seeds = len(axes.pop("seed"))
+    if not axes:
+        raise ValueError("a sweep's table needs an axis besides the seed")
+    mesh = np.meshgrid(*axes.values(), indexing="ij")
+    settings = [
+        dict(zip(axes, (float(x) for x in values), strict=True))
+        for values in zip(*(m.ravel() for m in mesh), strict=True)
+    ]
+    return settings, *(
+        np.asarray(summary[split]).reshape(-1, seeds)
+        for split in ("validation", "test")
+    )
+
+
+def _percent(values: np.ndarray) -> str:
+    of = spread([100 * value for value in values.tolist()])
+    return f"{of['mean']:.2f} ± {of['std']:.2f}"
+
+
+PANELS = (
+    ("bytes", 1e-3, "file, kB"),
+    ("latency_us", 1.0, "latency of one example, us"),
+)
+TEACHER = "teacher"
+MARKS = "osD^vP"
+STAR = "*"
+
+Rows = Mapping[str, Mapping[str, Any]]
+
+
+def draw_frontier(rows: Rows, lines: Mapping[str, Sequence[str]]) -> dict[str, bytes]:
+    """`{"frontier.png": PNG}`: accuracy against size and against latency.
+
+    The row "teacher" is a black star, the line "teacher" is black; a dotted line is the
+    teacher's accuracy, the first row's where it has several.
+
+    Args:
+      rows: as `report.summarize` has them: `accuracy` with `mean` and `std`, `cost`
+        with `bytes` and `latency_us`; a row without a cost is left out of its panel. A
+        row may have a `kind`: all of a kind have a mark.
+      lines: rows by family; a line joins them from the cheapest on. A row of none is
+        a family by itself.
+
+    Raises:
+      ValueError: a line names what is no row.
+    """
+    named = [name for names in lines.values() for name in names]
+    if unknown := sorted({*named} - {*rows}):
+        raise ValueError(f"lines join what are no rows: {', '.join(unknown)}")
+    alone = {name: [name] for name in rows if name not in named}
+    families = {**alone, **lines}
+    marks, colours = _marks(rows), _colours(families)
+    figure, axes = new_figure((9, 3.6), 2)
+    for axis, (key, unit, title) in zip(axes, PANELS, strict=True):
+        for family, names in families.items():
+            there = [n for n in names if rows[n]["cost"].get(key) is not None]
+            there.sort(key=lambda name: rows[name]["cost"][key])
+            at = [unit * rows[name]["cost"][key] for name in there]
+            means = [100 * rows[name]["accuracy"]["mean"] for name in there]
+            axis.plot(at, means, "-", color=colours[family], lw=1)
+            for name, x, y in zip(there, at, means, strict=True):
+                spread = 100 * rows[name]["accuracy"]["std"]
+                colour = colours[name if name == TEACHER else family]
+                axis.errorbar(
+                    x,
+                    y,
+                    spread,
+                    fmt=marks[name],
+                    color=colour,
+                    capsize=3,
+                    markersize=10 if marks[name] == STAR else 6,
+                )
+        for name in lines.get(TEACHER, [TEACHER] if TEACHER in rows else [])[:1]:
+            best = 100 * rows[name]["accuracy"]["mean"]
+            axis.axhline(best, color="black", ls=":", lw=1)
+        axis.set(xlabel=title, ylabel="test accuracy, %", xscale="log")
+        _plain(axis)
+    figure.legend(
+        handles=_handles(axes[0], families, rows, marks),
+        loc="outside right center",
+        frameon=False,
+    )
+    return {"frontier.png": to_png(figure)}
+
+
+def _plain(axis) -> None:
+    """Plain numbers below a logarithmic axis, and few of them."""
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+    low, high = axis.get_xlim()
+    subs = (1, 2, 5) if high < 100 * low else (1, 3) if high < 5000 * low else (1,)
+    axis.xaxis.set_major_locator(LogLocator(subs=subs))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+
+
+def _marks(rows: Rows) -> dict[str, str]:
+    """Each row's: its kind's, but for the teacher's own."""
+    kinds = list(dict.fromkeys(row.get("kind", "") for row in rows.values()))
+    mark = {kind: MARKS[i % len(MARKS)] for i, kind in enumerate(kinds)}
+    marks = {name: mark[row.get("kind", "")] for name, row in rows.items()}
+    return marks | {TEACHER: STAR}
+
+
+def _colours(families: Mapping[str, Any]) -> dict[str, str]:
+    others = [name for name in families if name != TEACHER]
+    return {TEACHER: "black"} | {name: f"C{i % 10}" for i, name in enumerate(others)}
+
+
+def _handles(
+    axis,
+    families: Mapping[str, Sequence[str]],
+    rows: Rows,
+    marks: Mapping[str, str],
+) -> list[Any]:
+    """What the legend shows: a line for each family, a mark for each kind."""
+    shown, colours = [], _colours(families)
+    for family, names in families.items():
+        mark = marks[names[0]] if len(names) == 1 else ""
+        label = words(family)
+        shown += axis.plot([], [], f"{mark}-", color=colours[family], label=label)
+    kinds = {row["kind"]: marks[name] for name, row in rows.items() if "kind" in row}
+    for kind, mark in kinds.items():
+        shown += axis.plot([], [], mark, color="gray", label=words(kind))
+    return shown

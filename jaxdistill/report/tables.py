@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from jaxdistill.report import deployed, figures, frontier, heatmap, series
+from jaxdistill.report import deployed, figures
 from jaxdistill.report.figures import words
-from jaxdistill.report.measures import MEASURES, measure_of
-from jaxdistill.report.statistics import holm, paired, spread
+from jaxdistill.report.statistics import MEASURES, holm, measure_of, paired, spread
 
 COSTS = (
     ("parameters", "parameters", 1, 0),
@@ -48,7 +47,7 @@ def summarize(
       results: `{row: [metrics of seed 0, of seed 1, ...]}`.
       costs: `{row: benchmark.cost}`.
       pairs: `{row: rows it is compared with, seed by seed}`.
-      measure: the metric that is compared, one of `measures.MEASURES`.
+      measure: the metric that is compared, one of `report.statistics.MEASURES`.
     """
     rows: dict[str, Any] = {}
     for name, seeds in results.items():
@@ -159,13 +158,16 @@ def write(directory: Any) -> str:
     directory = epath.Path(directory)
     summary = json.loads((directory / "summary.json").read_text())
     if "axes" in summary:
-        text, pictures = heatmap.table(summary), {"heatmap.png": heatmap.draw(summary)}
+        text, pictures = (
+            figures.heatmap_table(summary),
+            {"heatmap.png": figures.draw_heatmap(summary)},
+        )
     elif "series" in summary:
-        text, pictures = series.table(summary), series.draw(summary)
+        text, pictures = figures.series_table(summary), figures.draw_series(summary)
     elif "deployed" in summary:
         text, pictures = deployed.table(summary), {}
     elif "rows" in summary:
-        text, pictures = table(summary), figures.draw(directory)
+        text, pictures = table(summary), figures.draw_run(directory)
     else:  # the script that wrote it has made its tables
         texts = [path.read_text() for path in sorted(directory.glob("*.md"))]
         if not texts:
@@ -175,7 +177,7 @@ def write(directory: Any) -> str:
             )
         return "\n".join(texts)
     if "lines" in summary:
-        pictures |= frontier.draw(summary["rows"], summary["lines"])
+        pictures |= figures.draw_frontier(summary["rows"], summary["lines"])
     (directory / "table.md").write_text(text)
     for name, png in pictures.items():
         (directory / name).write_bytes(png)

@@ -10,14 +10,14 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from jaxdistill.data.inputs import some_of
-from jaxdistill.data.views import replay
+from jaxdistill.data.augment import replay
+from jaxdistill.data.examples import some_of
 from jaxdistill.models import apply
-from jaxdistill.teachers import ensemble as teachers
+from jaxdistill.teachers.forward import MeanLogits
 from jaxdistill.types import Batch, Objective, TrainState
 
 
-class Row(NamedTuple):
+class Arm(NamedTuple):
     """One line of a table: a network, what it learns, and from whom.
 
     Attributes:
@@ -25,10 +25,10 @@ class Row(NamedTuple):
       objective: see `objectives.combine`.
       optimizer: an optax transformation.
       teacher: the row whose trained model teaches this one, or None.
-      prepare: augmentation, see `steps.make_train_step`.
+      prepare: augmentation, see `train.make_train_step`.
       views: of each example, shown again in place of ever new ones where the study
-        stores a teacher's outputs (`views.replay`); 0 leaves the teacher live.
-      micro_batches: see `steps.make_train_step`.
+        stores a teacher's outputs (`augment.replay`); 0 leaves the teacher live.
+      micro_batches: see `train.make_train_step`.
       rollout: likewise; the teacher then is live.
       top_k: learn from stored outputs, whatever the study does, that keep only so many
         of the teacher's classes (`losses.sparse_forward_kl`).
@@ -64,7 +64,7 @@ class Row(NamedTuple):
         return self.views if kept and not self.live and self.rollout is None else 0
 
     def options(self, stored: bool) -> dict[str, Any]:
-        """What `steps.make_train_step` is told beside module, objective and optimizer.
+        """What `train.make_train_step` is told beside module, objective and optimizer.
 
         Args:
           stored: likewise.
@@ -90,7 +90,7 @@ class Row(NamedTuple):
         Raises:
           ValueError: there are views or `top_k`, but nothing that can be stored so.
         """
-        one = isinstance(teacher, apply.Live | teachers.MeanLogits)
+        one = isinstance(teacher, apply.BoundModule | MeanLogits)
         views = self.replays(stored)
         if views and not (one and self.prepare):
             raise ValueError(

@@ -14,18 +14,18 @@ from flax import linen as nn
 
 from jaxdistill.models import apply
 from jaxdistill.report import tables as report
-from jaxdistill.report.measures import MEASURES
-from jaxdistill.study.arm import Row
+from jaxdistill.report.statistics import MEASURES
+from jaxdistill.study.arm import Arm
 from jaxdistill.study.study import Study
 from jaxdistill.teachers import fingerprints
 from jaxdistill.train import cost as benchmark
 from jaxdistill.train import saved
-from jaxdistill.train.run_dir import Run
+from jaxdistill.train.run_dir import RunDir
 
 
 def compare(
     study: Study,
-    rows: Mapping[str, Row],
+    rows: Mapping[str, Arm],
     seeds: int,
     *,
     given: Callable[[int], Mapping[str, Any]] = lambda seed: {},
@@ -33,7 +33,7 @@ def compare(
     measure: str = "accuracy",
     timed_steps: int = 0,
     example: Mapping[str, Any] | None = None,
-    to: Run | None = None,
+    to: RunDir | None = None,
 ) -> dict[str, Any]:
     """Trains all rows for all seeds and writes the run's summary.
 
@@ -48,7 +48,7 @@ def compare(
       pairs: `{row: rows it is compared with}`; None compares "distilled" with
         all but the teacher.
       measure: which metric the comparison and its figure are of, see
-        `measures.MEASURES`.
+        `report.statistics.MEASURES`.
       timed_steps: measure milliseconds per step on so many, if any.
       example: `inputs` and `mask` of one, on which costs are measured; None is the
         first that is trained on.
@@ -97,7 +97,7 @@ def compare(
 
 
 def _check_pairs(
-    rows: Mapping[str, Row], pairs: Mapping[str, Sequence[str]], measure: str
+    rows: Mapping[str, Arm], pairs: Mapping[str, Sequence[str]], measure: str
 ) -> None:
     if measure not in MEASURES:
         names = ", ".join(MEASURES)
@@ -107,7 +107,7 @@ def _check_pairs(
         raise ValueError(f"{sorted(wrong)} are to be compared, and are no rows")
 
 
-def _check_teachers(rows: Mapping[str, Row], given: Mapping[str, Any]) -> None:
+def _check_teachers(rows: Mapping[str, Arm], given: Mapping[str, Any]) -> None:
     if both := sorted({*given} & {*rows}):
         raise ValueError(f"{both} are rows, and given teachers as well")
     if "teacher" not in {*rows, *given}:
@@ -123,8 +123,8 @@ def _check_teachers(rows: Mapping[str, Row], given: Mapping[str, Any]) -> None:
 
 
 def _train(
-    study: Study, name: str, row: Row, seeds: Sequence[int], trained: Sequence[Mapping]
-) -> list[apply.Live]:
+    study: Study, name: str, row: Arm, seeds: Sequence[int], trained: Sequence[Mapping]
+) -> list[apply.BoundModule]:
     """A row's models for some seeds, each with what was trained before it."""
     teacher = row.teacher
     taught_by = [None if teacher is None else known[teacher] for known in trained]
@@ -137,7 +137,7 @@ def _train(
 
 
 def _step_ms(
-    study: Study, rows: Mapping[str, Row], trained: Mapping[str, Any], steps: int
+    study: Study, rows: Mapping[str, Arm], trained: Mapping[str, Any], steps: int
 ) -> dict[str, float]:
     """Milliseconds per training step of each row, in turns on an idle machine."""
 

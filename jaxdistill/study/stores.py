@@ -11,17 +11,17 @@ from etils import epath
 
 from jaxdistill.data.augment import Prepare, describe
 from jaxdistill.parallel import processes
-from jaxdistill.parallel.partitioner import Parallel
+from jaxdistill.parallel.partitioner import Partitioner
 from jaxdistill.teachers import fingerprints
 from jaxdistill.teachers import store as cache
 
 
-class Lessons:
+class TeacherStores:
     """The stores of one run; the last lesson read stays in memory."""
 
     def __init__(
         self,
-        run: Parallel,
+        run: Partitioner,
         folder: epath.Path,
         compute: Any,
         trim_to: tuple[int, ...],
@@ -32,7 +32,7 @@ class Lessons:
         Args:
           run: how the steps run that read them.
           folder: for stores, one for each teacher, data set and batch shape.
-          compute: what the steps compute in, see `cache.Manifest`.
+          compute: what the steps compute in, see `manifest.Manifest`.
           trim_to: lengths that batches of texts are cut to, likewise.
           progress: whether to show bars.
         """
@@ -61,7 +61,7 @@ class Lessons:
           teacher: of one set of logits, not an ensemble.
           batch_size: of the step.
           prepare: the augmentation of the views, None for the examples as they are.
-          views: of each example, to be seen again with `views.replay`.
+          views: of each example, to be seen again with `augment.replay`.
           top_k: how many classes are kept, None for all.
         """
         teacher = self.run.fetch(teacher)

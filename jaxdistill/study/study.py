@@ -5,7 +5,7 @@ study = Study(run, log, examples=..., steps=..., batch_size=..., test=...)
 teacher = study.train("teacher", Row(...), seed=0)
 student = study.train("distilled", Row(...), 0, study.run.place(teacher))
 
-`comparison.compare` makes a table of them.
+`study.compare` makes a table of them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,20 +14,26 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxdistill.data import Batches, Orders, check_inputs, check_labels, trimming
+from jaxdistill.data import (
+    Batches,
+    Orders,
+    check_inputs,
+    check_labels,
+    tokens,
+)
 from jaxdistill.models import apply, student
-from jaxdistill.models.precision import Precision
+from jaxdistill.models.apply import Precision
 from jaxdistill.parallel import processes
-from jaxdistill.parallel.partitioner import Parallel
+from jaxdistill.parallel.partitioner import Partitioner
 from jaxdistill.study import sweep
-from jaxdistill.study.arm import Row
-from jaxdistill.study.stores import Lessons
-from jaxdistill.teachers import ensemble as teachers
+from jaxdistill.study.arm import Arm
+from jaxdistill.study.stores import TeacherStores
 from jaxdistill.teachers import fingerprints
+from jaxdistill.teachers.outputs import StoredTeacher
 from jaxdistill.train.checkpoint import Checkpoints
 from jaxdistill.train.evaluation import Evaluator
 from jaxdistill.train.loop import fit, interval
-from jaxdistill.train.run_dir import Run, RunError
+from jaxdistill.train.run_dir import RunDir, RunError
 from jaxdistill.train.step import init_state, make_train_step, scan_train
 from jaxdistill.types import TrainState
 
@@ -37,10 +43,10 @@ class Study:
 
     def __init__(
         self,
-        run: Parallel,
-        log: Run,
+        run: Partitioner,
+        log: RunDir,
         *,
-        examples: Callable[[Row, int], Mapping[str, np.ndarray]],
+        examples: Callable[[Arm, int], Mapping[str, np.ndarray]],
         steps: int,
         batch_size: int,
         test: Callable[[Any, Any], Mapping[str, Any]],
@@ -64,15 +70,15 @@ class Study:
           test: evaluates once, the last state, as an `Evaluator` does.
           validation: evaluates along the way, or never.
           evaluations: records, checkpoints and validations of a training, about so
-            many (`loop.interval`).
+            many (`train.interval`).
           stored: compute a live teacher's outputs once, below the run directory, for
             rows without augmentation, whose steps are bit-equal to live ones, and for
             those with `views`.
-          precision: what the steps compute in, see `precision`.
-          together: train all seeds of a row in one program (`sweep`), divided over all
-            devices of this process; `run` then is `parallel.jit()`.
+          precision: what the steps compute in, see `models.Precision`.
+          together: train all seeds of a row in one program (`study.sweep`), divided
+            over all devices of this process; `run` then is `parallel.jit()`.
           trim_to: lengths in tokens: texts of like length train together, and a batch
-            is cut to the shortest of these that holds it (`steps.make_train_step`). A
+            is cut to the shortest of these that holds it (`train.make_train_step`). A
             teacher's stored outputs then are of texts, not of tokens, and a live one's
             but for rounding. An `Evaluator` cuts by its own.
           progress: whether to show bars.
@@ -89,13 +95,15 @@ class Study:
         self.stored, self.together = stored, together
         self.trim_to = tuple(trim_to)
         self.dtype = None if precision == "float32" else precision
-        self._lessons = Lessons(
+        self._lessons = TeacherStores(
             run, log.path / "outputs", self.dtype, self.trim_to, progress
         )
-        self._compiled: dict[Row, Callable] = {}
+        self._compiled: dict[Arm, Callable] = {}
         self._placed: tuple[Any, Any] = (None, None)
 
-    def train(self, name: str, row: Row, seed: int, teacher: Any = None) -> apply.Live:
+    def train(
+        self, name: str, row: Arm, seed: int, teacher: Any = None
+    ) -> apply.BoundModule:
         """One training, resumed from its checkpoints; a live model, not placed.
 
         Args:
@@ -149,8 +157,8 @@ class Study:
         return apply.trained(row.module, state)
 
     def train_together(
-        self, name: str, row: Row, seeds: Sequence[int], taught_by: Sequence[Any]
-    ) -> list[apply.Live]:
+        self, name: str, row: Arm, seeds: Sequence[int], taught_by: Sequence[Any]
+    ) -> list[apply.BoundModule]:
         """A row's trainings for some seeds in one program, each as `train` gives it.
 
         Args:
@@ -176,7 +184,7 @@ class Study:
         def judge(students):
             assert validation is not None
             return [
-                validation(self.run.place(sweep.cell(students, i)), teacher)
+                validation(self.run.place(sweep.select_trial(students, i)), teacher)
                 for i, teacher in enumerate(taught_by)
             ]
 
@@ -202,7 +210,7 @@ class Study:
             **row.options(self.stored),
         )
         students = jax.device_get(students)
-        return [sweep.cell(students, i) for i in range(len(seeds))]
+        return [sweep.select_trial(students, i) for i in range(len(seeds))]
 
     def _refuse(self, other: str, name: str, division: str) -> None:
         """Raise RunError where the training is there as another division has it."""
@@ -216,7 +224,7 @@ class Study:
     def _best(self) -> str | None:
         return "accuracy" if self.validation else None
 
-    def _checked(self, row: Row, seed: int) -> Mapping[str, np.ndarray]:
+    def _checked(self, row: Arm, seed: int) -> Mapping[str, np.ndarray]:
         """A training's examples.
 
         Raises:
@@ -229,7 +237,7 @@ class Study:
         check_labels(examples["labels"], self._classes(row, seed))
         return examples
 
-    def lesson(self, row: Row, examples, teacher: Any) -> tuple[Any, Any]:
+    def lesson(self, row: Arm, examples, teacher: Any) -> tuple[Any, Any]:
         """Examples and a teacher as the step has them: live, or its stored outputs.
 
         Raises:
@@ -241,12 +249,12 @@ class Study:
         options: dict[str, Any] = {"top_k": row.top_k}
         if views := row.replays(self.stored):
             options |= {"prepare": row.prepare, "views": views}
-        return self._lessons.of(examples, teacher, size, **options), teachers.Stored()
+        return self._lessons.of(examples, teacher, size, **options), StoredTeacher()
 
-    def _steps(self, row: Row) -> int:
+    def _steps(self, row: Arm) -> int:
         return self.steps if row.steps is None else row.steps
 
-    def fresh(self, row: Row, seed: int, teacher: Any = None) -> TrainState:
+    def fresh(self, row: Arm, seed: int, teacher: Any = None) -> TrainState:
         """The row's state before its first step.
 
         Args:
@@ -257,27 +265,27 @@ class Study:
         state = self._drawn(row, seed)
         return state if row.start is None else row.start(state, teacher, seed)
 
-    def _drawn(self, row: Row, seed: int) -> TrainState:
+    def _drawn(self, row: Arm, seed: int) -> TrainState:
         rng, example = jax.random.key(seed), self.example(row, seed)
         return init_state(rng, student(row.module), row.optimizer, example)
 
-    def forget(self, row: Row) -> None:
+    def forget(self, row: Arm) -> None:
         """Drops a row's compiled program: of many, a process has no room for all."""
         self._compiled.pop(row, None)
 
-    def example(self, row: Row, seed: int) -> dict[str, Any]:
+    def example(self, row: Arm, seed: int) -> dict[str, Any]:
         """A batch of a training's first example, without its stored outputs."""
         first = jax.tree.map(lambda x: x[:1], dict(self.examples(row, seed)))
         return {**first, "mask": np.ones(1, np.float32)}
 
-    def _classes(self, row: Row, seed: int) -> int:
+    def _classes(self, row: Arm, seed: int) -> int:
         def logits(batch):
             model = apply.trained(row.module, self._drawn(row, seed))
             return model(batch).logits
 
         return jax.eval_shape(logits, self.example(row, seed)).shape[-1]
 
-    def compile(self, row: Row) -> Callable:
+    def compile(self, row: Arm) -> Callable:
         """A row's training step, over many steps and on this run's devices."""
         if row not in self._compiled:
             step = make_train_step(
@@ -295,8 +303,8 @@ class Study:
         """A training's order of examples, see `Batches`."""
         lengths = None
         if self.trim_to:
-            mask = np.asarray(trimming.mask_of(examples["inputs"]))
-            lengths = tuple(trimming.lengths(mask).tolist())
+            mask = np.asarray(tokens.attention_mask_of(examples["inputs"]))
+            lengths = tuple(tokens.real_lengths(mask).tolist())
         return Batches(len(examples["labels"]), self.batch_size, seed, lengths)
 
     def place(self, examples: Mapping[str, np.ndarray]) -> Any:

@@ -1,2 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What teaches: a model, several, or outputs that were computed before."""
+"""What teaches: a model in the step, several of them, or outputs computed once.
+
+`forward`       a model that runs in the student's step; several as one
+`store`         a teacher's outputs on disk, written once and read by many
+`manifest`      what a store says of itself, so that it is not taken for another
+`outputs`       what is stored of a batch, and how a step gets it back
+`fingerprints`  digests of models and of arrays
+"""
+
+from jaxdistill.teachers import fingerprints, store
+from jaxdistill.teachers.forward import (
+    Ensemble,
+    MeanLogits,
+    ensemble,
+    live,
+    mean_logits,
+)
+from jaxdistill.teachers.manifest import CacheError
+from jaxdistill.teachers.outputs import StoredTeacher
+
+__all__ = [
+    "CacheError",
+    "Ensemble",
+    "MeanLogits",
+    "StoredTeacher",
+    "ensemble",
+    "fingerprints",
+    "live",
+    "mean_logits",
+    "store",
+]

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from jaxdistill.teachers.ensemble import Ensemble
+from jaxdistill.teachers.forward import Ensemble
 from jaxdistill.types import Outputs
 
 FORMAT = 3
@@ -43,9 +43,10 @@ class Manifest:
       batch_size: of the teacher's forward pass; a step of another one differs from a
         live teacher's by rounding.
       devices: over how many of them that batch is split; of another number, likewise.
-      trim_to: lengths to which batches of texts of like length were cut (`trimming`);
-        a step that cuts others differs by rounding.
-      compute: what the teacher computes in (`precision`), or None for its own types.
+      trim_to: lengths to which batches of texts of like length were cut
+        (`data.tokens`); a step that cuts others differs by rounding.
+      compute: what the teacher computes in (`models.Precision`), or None for its own
+        types.
       arrays: `{name: {"shape", "dtype"}}` of what is stored of one example.
       format: of the store.
     """

@@ -8,15 +8,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
-from jaxdistill.data import pad, trimming
-from jaxdistill.data.augment import Prepare
-from jaxdistill.data.inputs import some_of
-from jaxdistill.data.views import view_of
+from jaxdistill.data import pad, tokens
+from jaxdistill.data.augment import Prepare, view_of
+from jaxdistill.data.examples import some_of
 from jaxdistill.losses.numerics import promote
-from jaxdistill.models.precision import lower
+from jaxdistill.models.apply import cast_to_compute
 from jaxdistill.teachers.manifest import Manifest
-from jaxdistill.types import Array, Batch, Outputs, whole_logits
+from jaxdistill.types import (
+    Array,
+    Batch,
+    Outputs,
+    TopK,
+    whole_logits,
+)
 
 
 def of_batch(
@@ -36,16 +42,18 @@ def of_batch(
     """
     size = batch["mask"].shape[0]
     # Here, not before: compiled with the forward pass, as in a step, it rounds alike.
-    teacher = lower(teacher, manifest.compute)
+    teacher = cast_to_compute(teacher, manifest.compute)
 
     def view_outputs(number):
         view = batch
         if prepare is not None:
             view = view_of(prepare, manifest.seed, batch, jnp.full(size, number))
-        return trimming.trimmed(of_view, manifest.trim_to)(view)
+        return tokens.bucketed(of_view, manifest.trim_to)(view)
 
     def of_view(view):
-        outputs = teacher({**view, "inputs": lower(view["inputs"], manifest.compute)})
+        outputs = teacher(
+            {**view, "inputs": cast_to_compute(view["inputs"], manifest.compute)}
+        )
         hiddens = {
             f"hidden_{i}": outputs.hiddens[i].astype(manifest.dtype)
             for i in manifest.layers
@@ -76,7 +84,7 @@ def of_examples(
     """
     if not manifest.trim_to:
         return _in_turn(forward, teacher, examples, index, manifest)
-    order = trimming.shortest_first(some_of(examples["inputs"], index))
+    order = tokens.shortest_first(some_of(examples["inputs"], index))
     arrays = _in_turn(forward, teacher, examples, index[order], manifest)
     back = np.argsort(order)
     return {name: array[back] for name, array in arrays.items()}
@@ -105,3 +113,23 @@ def _in_turn(forward, teacher, examples, index, manifest) -> dict[str, np.ndarra
         real = int(mask.sum())  # padding comes last
         parts.append({name: np.asarray(x)[:real] for name, x in arrays.items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+@struct.dataclass
+class StoredTeacher:
+    """Outputs that were computed before: the batch brings them (see `teachers.store`).
+
+    `batch["teacher"]` holds `[B, views, ...]` arrays; of several views a `prepare`
+    (`augment.replay`) has chosen one. Hidden states are a mapping by layer, counted
+    from
+    0: how many the teacher has is not known, and no layer is the last.
+    """
+
+    def __call__(self, batch: Batch) -> Outputs:
+        taught = {name: array[:, 0] for name, array in batch["teacher"].items()}
+        if "logits" in taught:
+            logits = taught["logits"]
+        else:
+            logits = TopK(taught["ids"], taught["log_probs"], taught["logsumexp"])
+        names = [name for name in taught if name.startswith("hidden_")]
+        return Outputs(logits, {int(name[7:]): taught[name] for name in names})

@@ -1,2 +1,62 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training step, the loop around it, and what a run leaves on disk."""
+"""The training step, the loop around it, and what a run leaves on disk.
+
+`step`        the pure train and eval steps, and the only reduction to a scalar
+`loop`        `fit`: many steps, with evaluation, logs, checkpoints and resume
+`checkpoint`  Orbax checkpoints that know when they are damaged
+`evaluation`  metrics on a data set, and `Evaluator`
+`run_dir`     a run's directory, a command's settings and its errors
+`saved`       a trained model and its module, below a run directory
+`cost`        parameters, FLOPs, memory and time of a model
+`memory`      what a batch needs on a device, told where it did not fit
+
+Importing this folder does not import Orbax: the first checkpoint does.
+"""
+
+from jaxdistill.train import cost
+from jaxdistill.train.checkpoint import CheckpointError, Checkpoints
+from jaxdistill.train.evaluation import Evaluator, classification, language
+from jaxdistill.train.loop import NonFiniteLoss, fit, interval
+from jaxdistill.train.memory import OutOfMemory
+from jaxdistill.train.run_dir import (
+    RunDir,
+    RunError,
+    environment,
+    exit_with_message,
+    parse,
+    settings,
+)
+from jaxdistill.train.saved import load_model, save_model
+from jaxdistill.train.step import (
+    init_state,
+    make_eval_step,
+    make_train_step,
+    scan_eval,
+    scan_train,
+)
+
+__all__ = [
+    "CheckpointError",
+    "Checkpoints",
+    "Evaluator",
+    "NonFiniteLoss",
+    "OutOfMemory",
+    "RunDir",
+    "RunError",
+    "classification",
+    "cost",
+    "environment",
+    "exit_with_message",
+    "fit",
+    "init_state",
+    "interval",
+    "language",
+    "load_model",
+    "make_eval_step",
+    "make_train_step",
+    "parse",
+    "save_model",
+    "scan_eval",
+    "scan_train",
+    "settings",
+]

@@ -19,9 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from etils import epath
-from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
 from jaxdistill.parallel import processes
 from jaxdistill.teachers import fingerprints
@@ -61,6 +59,10 @@ class Checkpoints:
         if "://" not in str(self.path):
             self.path = epath.Path(os.path.abspath(self.path))
         self._identity = json.loads(json.dumps(identity or {}))
+        # Here and below, not above: opening Orbax takes half a second.
+        import orbax.checkpoint as ocp
+        from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
+
         policies: list[Any] = [policy.LatestN(keep)]
 
         def score(metrics):
@@ -91,14 +93,16 @@ class Checkpoints:
         """Starts to write a state; returns once its arrays have left the device.
 
         Args:
-          state: the parts where they are (`Parallel.storable`), all of them a copy of
-            one device, or arrays of the host. Each process writes its own parts.
+          state: the parts where they are (`Partitioner.storable`), all of them a copy
+            of one device, or arrays of the host. Each process writes its own parts.
           position: where the data stands, as JSON.
           metrics: for the choice of the best.
 
         Raises:
           CheckpointError: this save, or the one before it, could not be written.
         """
+        import orbax.checkpoint as ocp
+
         step = int(state.step)
         arrays = _of_all_processes(_plain(state))
         meta = {
@@ -176,6 +180,8 @@ class Checkpoints:
         return None
 
     def _read(self, step: int, like: TrainState, shardings: Any):
+        import orbax.checkpoint as ocp
+
         read = self._manager.restore(
             step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
         )["meta"]

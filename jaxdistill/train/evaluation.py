@@ -12,14 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdistill.data import trimming
+from jaxdistill.data import tokens
 from jaxdistill.data.batches import pad
-from jaxdistill.data.errors import DataError
-from jaxdistill.data.inputs import check_inputs
+from jaxdistill.data.examples import DataError, check_inputs
 from jaxdistill.losses.logits import mean_log_probs, of_classes
 from jaxdistill.losses.numerics import divergence
-from jaxdistill.parallel.partitioner import Parallel
-from jaxdistill.teachers.ensemble import Stored
+from jaxdistill.parallel.partitioner import Partitioner
+from jaxdistill.teachers.outputs import StoredTeacher
 from jaxdistill.train.step import make_eval_step, masked_sum, scan_eval
 from jaxdistill.types import WHOLE, Batch, Metrics, Outputs, token_mask
 
@@ -132,7 +131,7 @@ class Evaluator:
 
     def __init__(
         self,
-        run: Parallel,
+        run: Partitioner,
         examples: Mapping[str, np.ndarray],
         *,
         batch_size: int = 512,
@@ -147,9 +146,9 @@ class Evaluator:
           examples: `inputs` and `labels`.
           batch_size: rounded up to a multiple of the devices.
           metrics: `(student, teacher, batch) -> {name: (sum, count)}`.
-          cells: whether a student is many at once, a sweep's (see `sweep`).
+          cells: whether a student is many at once, a sweep's (see `study.sweep`).
           trim_to: lengths in tokens: texts are sorted by length, and a batch is cut to
-            the shortest of these that holds it (`trimming`).
+            the shortest of these that holds it (`data.tokens`).
 
         Raises:
           DataError: a text is all padding, or `token_mask` counts no real token.
@@ -164,7 +163,7 @@ class Evaluator:
         self._run, self._metrics, self._cells = run, metrics, cells
         self._examples, self._order = run.replicate(dict(examples)), np.arange(size)
         if trim_to:
-            self._order = trimming.shortest_first(examples["inputs"])
+            self._order = tokens.shortest_first(examples["inputs"])
         rows = pad(self._order, batch_size)
         slot = np.broadcast_to(np.arange(batch_size), rows["index"].shape)
         self._rows = run.split({**rows, "slot": slot}, 1)
@@ -174,13 +173,13 @@ class Evaluator:
         self._answered: tuple[Any, Any] = (None, None)
 
     def __call__(self, student: Any, teacher: Any = None) -> Any:
-        """The summary of placed models (see `teachers.trained`) on the whole set.
+        """The summary of placed models (see `models.trained`) on the whole set.
 
         Of a sweep's students a list, a summary for each.
         """
         examples = self._examples
         if teacher is not None and self._metrics is classification:
-            examples, teacher = self._taught(teacher), Stored()
+            examples, teacher = self._taught(teacher), StoredTeacher()
         sums = self._step((student, teacher), examples, self._rows)
         sums = jax.tree.map(np.asarray, self._run.fetch(sums))
         if not self._cells:
@@ -212,7 +211,7 @@ def _log_probs_step(size: int, trim_to: Sequence[int]) -> Callable:
         def log_probs(batch):
             return mean_log_probs(teacher(batch).logits, batch["labels"].ndim + 1)
 
-        own = trimming.trimmed(log_probs, trim_to)(batch)
+        own = tokens.bucketed(log_probs, trim_to)(batch)
         whole = jnp.zeros((size, *own.shape[1:]), own.dtype)
         return replica.sum(whole.at[batch["slot"]].set(own))
 

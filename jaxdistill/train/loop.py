@@ -1,35 +1,109 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`fit`: epochs over data with evaluation, logs, checkpoints and resume."""
+"""`fit`: epochs over data with evaluation, logs, checkpoints and resume.
+
+It logs a record a dispatch, of each network that trains (`MetricLogger`).
+"""
 
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from itertools import zip_longest
 from typing import Any
 
 import jax
+import numpy as np
 from tqdm.auto import tqdm
 
 from jaxdistill.data import Batches, DataError, Orders, Stream
 from jaxdistill.parallel import processes
-from jaxdistill.parallel.partitioner import Parallel
+from jaxdistill.parallel.partitioner import Partitioner
 from jaxdistill.train import memory
 from jaxdistill.train.checkpoint import Checkpoints
-from jaxdistill.train.journal import Journal
-from jaxdistill.train.run_dir import Run
+from jaxdistill.train.run_dir import RunDir
 from jaxdistill.types import TrainState
 
+pass
+
 STEPS_PER_DISPATCH, STREAMED_PER_DISPATCH = 1000, 8
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss became NaN or infinite; the message says at which step."""
+
+
+class MetricLogger:
+    """The records of one `train.fit`, and the last scores of an evaluation."""
+
+    def __init__(self, log: RunDir | None, names: Sequence[str], steps_per_epoch: int):
+        """Nothing is written yet.
+
+        Args:
+          log: where records go, or None.
+          names: of a single network one; of a sweep's cells one each, or one for the
+            mean of all.
+          steps_per_epoch: to tell the epoch of a step.
+        """
+        self.log, self.names = log, tuple(names)
+        self.steps_per_epoch = steps_per_epoch
+        self.records: list[dict[str, float]] = []
+        self.scores: dict[str, float] = {}
+
+    def rewind(self, step: int) -> None:
+        """Drops what was logged after a step: the training resumes from there."""
+        if self.log is not None:
+            for name in self.names:
+                self.log.rewind(name, step)
+
+    def read(self, metrics: Mapping[str, Any], start: int) -> None:
+        """Takes a dispatch's metrics as this dispatch's records.
+
+        Args:
+          metrics: `{name: (sum, count)}`, each `[K]` or, of a sweep, `[K, cells]`.
+          start: the step before the first of them.
+
+        Raises:
+          NonFiniteLoss: of one of the names.
+        """
+        metrics = jax.tree.map(np.asarray, dict(metrics))
+        parts = [metrics]
+        if len(self.names) > 1:
+            cells = range(len(self.names))
+            parts = [jax.tree.map(lambda x, i=i: x[:, i], metrics) for i in cells]
+        if self.log is not None:
+            self.log.dispatched(len(metrics["loss"][0]))
+        each = zip(self.names, parts, strict=True)
+        self.records = [_means(part, start, name) for name, part in each]
+
+    @property
+    def loss(self) -> float:
+        """The mean loss of the dispatch."""
+        return float(np.mean([record["loss"] for record in self.records]))
+
+    def score(self, found: Any) -> None:
+        """Adds an evaluation's scores: of one network `{name: value}`, else of each."""
+        found = [found] if isinstance(found, Mapping) else list(found)
+        for record, scores in zip(self.records, found, strict=True):
+            record |= scores
+        numbers = [k for k, v in found[0].items() if isinstance(v, int | float)]
+        self.scores = {k: float(np.mean([s[k] for s in found])) for k in numbers}
+
+    def write(self, stop: int) -> None:
+        """Logs the records of the dispatch that ended at step `stop`."""
+        if self.log is None:
+            return
+        epoch = round(stop / self.steps_per_epoch, 6)
+        for name, record in zip(self.names, self.records, strict=True):
+            self.log.log({"fit": name, "step": stop, "epoch": epoch, **record})
 
 
 def fit(
     state: TrainState,
     step: Callable,
     *,
-    run: Parallel,
+    run: Partitioner,
     examples: Any,
     batches: Batches | Orders | Stream,
     steps: int,
@@ -38,7 +112,7 @@ def fit(
     evaluate_every: int | None = None,
     checkpoints: Checkpoints | None = None,
     checkpoint_every: int | None = None,
-    log: Run | None = None,
+    log: RunDir | None = None,
     name: str = "fit",
     cells: Sequence[str] = (),
     steps_per_dispatch: int | None = None,
@@ -52,7 +126,7 @@ def fit(
     once a dispatch.
 
     Args:
-      state: a fresh state (`steps.init_state`), not placed; it stays usable.
+      state: a fresh state (`train.init_state`), not placed; it stays usable.
       step: `run.compile(scan_train(train_step), batch_axis=1)`.
       run: see `parallel`.
       examples: the data set, on every device (`run.replicate`); `{}` where it is
@@ -87,49 +161,32 @@ def fit(
     processes.check_examples(batches.size)
     run.check_batch(batches.batch_size)
     every = min(evaluate_every or batches.steps_per_epoch, steps)
-    restored = checkpoints and checkpoints.restore(
-        state, shardings=run.shardings(state)
-    )
-    state, _ = restored or (state, {})
+    state = _resumed(state, run, checkpoints)
     saved = done = int(state.step)
-    journal = Journal(log, cells or (name,), batches.steps_per_epoch)
+    journal = MetricLogger(log, cells or (name,), batches.steps_per_epoch)
     journal.rewind(done)
     state = run.place(state)
     if done >= steps:
         return run.fetch(state)
-    if steps_per_dispatch is None:
-        streamed = isinstance(batches, Stream)
-        steps_per_dispatch = STREAMED_PER_DISPATCH if streamed else STEPS_PER_DISPATCH
-    plan = list(dispatches(done, steps, every, steps_per_dispatch))
-    shown = progress and processes.is_first()
-    bar = tqdm(
-        desc=name, total=steps, initial=done, unit="step", delay=2, disable=not shown
-    )
+    streamed = isinstance(batches, Stream)
+    usual = STREAMED_PER_DISPATCH if streamed else STEPS_PER_DISPATCH
+    plan = list(dispatches(done, steps, every, steps_per_dispatch or usual))
     with (
-        bar,
+        _bar(name, steps, done, progress) as bar,
         _written(checkpoints),
         processes.fail_together(),
         _Preemption() as preempted,
     ):
-        rows = _ahead(run, batches, next(iter(plan), None))
-        for (start, stop), after in zip_longest(plan, plan[1:]):
-            resident, sent = (teacher, examples), rows.result()
-            try:
-                state, sums = step(state, resident, sent)
-                rows = _ahead(run, batches, after)
-                journal.read(run.fetch(sums), start)
-            except jax.errors.JaxRuntimeError as error:
-                memory.explain(error, run, step, (state, resident, sent))
-                raise
+        given = (state, (teacher, examples), batches)
+        for start, stop, state in _dispatched(run, step, *given, plan, journal):
             bar.update(stop - start)
             bar.set_postfix(loss=f"{journal.loss:.4f}", refresh=False)
             judged = stop % every == 0 or stop == steps
             if evaluate and judged:
                 journal.score(evaluate(state))
             journal.write(stop)
-            due = judged
-            if checkpoint_every is not None:
-                due = stop == steps or stop - saved >= checkpoint_every
+            waited = checkpoint_every is not None and stop - saved >= checkpoint_every
+            due = stop == steps or (judged if checkpoint_every is None else waited)
             # The dispatch's metrics are read: asking the others costs no more waiting.
             leave = processes.any_process(preempted.is_set())
             if checkpoints is not None and (due or leave):
@@ -142,7 +199,47 @@ def fit(
     return run.fetch(state)
 
 
-def _ahead(run: Parallel, batches: Any, after: tuple | None) -> Future:
+def _resumed(
+    state: TrainState, run: Partitioner, checkpoints: Checkpoints | None
+) -> TrainState:
+    """The state of the newest checkpoint that is whole, or the given one."""
+    if checkpoints is None:
+        return state
+    restored = checkpoints.restore(state, shardings=run.shardings(state))
+    return state if restored is None else restored[0]
+
+
+def _bar(name: str, steps: int, done: int, progress: bool) -> tqdm:
+    hidden = not (progress and processes.is_first())
+    return tqdm(
+        desc=name, total=steps, initial=done, unit="step", delay=2, disable=hidden
+    )
+
+
+def _dispatched(
+    run: Partitioner,
+    step: Callable,
+    state: TrainState,
+    resident: tuple[Any, Any],
+    batches: Any,
+    plan: Sequence[tuple[int, int]],
+    journal: MetricLogger,
+) -> Iterator[tuple[int, int, TrainState]]:
+    """`(start, stop, state)` after each dispatch; the journal has its metrics."""
+    rows = _ahead(run, batches, next(iter(plan), None))
+    for (start, stop), after in zip_longest(plan, plan[1:]):
+        sent = rows.result()
+        try:
+            state, sums = step(state, resident, sent)
+            rows = _ahead(run, batches, after)
+            journal.read(run.fetch(sums), start)
+        except jax.errors.JaxRuntimeError as error:
+            memory.explain(error, run, step, (state, resident, sent))
+            raise
+        yield start, stop, state
+
+
+def _ahead(run: Partitioner, batches: Any, after: tuple | None) -> Future:
     """The next dispatch's rows, sent to the devices while one runs, before its end.
 
     Bad data is raised by `result`: the dispatch that runs is logged and saved first.
@@ -238,3 +335,25 @@ def _leave(name: str, step: int, checkpoints: Checkpoints | None) -> None:
     if processes.is_first():
         print(said, file=sys.stderr)
     raise SystemExit(128 + signal.SIGTERM)
+
+
+def _means(metrics: Mapping[str, Any], start: int, name: str) -> dict[str, float]:
+    """Means over a dispatch, from per-step sums and counts.
+
+    Of many cells also over these; one that diverged is left out from there on.
+    """
+    losses = metrics["loss"][0]
+    finite = np.isfinite(losses)
+    lost = np.flatnonzero(~finite.reshape(len(losses), -1).any(1))
+    if len(lost):
+        loss = losses[lost[0]].flat[0]
+        raise NonFiniteLoss(
+            f"{name}: the loss is {loss} at step {start + lost[0] + 1}; stopped, the "
+            "last good checkpoint is kept (a lower learning rate or clipping may help; "
+            "a label that is no class gives nan)"
+        )
+    record = {}
+    for key, pair in metrics.items():
+        sums, counts = (np.asarray(x, np.float64)[finite].sum() for x in pair)
+        record[key] = float(sums / max(counts, 1e-30))
+    return record

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from jaxdistill.parallel import processes
-from jaxdistill.parallel.partitioner import Parallel
+from jaxdistill.parallel.partitioner import Partitioner
 from jaxdistill.train import cost as benchmark
 
 
@@ -16,13 +16,13 @@ class OutOfMemory(ValueError):
     """A step does not fit on a device; the message says which batch would."""
 
 
-def explain(error: Exception, run: Parallel, step: Callable, given: tuple) -> None:
+def explain(error: Exception, run: Partitioner, step: Callable, given: tuple) -> None:
     """Raises `OutOfMemory` if an error says that a step did not fit on a device.
 
     Args:
       error: what JAX raised.
       run: see `parallel`.
-      step: many steps in one dispatch, as `loop.fit` takes them.
+      step: many steps in one dispatch, as `train.fit` takes them.
       given: its `(state, resident, rows)`; of a state that was donated the shapes are
         there still.
     """
@@ -30,7 +30,7 @@ def explain(error: Exception, run: Parallel, step: Callable, given: tuple) -> No
         raise OutOfMemory(sentence(run, step, given)) from error
 
 
-def sentence(run: Parallel, step: Callable, given: tuple) -> str:
+def sentence(run: Partitioner, step: Callable, given: tuple) -> str:
     """What to take in place of a batch that does not fit."""
     own = jax.process_index()
     device = next(d for d in run.devices if d.process_index == own)
@@ -53,7 +53,7 @@ def sentence(run: Parallel, step: Callable, given: tuple) -> str:
 
 
 def largest(
-    run: Parallel, step: Callable, given: tuple, stats: Mapping[str, int]
+    run: Partitioner, step: Callable, given: tuple, stats: Mapping[str, int]
 ) -> int | None:
     """A batch that fits, nearly the largest; 0 if none does, None if nobody can tell.
 
@@ -95,7 +95,9 @@ def largest(
     return 0
 
 
-def _needs(run: Parallel, step: Callable, given: tuple, size: int) -> tuple[int, int]:
+def _needs(
+    run: Partitioner, step: Callable, given: tuple, size: int
+) -> tuple[int, int]:
     """Bytes on a device for batches of another size: all, and the arguments."""
 
     def shape(x, dims=None):
@@ -119,16 +121,16 @@ def _needs(run: Parallel, step: Callable, given: tuple, size: int) -> tuple[int,
     return total, parts_of["arguments"]
 
 
-def _each(run: Parallel) -> int:
+def _each(run: Partitioner) -> int:
     """What the size of a batch must be a multiple of."""
     return 1 if run.shares_batch else len(run.devices)
 
 
-def _batch_axis(run: Parallel, rows: Mapping[str, Any]) -> tuple[int, int]:
+def _batch_axis(run: Partitioner, rows: Mapping[str, Any]) -> tuple[int, int]:
     """Which axis of rows is the batch's, and in how many parts it is cut."""
     return rows["mask"].ndim - 1, len(run.devices) if run.name == "pmap" else 1
 
 
-def _batch_size(run: Parallel, given: tuple) -> int:
+def _batch_size(run: Partitioner, given: tuple) -> int:
     axis, parts = _batch_axis(run, given[2])
     return given[2]["mask"].shape[axis] * parts

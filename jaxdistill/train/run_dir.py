@@ -8,10 +8,13 @@
     checkpoints/    one folder a training
 
 The directory may lie in object storage (`gs://...`): files are small and written whole.
+What else a command needs is here: its flags, compiled programs kept on disk, and errors
+in one sentence.
 """
 
 import argparse
 import datetime
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -19,7 +22,9 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,7 +33,6 @@ import jax
 from etils import epath
 
 from jaxdistill.parallel import processes
-from jaxdistill.train import compilations
 
 FREE = (
     "run_dir",
@@ -51,7 +55,7 @@ class RunError(RuntimeError):
     """A run directory that cannot be used; one sentence says why."""
 
 
-class Run:
+class RunDir:
     """A run directory, opened for one configuration.
 
     Of several processes the first writes; the others' calls do nothing.
@@ -187,7 +191,7 @@ def parse(presets: Mapping[str, Any], argv: Sequence[str] | None, description: A
         type(default), args=argv, default=default, description=description
     )
     if config.compilation_cache:
-        compilations.keep()
+        enable_compilation_cache()
     try:
         if hasattr(config, "distributed"):
             processes.start(config.distributed, asdict(config))
@@ -275,3 +279,71 @@ def _commit() -> str | None:
 
 def _lines(records) -> str:
     return "".join(json.dumps(record) + "\n" for record in records)
+
+
+def enable_compilation_cache() -> None:
+    """Keeps all programs compiled from now on, however small.
+
+    They lie in `jaxdistill/` in the user's cache folder, in one part for each kind of
+    processor, as a program made for another may not run. The user's own settings come
+    first: nothing is changed where JAX has a folder already (JAX_COMPILATION_CACHE_DIR)
+    or is told to keep none (JAX_ENABLE_COMPILATION_CACHE=0).
+    """
+    setting = jax.config.values.get
+    enabled = setting("jax_enable_compilation_cache")
+    if not enabled or setting("jax_compilation_cache_dir"):
+        return
+    folder = _caches() / "jaxdistill" / _features()
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    # By default only what took a second: small students compile in less, many times.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _caches() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+
+
+def _features() -> str:
+    """A name for what XLA compiles for on a CPU: the architecture and its features."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        features = next(
+            line for line in lines if line.startswith(("flags", "Features"))
+        )
+    except (OSError, StopIteration):
+        features = platform.processor()
+    features = " ".join(sorted(features.split()))
+    return f"{platform.machine()}-{hashlib.sha256(features.encode()).hexdigest()[:8]}"
+
+
+PACKAGE = Path(__file__).parents[1]
+
+
+@contextmanager
+def exit_with_message() -> Iterator[None]:
+    """Ends the process with an error's message alone, where that says what to do.
+
+    Such are the types that this package defines, `OSError`, and a `ValueError` that a
+    `raise` made in this package or in the folder of the script. All else is a mistake
+    in a program, as when JAX refuses two shapes: it passes, with its traceback.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not _explains_itself(error):
+            raise
+        sys.exit(f"error: {error}")
+
+
+def _explains_itself(error: Exception) -> bool:
+    if isinstance(error, OSError) or type(error).__module__.startswith("jaxdistill."):
+        return True
+    if not isinstance(error, ValueError):
+        return False
+    frames = traceback.extract_tb(error.__traceback__)  # the first is of `yield`
+    script, last = frames[1], frames[-1]
+    file = Path(last.filename)
+    ours = file.is_relative_to(PACKAGE) or file.parent == Path(script.filename).parent
+    # JAX takes its own frames out of a traceback: then the last is the call of it.
+    return ours and (last.line or "").startswith("raise ")

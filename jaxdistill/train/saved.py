@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trained models in a run directory: what a finished run can be used for.
 
-models/ROW.msgpack   the variables of the first seed (`benchmark.weights`)
+models/ROW.msgpack   the variables of the first seed (`cost.weights`)
 models/ROW.json      the module that takes them, the fingerprints of the model and of
                      what taught it
 """
@@ -19,20 +19,25 @@ from jaxdistill import data, models
 from jaxdistill.models import apply
 from jaxdistill.teachers import fingerprints
 from jaxdistill.teachers import store as cache
+from jaxdistill.teachers.forward import live
 from jaxdistill.train import cost as benchmark
-from jaxdistill.train.run_dir import Run, RunError
+from jaxdistill.train.run_dir import RunDir, RunError
 
 
 class Lesson(NamedTuple):
-    """What a store of teacher outputs is written from, and read with (`cache`)."""
+    """What a store of teacher outputs is written from, and read with
+    (`teachers.store`)."""
 
-    teacher: apply.Live
+    teacher: apply.BoundModule
     examples: dict[str, Any]
     manifest: cache.Manifest
 
 
 def save_model(
-    log: Run, row: str, model: apply.Live, teacher: tuple[str, Any] | None = None
+    log: RunDir,
+    row: str,
+    model: apply.BoundModule,
+    teacher: tuple[str, Any] | None = None,
 ) -> None:
     """Writes a trained model below a run directory.
 
@@ -55,7 +60,7 @@ def save_model(
     log.write_bytes(f"models/{row}.json", json.dumps(record, indent=1).encode())
 
 
-def load_model(run_dir: Any, row: str) -> apply.Live:
+def load_model(run_dir: Any, row: str) -> apply.BoundModule:
     """A row's trained model, of the first seed.
 
     Args:
@@ -81,7 +86,7 @@ def load_model(run_dir: Any, row: str) -> apply.Live:
     try:
         saved = json.loads(record.read_text())
         module = _build(saved["module"])
-        model = apply.live(module, serialization.msgpack_restore(weights.read_bytes()))
+        model = live(module, serialization.msgpack_restore(weights.read_bytes()))
         same = fingerprints.of_model(model) == saved["fingerprint"]
     except RunError:
         raise
@@ -164,7 +169,7 @@ def load_lesson(
       split: "train" is without the images that the run held out for validation.
       data_dir: see `data.load`.
       batch_size: of the forward pass; None is that of the run's steps.
-      options: others of `cache.describe`.
+      options: others of `store.describe`.
 
     Raises:
       RunError: as `load_model`, or there is no such data.
@@ -225,7 +230,9 @@ def _build(recipe: Any) -> Any:
     if not isinstance(recipe, Mapping):
         return recipe
     kind: Any = getattr(models, recipe["class"], None)
-    known = isinstance(kind, type) and issubclass(kind, nn.Module | models.Size)
+    known = isinstance(kind, type) and issubclass(
+        kind, nn.Module | models.TransformerConfig
+    )
     if not known or "fields" not in recipe:
         raise RunError(
             f"{recipe['class']} is no module of jaxdistill.models; make it yourself, "

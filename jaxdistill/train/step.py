@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pure train and eval steps, and the only reduction to a scalar."""
+"""The pure train and eval steps, and the only reduction to a scalar.
+
+A batch may be taken in parts, micro-batches, whose gradients are added up.
+"""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -10,10 +13,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdistill.data.trimming import trimmed
+from jaxdistill.data.tokens import bucketed
 from jaxdistill.losses.numerics import divide
-from jaxdistill.models.precision import lower
-from jaxdistill.train.accumulate import accumulate, split
+from jaxdistill.models.apply import cast_to_compute
 from jaxdistill.types import (
     WHOLE,
     Array,
@@ -26,6 +28,8 @@ from jaxdistill.types import (
     Teacher,
     TrainState,
 )
+
+pass
 
 DROPOUT, AUGMENT, GENERATE = 0, 1, 2
 """Purposes of a step's keys: `fold_in(fold_in(state.rng, state.step), PURPOSE)`."""
@@ -76,15 +80,15 @@ def make_train_step(
       optimizer: an optax transformation.
       prepare: `(batch, rng) -> batch`, augmentation that teacher and student share.
       rollout: `(state, batch, rng) -> batch`, what the student makes of a batch before
-        both see it (`generate.on_policy`); no gradient flows through it.
+        both see it (`models.on_policy`); no gradient flows through it.
       micro_batches: parts in which the gradient is accumulated. For per-example terms
         the sum is the large batch's gradient. It is not for BatchNorm (statistics are
         each part's own), dropout draws, and terms that pair examples.
       trim_to: lengths in tokens, to the shortest of which that holds its texts a batch
-        is cut (`trimming`); of inputs with `attention_mask`, and terms to which
+        is cut (`data.tokens`); of inputs with `attention_mask`, and terms to which
         padding does not matter. () cuts nothing.
-      dtype: what both forward passes and the backward pass compute in (`precision`),
-        or None for the types of the parameters.
+      dtype: what both forward passes and the backward pass compute in
+        (`models.Precision`), or None for the types of the parameters.
 
     Returns:
       The step. `teacher` is a pytree of `teachers`, or None. Metrics are
@@ -105,8 +109,8 @@ def make_train_step(
         if rollout is not None:
             batch = rollout(state, batch, jax.random.fold_in(rng, GENERATE))
         key = jax.random.fold_in(rng, DROPOUT)
-        parts = split(batch, micro_batches)
-        lesson = lower(teacher, dtype)
+        parts = split_batch(batch, micro_batches)
+        lesson = cast_to_compute(teacher, dtype)
         forward = _forward(
             student, objective, lesson, dtype, state.step, key, micro_batches
         )
@@ -130,7 +134,8 @@ def make_eval_step(
     """Sums of metrics on one batch: `((student, teacher), batch) -> metrics`.
 
     Args:
-      metrics: `(student, teacher, batch) -> {name: (sum, count)}`, see `evaluate`.
+      metrics: `(student, teacher, batch) -> {name: (sum, count)}`, see
+        `train.evaluation`.
       trim_to: see `make_train_step`.
 
     Returns:
@@ -144,7 +149,7 @@ def make_eval_step(
             lesson = None if teacher is None else teacher(batch)
             return metrics(student(batch), lesson, batch)
 
-        return replica.sum(trimmed(sums, trim_to)(batch))
+        return replica.sum(bucketed(sums, trim_to)(batch))
 
     return eval_step
 
@@ -163,7 +168,9 @@ def scan_train(train_step: Callable) -> Callable:
         teacher, examples = resident
 
         def body(state, row):
-            return train_step(state, teacher, take(examples, row), replica=replica)
+            return train_step(
+                state, teacher, gather_batch(examples, row), replica=replica
+            )
 
         return jax.lax.scan(body, state, rows)
 
@@ -175,14 +182,16 @@ def scan_eval(eval_step: Callable) -> Callable:
 
     def run(models, examples, rows, *, replica=WHOLE):
         def body(carry, row):
-            return carry, eval_step(models, take(examples, row), replica=replica)
+            return carry, eval_step(
+                models, gather_batch(examples, row), replica=replica
+            )
 
         return jax.lax.scan(body, None, rows)[1]
 
     return run
 
 
-def take(examples: Batch, row: Batch) -> Batch:
+def gather_batch(examples: Batch, row: Batch) -> Batch:
     """The batch of the examples at `row["index"]`, with `row["mask"]`."""
     batch = jax.tree.map(lambda x: x[row["index"]], dict(examples))
     return {**batch, **row}
@@ -223,10 +232,10 @@ def _forward(student, objective, teacher, dtype, step, dropout, micro_batches):
     """`(params, model_state, i, part) -> (terms, model_state)` on micro-batch i."""
 
     def forward(params, model_state, i, part):
-        part = {**part, "inputs": lower(part["inputs"], dtype)}
+        part = {**part, "inputs": cast_to_compute(part["inputs"], dtype)}
         lesson = None if teacher is None else teacher(part)
         key = dropout if micro_batches == 1 else jax.random.fold_in(dropout, i)
-        params = lower(params, dtype)
+        params = cast_to_compute(params, dtype)
         outputs, model_state = student.apply(params, model_state, part, key)
         return objective(outputs, lesson, part, step), model_state
 
@@ -254,7 +263,7 @@ def _gradient(forward, state: TrainState, parts, counts, micro_batches, trim_to)
 
     def gradient(model_state, i, part):
         of = jax.value_and_grad(loss_of, has_aux=True)
-        of_part = trimmed(partial(of, state.params, model_state, i), trim_to)
+        of_part = bucketed(partial(of, state.params, model_state, i), trim_to)
         (loss, (sums, model_state)), grads = of_part(part)
         return model_state, (loss, sums, grads)
 
@@ -281,3 +290,52 @@ def _update(state, optimizer, grads, model_state, counts) -> TrainState:
         model_state=model_state,
         opt_state=opt_state,
     )
+
+
+def split_batch(batch: Batch, parts: int) -> Batch:
+    """A batch `[B, ...]` as `[parts, B / parts, ...]`.
+
+    Part i takes the rows i, i + parts, ...: a batch that is sharded over devices stays
+    sharded in every part.
+
+    Raises:
+      ValueError: B does not divide into so many.
+    """
+    size = batch["mask"].shape[0]
+    if size % parts:
+        raise ValueError(
+            f"a batch of {size} does not divide into {parts} micro-batches"
+        )
+    return jax.tree.map(
+        lambda x: jnp.swapaxes(x.reshape(size // parts, parts, *x.shape[1:]), 0, 1),
+        dict(batch),
+    )
+
+
+def accumulate(
+    function: Callable[[Any, Any, Batch], tuple[Any, Any]],
+    carry: Any,
+    parts: Batch,
+    count: int,
+) -> tuple[Any, Any]:
+    """The last carry, and the sum of trees, of a function called on each part in turn.
+
+    Args:
+      function: `(carry, i, part) -> (carry, tree)`.
+      carry: the first.
+      parts: from `split`.
+      count: how many; a single one is called without a loop.
+    """
+    if count == 1:
+        return function(carry, 0, jax.tree.map(lambda x: x[0], parts))
+
+    def body(loop, xs):
+        carry, total = loop
+        carry, tree = function(carry, *xs)
+        return (carry, jax.tree.map(jnp.add, total, tree)), None
+
+    first = jax.tree.map(lambda x: x[0], parts)
+    shapes = jax.eval_shape(function, carry, jnp.int32(0), first)[1]
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    xs = (jnp.arange(count), parts)
+    return jax.lax.scan(body, (carry, zeros), xs)[0]

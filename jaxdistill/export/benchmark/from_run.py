@@ -19,7 +19,7 @@ from etils import epath
 from tqdm.auto import tqdm
 
 from jaxdistill import export, runtimes
-from jaxdistill.data.inputs import some_of
+from jaxdistill.data.examples import some_of
 from jaxdistill.export import ExportError, Int8, Subject, Target, check
 from jaxdistill.export.benchmark import artefacts
 from jaxdistill.export.benchmark.artefacts import Artefact

@@ -105,7 +105,7 @@ def in_turns(
 
     Args:
       jobs: calls of `measure`, by name.
-      rounds: in which they take turns, see `benchmark.interleave`.
+      rounds: in which they take turns, see `cost.interleave`.
 
     Raises:
       ValueError: `rounds` is below 1.

@@ -19,24 +19,21 @@ from jaxdistill.study.sweep.devices import (
     group_for,
     use_cores,
 )
-from jaxdistill.study.sweep.own import Own, stack
 from jaxdistill.study.sweep.steps import (
-    cell,
-    cell_state,
     in_groups,
     init_states,
     make_sweep_step,
     scan_sweep,
+    select_trial,
+    trial_state,
 )
 from jaxdistill.study.sweep.training import train
-from jaxdistill.study.sweep.trials import Cell, grid, size
+from jaxdistill.study.sweep.trials import PerTrial, Trial, grid, size, stack
 
 __all__ = [
-    "Cell",
     "Division",
-    "Own",
-    "cell",
-    "cell_state",
+    "PerTrial",
+    "Trial",
     "choose",
     "compile_sweep",
     "divide",
@@ -46,8 +43,10 @@ __all__ = [
     "init_states",
     "make_sweep_step",
     "scan_sweep",
+    "select_trial",
     "size",
     "stack",
     "train",
+    "trial_state",
     "use_cores",
 ]

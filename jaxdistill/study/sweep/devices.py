@@ -12,9 +12,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxdistill.parallel import partitioner as parallel
-from jaxdistill.parallel.partitioner import Parallel
+from jaxdistill.parallel.partitioner import Partitioner
 from jaxdistill.parallel.sharding import put, whole
-from jaxdistill.study.sweep import own
+from jaxdistill.study.sweep import trials
 from jaxdistill.study.sweep.steps import axis_of, in_groups, scan_sweep
 from jaxdistill.study.sweep.trials import size
 from jaxdistill.types import TrainState
@@ -25,7 +25,7 @@ Division = Literal["auto", "seeds", "jit", "mesh", "fsdp", "pmap"]
 """What the devices of a study divide among them, see `divide`."""
 
 
-def divide(over: Division, seeds: int) -> tuple[Parallel, bool]:
+def divide(over: Division, seeds: int) -> tuple[Partitioner, bool]:
     """A study's `run` and `together`.
 
     Args:
@@ -53,13 +53,13 @@ def divide(over: Division, seeds: int) -> tuple[Parallel, bool]:
 
 
 def compile_sweep(
-    run: Parallel,
+    run: Partitioner,
     sweep_step: Callable,
     cells: Mapping[str, Any],
     *,
     group: int | None = None,
 ):
-    """Many steps of a sweep in one dispatch, as `loop.fit` takes them.
+    """Many steps of a sweep in one dispatch, as `train.fit` takes them.
 
     Args:
       run: `choose(cells)`.
@@ -96,7 +96,11 @@ def _on_each(program: Callable, devices: Mesh) -> Callable:
         local = jax.shard_map(
             program,
             mesh=devices,
-            in_specs=(states_of, (P(AXIS), *own.axes(given, P(AXIS), P())), own_rows),
+            in_specs=(
+                states_of,
+                (P(AXIS), *trials.axes(given, P(AXIS), P())),
+                own_rows,
+            ),
             out_specs=(states_of, P(None, AXIS)),
             check_vma=False,
         )
@@ -105,7 +109,7 @@ def _on_each(program: Callable, devices: Mesh) -> Callable:
     return run
 
 
-def group_for(run: Parallel) -> int | None:
+def group_for(run: Partitioner) -> int | None:
     """How many cells of a device to train at once where they share no live teacher.
 
     All (None) on an accelerator; on a CPU one, all its steps: of MNIST's students of
@@ -133,7 +137,9 @@ def use_cores() -> None:
             jax.config.update("jax_num_cpu_devices", cores)
 
 
-def choose(cells: Mapping[str, Any], devices: Sequence[Any] | None = None) -> Parallel:
+def choose(
+    cells: Mapping[str, Any], devices: Sequence[Any] | None = None
+) -> Partitioner:
     """One device, or several that take equal parts of the cells and share all else.
 
     States and cells are placed (`place`); data and teachers, which have no axis of
@@ -170,9 +176,9 @@ def choose(cells: Mapping[str, Any], devices: Sequence[Any] | None = None) -> Pa
     def replicate(tree, axis=0):
         del axis
         return jax.tree.map(
-            lambda x: place(x) if own.is_own(x) else put(x, everywhere),
+            lambda x: place(x) if trials.is_per_trial(x) else put(x, everywhere),
             tree,
-            is_leaf=own.is_own,
+            is_leaf=trials.is_per_trial,
         )
 
     def compile(function, *, batch_axis=0, donate=True):
@@ -182,7 +188,7 @@ def choose(cells: Mapping[str, Any], devices: Sequence[Any] | None = None) -> Pa
     def fetch(tree):
         return jax.tree.map(whole, tree)
 
-    return Parallel(
+    return Partitioner(
         name="cells",
         devices=devices,
         place=place,

@@ -9,76 +9,79 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdistill.study.sweep import own
-from jaxdistill.study.sweep.trials import Cell, size
-from jaxdistill.train.step import init_state, make_train_step, take
+from jaxdistill.study.sweep import trials
+from jaxdistill.study.sweep.trials import Trial, size
+from jaxdistill.train.step import gather_batch, init_state, make_train_step
 from jaxdistill.types import Batch, Objective, Student, TrainState
 
 STACKED = TrainState(step=None, params=0, model_state=0, opt_state=0, rng=0)
-"""Which parts of a state have an axis of cells first."""
+"""Which parts of a state have an axis of trials first."""
 
 
 def init_states(
-    cells: Mapping[str, Any],
+    trials: Mapping[str, Any],
     student: Student,
-    make_optimizer: Callable[[Cell], optax.GradientTransformation],
+    make_optimizer: Callable[[Trial], optax.GradientTransformation],
     batch: Batch,
 ) -> TrainState:
-    """A state for each cell, stacked; cell `seed`s are those of single trainings.
+    """A state for each trial, stacked; trial `seed`s are those of single trainings.
 
-    The step is one number: all cells take theirs together.
+    The step is one number: all trials take theirs together.
 
     Args:
-      cells: `{name: [cells]}`, with `seed`.
+      trials: `{name: [trials]}`, with `seed`.
       student: see `models.student`.
-      make_optimizer: an optimizer from a cell's numbers.
+      make_optimizer: an optimizer from a trial's numbers.
       batch: any batch, for shapes.
 
     Raises:
-      ValueError: the cells have no seed.
+      ValueError: the trials have no seed.
     """
-    if "seed" not in cells:
-        raise ValueError(f"cells need a seed, got {', '.join(cells)}")
+    if "seed" not in trials:
+        raise ValueError(f"trials need a seed, got {', '.join(trials)}")
 
-    def one(cell):
-        rng = jax.random.key(cell["seed"])
-        return init_state(rng, student, make_optimizer(cell), batch)
+    def one(trial):
+        rng = jax.random.key(trial["seed"])
+        return init_state(rng, student, make_optimizer(trial), batch)
 
-    return jax.jit(jax.vmap(one, out_axes=STACKED))(dict(cells))
+    return jax.jit(jax.vmap(one, out_axes=STACKED))(dict(trials))
 
 
 def make_sweep_step(
     student: Student,
-    make_objective: Callable[[Cell], Objective],
-    make_optimizer: Callable[[Cell], optax.GradientTransformation],
+    make_objective: Callable[[Trial], Objective],
+    make_optimizer: Callable[[Trial], optax.GradientTransformation],
     **options: Any,
 ) -> Callable:
-    """One optimizer step of every cell: `(states, cells, teacher, batch)`.
+    """One optimizer step of every trial: `(states, trials, teacher, batch)`.
 
     Args:
       student: see `models.student`.
-      make_objective: an objective from a cell's numbers, which may be its weights and
+      make_objective: an objective from a trial's numbers, which may be its weights and
         temperatures.
       make_optimizer: likewise.
-      options: `prepare`, drawn for each cell, `micro_batches` and `dtype`, see
-        `steps.make_train_step`.
+      options: `prepare`, drawn for each trial, `micro_batches` and `dtype`, see
+        `train.make_train_step`.
 
     Returns:
-      `(states, cells, teacher, batch) -> (states, metrics)`. A batch is all cells' own
-      where its leaves have an axis of cells first (`mask` is `[cells, B]`), else it is
-      shared, and with it the forward pass of a live teacher that is not `Own`. Metrics
-      gain an axis of cells.
+      `(states, trials, teacher, batch) -> (states, metrics)`. A batch is all trials'
+      own where its leaves have an axis of trials first (`mask` is `[trials, B]`), else
+      it is shared, and with it the forward pass of a live teacher that is not
+      `PerTrial`. Metrics gain an axis of trials.
     """
 
-    def one(state, cell, teacher, batch):
-        objective, optimizer = make_objective(cell), make_optimizer(cell)
+    def one(state, trial, teacher, batch):
+        objective, optimizer = (
+            make_objective(trial),
+            make_optimizer(trial),
+        )
         step = make_train_step(student, objective, optimizer, **options)
-        return step(state, own.of_a_cell(teacher), batch)
+        return step(state, trials.of_one(teacher), batch)
 
-    def sweep_step(states, cells, teacher, batch):
-        given = (states, dict(cells), teacher, batch)
-        axes = (STACKED, 0, own.axes(teacher, 0, None), axis_of(batch))
-        if size(cells) == 1:
+    def sweep_step(states, trials, teacher, batch):
+        given = (states, dict(trials), teacher, batch)
+        axes = (STACKED, 0, trials.axes(teacher, 0, None), axis_of(batch))
+        if size(trials) == 1:
             return _alone(one, axes, (STACKED, 0))(*given)
         return jax.vmap(one, axes, (STACKED, 0))(*given)
 
@@ -108,19 +111,20 @@ def _alone(function: Callable, axes: Any, out_axes: Any) -> Callable:
 
 
 def scan_sweep(sweep_step: Callable) -> Callable:
-    """Many steps in one dispatch over resident data, as `steps.scan_train`.
+    """Many steps in one dispatch over resident data, as `train.scan_train`.
 
     Returns:
-      `(states, (cells, teacher, examples), rows) -> (states, metrics)`: `rows` has
-      `index` and `mask` `[K, B]` for batches that all cells share, or `[K, cells, B]`;
-      metrics are `[K, cells]`. Teacher and examples may be `Own` in part.
+      `(states, (trials, teacher, examples), rows) -> (states, metrics)`: `rows` has
+      `index` and `mask` `[K, B]` for batches that all trials share, or
+      `[K, trials, B]`;
+      metrics are `[K, trials]`. Teacher and examples may be `PerTrial` in part.
     """
 
     def run(states, resident, rows):
-        cells, teacher, examples = resident
+        trials, teacher, examples = resident
 
         def body(states, row):
-            return sweep_step(states, cells, teacher, _take(examples, row))
+            return sweep_step(states, trials, teacher, _take(examples, row))
 
         return jax.lax.scan(body, states, rows)
 
@@ -128,17 +132,17 @@ def scan_sweep(sweep_step: Callable) -> Callable:
 
 
 def in_groups(program: Callable, group: int) -> Callable:
-    """`scan_sweep`'s program for some cells after others, each group all its steps.
+    """`scan_sweep`'s program for some trials after others, each group all its steps.
 
     Few states stay in a processor's cache where many are read from memory at every
     step. A live teacher's forward pass is run again for each group.
 
     Args:
       program: see `scan_sweep`.
-      group: cells that train at once; a divisor of all.
+      group: trials that train at once; a divisor of all.
     """
 
-    def cut(tree, axis=0):  # [..., cells, ...] to [groups, ..., of a group, ...]
+    def cut(tree, axis=0):  # [..., trials, ...] to [groups, ..., of a group, ...]
         def leaf(x):
             before, after = x.shape[:axis], x.shape[axis + 1 :]
             return jnp.moveaxis(x.reshape(*before, -1, group, *after), axis, 0)
@@ -149,21 +153,21 @@ def in_groups(program: Callable, group: int) -> Callable:
         return x.reshape(-1, *x.shape[2:])
 
     def run(states, resident, rows):
-        cells, *given = resident
+        trials, *given = resident
         first, bodies = states.step, replace(states, step=())
-        each, shared = own.apart(given)
+        each, shared = trials.apart(given)
         each_rows = cut(rows, 1) if axis_of(rows, 1) is not None else None
 
         def train(part):
-            states, cells, each, each_rows = part
+            states, trials, each, each_rows = part
             states = replace(states, step=first)
             group_rows = rows if each_rows is None else each_rows
-            resident = (cells, *own.combine(each, shared))
+            resident = (trials, *trials.combine(each, shared))
             states, metrics = program(states, resident, group_rows)
             metrics = jax.tree.map(lambda x: x.swapaxes(0, 1), metrics)
             return replace(states, step=()), metrics, states.step
 
-        parts = (*cut((bodies, dict(cells), each)), each_rows)
+        parts = (*cut((bodies, dict(trials), each)), each_rows)
         bodies, metrics, steps = jax.lax.map(train, parts)
         bodies, metrics = jax.tree.map(join, (bodies, metrics))
         metrics = jax.tree.map(lambda x: x.swapaxes(0, 1), metrics)
@@ -172,24 +176,24 @@ def in_groups(program: Callable, group: int) -> Callable:
     return run
 
 
-def cell(tree: Any, index: int) -> Any:
-    """One cell's part of a tree whose leaves have an axis of cells first."""
+def select_trial(tree: Any, index: int) -> Any:
+    """One trial's part of a tree whose leaves have an axis of trials first."""
     return jax.tree.map(lambda x: x[index], tree)
 
 
-def cell_state(states: TrainState, index: int) -> TrainState:
-    """One cell's state, as a single training would have it."""
-    return replace(cell(replace(states, step=()), index), step=states.step)
+def trial_state(states: TrainState, index: int) -> TrainState:
+    """One trial's state, as a single training would have it."""
+    return replace(select_trial(replace(states, step=()), index), step=states.step)
 
 
 def axis_of(batch: Batch, before: int = 0) -> int | None:
-    """0 where a batch is each cell's own; None where all share it."""
+    """0 where a batch is each trial's own; None where all share it."""
     return 0 if batch["mask"].ndim > before + 1 else None
 
 
 def _take(examples: Any, row: Batch) -> Batch:
-    """`steps.take`, whoever examples and row belong to."""
-    if axis_of(row) is None and not own.has_own(examples):
-        return take(examples, row)
-    one = lambda examples, row: take(own.of_a_cell(examples), row)  # noqa: E731
-    return jax.vmap(one, (own.axes(examples, 0, None), axis_of(row)))(examples, row)
+    """`step.gather_batch`, whoever examples and row belong to."""
+    if axis_of(row) is None and not trials.has_per_trial(examples):
+        return gather_batch(examples, row)
+    one = lambda examples, row: gather_batch(trials.of_one(examples), row)  # noqa: E731
+    return jax.vmap(one, (trials.axes(examples, 0, None), axis_of(row)))(examples, row)

@@ -13,39 +13,39 @@ from flax import linen as nn
 from jaxdistill import models
 from jaxdistill.data import Batches, Orders
 from jaxdistill.models import apply
-from jaxdistill.parallel.partitioner import Parallel
-from jaxdistill.study.sweep import own
+from jaxdistill.parallel.partitioner import Partitioner
+from jaxdistill.study.sweep import trials
 from jaxdistill.study.sweep.devices import compile_sweep, group_for
 from jaxdistill.study.sweep.steps import init_states, make_sweep_step
-from jaxdistill.study.sweep.trials import Cell
+from jaxdistill.study.sweep.trials import Trial
 from jaxdistill.teachers import fingerprints
 from jaxdistill.train.checkpoint import Checkpoints
 from jaxdistill.train.loop import fit, interval
-from jaxdistill.train.run_dir import Run
+from jaxdistill.train.run_dir import RunDir
 from jaxdistill.types import Objective
 
 
 def train(
     cells: Mapping[str, Any],
     module: nn.Module,
-    make_objective: Callable[[Cell], Objective],
-    make_optimizer: Callable[[Cell], optax.GradientTransformation],
+    make_objective: Callable[[Trial], Objective],
+    make_optimizer: Callable[[Trial], optax.GradientTransformation],
     *,
-    run: Parallel,
-    log: Run,
+    run: Partitioner,
+    log: RunDir,
     name: str,
     examples: Mapping[str, Any],
     batches: Batches | Orders,
     steps: int,
     teacher: Any = None,
     names: Sequence[str] = (),
-    evaluate: Callable[[apply.Live], Any] | None = None,
+    evaluate: Callable[[apply.BoundModule], Any] | None = None,
     evaluations: int = 5,
     best: str | None = None,
     progress: bool = True,
     **options: Any,
-) -> apply.Live:
-    """Trains a grid through `loop.fit`, resumed from its checkpoints.
+) -> apply.BoundModule:
+    """Trains a grid through `train.fit`, resumed from its checkpoints.
 
     Args:
       cells: `{name: [cells]}`, with `seed`.
@@ -56,7 +56,7 @@ def train(
       log: the run directory.
       name: in logs and of the checkpoint folder.
       examples: not placed, `Own` in part perhaps (`stack`); with stored outputs as
-        `teacher`, see `cache.read`.
+        `teacher`, see `store.read`.
       batches: which examples go into which batch: the same for all cells, or `Orders`.
       steps: optimizer steps.
       teacher: not placed: `teachers.Stored()`, a live teacher, each cell's own
@@ -64,7 +64,7 @@ def train(
       names: of the cells in logs; without, a record is their mean.
       evaluate: `all students -> {name: number}`, with names one such of each cell.
       evaluations: records and checkpoints of the training, about so many
-        (`loop.interval`).
+        (`train.interval`).
       best: see `Checkpoints`; of the cells' mean.
       progress: whether to show a bar.
       options: see `make_sweep_step`.
@@ -73,12 +73,6 @@ def train(
       All students as one placed model, whose variables have an axis of cells first.
     """
     student = models.student(module)
-    first = jax.tree.map(
-        lambda x: (x.tree[0] if own.is_own(x) else x)[:1],
-        {name: array for name, array in examples.items() if name != "teacher"},
-        is_leaf=own.is_own,
-    )
-    first["mask"] = np.ones(1, np.float32)
     cell = {name: np.asarray(of)[0] for name, of in cells.items()}
     checkpoints = Checkpoints(
         log.path / "checkpoints" / name,
@@ -92,12 +86,12 @@ def train(
         best=best,
     )
     step = make_sweep_step(student, make_objective, make_optimizer, **options)
-    _, shared = own.apart(teacher)
+    _, shared = trials.apart(teacher)
     # A live teacher that all share is asked once for all.
     group = None if jax.tree.leaves(shared) else group_for(run)
     trained = partial(apply.trained, module)
     states = fit(
-        init_states(cells, student, make_optimizer, first),
+        init_states(cells, student, make_optimizer, _first(examples)),
         compile_sweep(run, step, cells, group=group),
         run=run,
         examples=run.replicate(dict(examples)),
@@ -114,3 +108,13 @@ def train(
     )
     checkpoints.close()
     return trained(run.place(states))
+
+
+def _first(examples: Mapping[str, Any]) -> dict[str, Any]:
+    """A batch of the first example, of the first trial where each has its own."""
+    first = jax.tree.map(
+        lambda x: (x.tree[0] if trials.is_per_trial(x) else x)[:1],
+        {name: array for name, array in examples.items() if name != "teacher"},
+        is_leaf=trials.is_per_trial,
+    )
+    return {**first, "mask": np.ones(1, np.float32)}

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cells: every combination of hyperparameters and seeds."""
+"""Trials: every combination of hyperparameters and seeds, and what each has alone."""
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
+from flax import struct
 
-Cell = Mapping[str, Any]
+Trial = Mapping[str, Any]
 """One cell's numbers, traced, by their names."""
 
 
@@ -39,3 +41,75 @@ def grid(**axes: Iterable[Any]) -> dict[str, np.ndarray]:
 def size(cells: Mapping[str, Any]) -> int:
     """How many cells there are."""
     return len(next(iter(cells.values())))
+
+
+@struct.dataclass
+class PerTrial:
+    """Arrays with an axis of cells first, each cell's own; others are shared by all."""
+
+    tree: Any
+
+
+def is_per_trial(node: Any) -> bool:
+    """Whether a node of a tree is each cell's own."""
+    return isinstance(node, PerTrial)
+
+
+def has_per_trial(tree: Any) -> bool:
+    """Whether anything in a tree is each cell's own."""
+    return any(map(is_per_trial, jax.tree.leaves(tree, is_leaf=is_per_trial)))
+
+
+def stack(trees: Sequence[Any]) -> Any:
+    """The cells' trees as one: what is one object in all is shared, the rest `Own`.
+
+    Args:
+      trees: examples or teachers, of one structure, one for each cell.
+
+    >>> one, two = np.zeros(2), np.ones(2)
+    >>> both = stack([{"inputs": one, "labels": one}, {"inputs": one, "labels": two}])
+    >>> print(both["inputs"].shape, both["labels"].tree.shape)
+    (2,) (2, 2)
+    """
+
+    def leaf(*each):
+        if all(x is each[0] for x in each):
+            return each[0]
+        return PerTrial(np.stack([np.asarray(x) for x in each]))
+
+    return jax.tree.map(leaf, *trees)
+
+
+def axes(tree: Any, own: Any, shared: Any) -> Any:
+    """A prefix of the tree: `own` at what is each cell's own, `shared` elsewhere."""
+    return jax.tree.map(
+        lambda x: own if is_per_trial(x) else shared, tree, is_leaf=is_per_trial
+    )
+
+
+def of_one(tree: Any) -> Any:
+    """The tree as one cell has it, under vmap over `axes(tree, 0, None)`."""
+    return jax.tree.map(
+        lambda x: x.tree if is_per_trial(x) else x, tree, is_leaf=is_per_trial
+    )
+
+
+def apart(tree: Any) -> tuple[Any, Any]:
+    """Two trees, `(own, shared)`, with None for what the other has."""
+    own = jax.tree.map(
+        lambda x: x if is_per_trial(x) else None, tree, is_leaf=is_per_trial
+    )
+    shared = jax.tree.map(
+        lambda x: None if is_per_trial(x) else x, tree, is_leaf=is_per_trial
+    )
+    return own, shared
+
+
+def combine(own: Any, shared: Any) -> Any:
+    """The tree that `apart` took apart."""
+    return jax.tree.map(
+        lambda a, b: b if a is None else a,
+        own,
+        shared,
+        is_leaf=lambda x: x is None or is_per_trial(x),
+    )

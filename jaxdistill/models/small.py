@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small classifiers of texts: a bag of embeddings, and a bidirectional LSTM.
+"""Small models: an MLP, a ConvNet, a bag of embeddings and a BiLSTM.
 
-What lies in the padding changes nothing: it is read as token 0, and never counted.
+In a text model what lies in the padding changes nothing: it is read as token 0, and
+never counted.
 """
 
 from collections.abc import Mapping
@@ -10,8 +11,84 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxdistill.models.config import rows_of
+from jaxdistill.models.layers import Norm, convolve, halve, normalise, with_channels
 from jaxdistill.models.transformer import NORMAL
 from jaxdistill.types import Array, Outputs
+
+
+class ConvNet(nn.Module):
+    """3x3 convolution, ReLU and 2x2 max pooling per stage, then one hidden layer.
+
+    Attributes:
+      features: the channels of each stage.
+      hidden: the width of the dense hidden layer.
+      num_classes: C.
+      norm: "batch" or "group" between convolution and ReLU, or None.
+      dropout: dropout rate on the dense hidden layer.
+      axis_name: the pmap axis that BatchNorm sums over, or None.
+    """
+
+    features: tuple[int, ...] = (32, 64)
+    hidden: int = 128
+    num_classes: int = 10
+    norm: Norm | None = None
+    dropout: float = 0.0
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, inputs, mask=None, train=False) -> Outputs:
+        """Logits `[B, C]` from images `[B, H, W]` or `[B, H, W, channels]`.
+
+        Hiddens: each stage's map after pooling, `[B, H / 2, W / 2, features[0]]` and so
+        on (an odd last row or column is dropped), then the dense layer `[B, hidden]`
+        after ReLU.
+        """
+        x = with_channels(inputs)
+        hiddens = []
+        for width in self.features:
+            # The norm's own bias follows: a second one would have no gradient.
+            x = nn.Conv(
+                width,
+                (3, 3),
+                padding=1,
+                use_bias=self.norm is None,
+                conv_general_dilated=convolve,
+            )(x)
+            if self.norm is not None:
+                x = normalise(x, mask, train, self.norm, self.axis_name)
+            x = halve(nn.relu(x))
+            hiddens.append(x)
+        x = nn.relu(nn.Dense(self.hidden)(x.reshape(x.shape[0], -1)))
+        hiddens.append(x)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return Outputs(nn.Dense(self.num_classes)(x), tuple(hiddens))
+
+
+class MLP(nn.Module):
+    """Dense layers with ReLU between them; `MLP((512, 256, 10))` has two hidden layers.
+
+    Attributes:
+      features: widths of all layers but the input, a tuple whose last is the classes.
+      input_dropout: dropout rate on the flattened input.
+      dropout: dropout rate on each hidden layer.
+    """
+
+    features: tuple[int, ...]
+    input_dropout: float = 0.0
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, inputs, mask=None, train=False) -> Outputs:
+        """Logits `[B, C]` and the hidden layers after ReLU, from inputs `[B, ...]`."""
+        del mask  # no layer here looks across examples
+        x = inputs.reshape(inputs.shape[0], -1)
+        x = nn.Dropout(self.input_dropout, deterministic=not train)(x)
+        hiddens = []
+        for width in self.features[:-1]:
+            x = nn.relu(nn.Dense(width)(x))
+            hiddens.append(x)
+            x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return Outputs(nn.Dense(self.features[-1])(x), tuple(hiddens))
 
 
 class BagOfEmbeddings(nn.Module):

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
+from flax import linen as nn
 from flax import struct
 
+from jaxdistill.models.apply import BoundModule
 from jaxdistill.types import (
     Batch,
     Outputs,
-    TopK,
     whole_logits,
 )
 
@@ -48,25 +49,6 @@ class MeanLogits:
         return Outputs(total / len(self.members))
 
 
-@struct.dataclass
-class Stored:
-    """Outputs that were computed before: the batch brings them (see `cache`).
-
-    `batch["teacher"]` holds `[B, views, ...]` arrays; of several views a `prepare`
-    (`views.replay`) has chosen one. Hidden states are a mapping by layer, counted from
-    0: how many the teacher has is not known, and no layer is the last.
-    """
-
-    def __call__(self, batch: Batch) -> Outputs:
-        taught = {name: array[:, 0] for name, array in batch["teacher"].items()}
-        if "logits" in taught:
-            logits = taught["logits"]
-        else:
-            logits = TopK(taught["ids"], taught["log_probs"], taught["logsumexp"])
-        names = [name for name in taught if name.startswith("hidden_")]
-        return Outputs(logits, {int(name[7:]): taught[name] for name in names})
-
-
 def ensemble(members: Sequence[Any]) -> Ensemble:
     """Several teachers of the same classes, their tempered probabilities averaged.
 
@@ -89,3 +71,13 @@ def _some(members: Sequence[Any]) -> tuple[Any, ...]:
     if not members:
         raise ValueError("an ensemble needs at least one teacher, got none")
     return tuple(members)
+
+
+def live(module: nn.Module, variables: Any) -> BoundModule:
+    """A teacher that runs its forward pass in the student's step.
+
+    Args:
+      module: called as `module(inputs, mask=None, train=False) -> Outputs`.
+      variables: `{"params": ..., "batch_stats": ...}`.
+    """
+    return BoundModule(variables, module)

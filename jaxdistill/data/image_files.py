@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The original IDX files of MNIST and its kin, verified by checksum."""
+"""Image data sets from their original files: IDX (MNIST) and CIFAR-100's binaries."""
 
 import gzip
 import hashlib
@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxdistill.data.errors import DataError
+from jaxdistill.data.examples import DataError
+
+pass
 
 Examples = dict[str, np.ndarray]
 """`images` uint8 `[N, H, W]` and `labels` int32 `[N]`."""
 
-FILES = {
+IDX_FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
@@ -51,7 +53,7 @@ SHA256 = {
 }
 
 
-def find(name: str, data_dir: str | Path | None) -> Path | None:
+def find_idx(name: str, data_dir: str | Path | None) -> Path | None:
     """The folder of IDX files, None where there are none.
 
     Raises:
@@ -65,7 +67,7 @@ def find(name: str, data_dir: str | Path | None) -> Path | None:
     if not root.is_dir():
         raise DataError(f"data folder {root} does not exist or is not a folder")
     for folder in (root, root / name):
-        found = [file for file in SHA256[name] if locate(folder, file)]
+        found = [file for file in SHA256[name] if locate_idx(folder, file)]
         missing = sorted(set(SHA256[name]) - set(found))
         if found and missing:
             raise DataError(
@@ -77,37 +79,37 @@ def find(name: str, data_dir: str | Path | None) -> Path | None:
     return None
 
 
-def locate(folder: Path, file: str) -> Path | None:
+def locate_idx(folder: Path, file: str) -> Path | None:
     """A folder's file, gzipped or raw, None where there is neither."""
     return next(
         (p for p in (folder / f"{file}.gz", folder / file) if p.is_file()), None
     )
 
 
-def read(name: str, folder: Path) -> dict[str, Examples]:
+def read_idx(name: str, folder: Path) -> dict[str, Examples]:
     """Both splits from a folder that `find` gave.
 
     Raises:
       DataError: a damaged file, or another one of that name.
     """
     splits = {}
-    for split, (images, labels) in FILES.items():
+    for split, (images, labels) in IDX_FILES.items():
         arrays = []
         for file in (images, labels):
-            path = locate(folder, file)
+            path = locate_idx(folder, file)
             assert path is not None
-            raw = unpack(path)
+            raw = unpack_idx(path)
             if hashlib.sha256(raw).hexdigest() != SHA256[name][file]:
                 raise DataError(
                     f"{path} is not the original {name} file: its SHA-256 differs "
                     f"({len(raw)} bytes uncompressed); fetch it again"
                 )
-            arrays.append(parse(raw))
+            arrays.append(parse_idx(raw))
         splits[split] = {"images": arrays[0], "labels": arrays[1].astype(np.int32)}
     return splits
 
 
-def unpack(path: Path) -> bytes:
+def unpack_idx(path: Path) -> bytes:
     """A file's bytes, unpacked where it is gzipped.
 
     Raises:
@@ -120,7 +122,7 @@ def unpack(path: Path) -> bytes:
         raise DataError(f"{path} is damaged or cut short: {error}") from error
 
 
-def parse(raw: bytes) -> np.ndarray:
+def parse_idx(raw: bytes) -> np.ndarray:
     """The uint8 array in an IDX file: zeros, type 8, rank, big-endian shape, bytes.
 
     Raises:
@@ -135,3 +137,46 @@ def parse(raw: bytes) -> np.ndarray:
             f"the IDX file says shape {tuple(shape)} but holds {values.size} values"
         )
     return values.reshape(shape)
+
+
+CIFAR = "cifar100"
+CIFAR_URL = "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz"
+CIFAR_COUNTS = {"train": 50_000, "test": 10_000}
+CIFAR_PIXELS = 3 * 32 * 32
+
+
+def read_cifar(data_dir: str | Path | None) -> dict[str, Examples]:
+    """Both splits from a folder with train.bin and test.bin; the labels are the fine.
+
+    A record is a coarse label, a fine label, and the image channel by channel.
+
+    Raises:
+      DataError: a missing folder or file, or one of another size.
+    """
+    if data_dir is None:
+        raise DataError(
+            f"{CIFAR} needs --data-dir: unpack {CIFAR_URL} and give its folder with "
+            "train.bin and test.bin"
+        )
+    root = Path(data_dir)
+    folder = root / "cifar-100-binary"
+    folder = folder if folder.is_dir() else root
+    return {
+        split: _cifar_split(folder / f"{split}.bin", n)
+        for split, n in CIFAR_COUNTS.items()
+    }
+
+
+def _cifar_split(path: Path, count: int) -> Examples:
+    if not path.is_file():
+        raise DataError(f"{path} does not exist; it is in {CIFAR_URL}")
+    raw = np.fromfile(path, np.uint8)
+    if raw.size != count * (2 + CIFAR_PIXELS):
+        raise DataError(
+            f"{path} has {raw.size} bytes, expected {count * (2 + CIFAR_PIXELS)}: it "
+            f"is damaged or cut short; fetch {CIFAR_URL} again"
+        )
+    records = raw.reshape(count, 2 + CIFAR_PIXELS)
+    images = records[:, 2:].reshape(count, 3, 32, 32).transpose(0, 2, 3, 1)
+    labels = records[:, 1].astype(np.int32)
+    return {"images": np.ascontiguousarray(images), "labels": labels}

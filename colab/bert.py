@@ -14,7 +14,8 @@
 # %% [markdown]
 # # jaxdistill: a BERT teaches a small Transformer
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/jaxdistill/jaxdistill/blob/main/colab/bert.ipynb)
+# [![Open in
+# Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/jaxdistill/jaxdistill/blob/main/colab/bert.ipynb)
 #
 # The teacher is a DistilBERT of 67 million parameters that somebody fine-tuned to tell
 # whether a film review is positive. The student has two layers of a sixth of the width,
@@ -152,9 +153,9 @@ def encoded(split):
 train_split, test = encoded(texts.train), encoded(texts.test)
 
 # %% [markdown]
-# ## The rows of the table
+# ## The arms of the table
 #
-# A row is a network, an objective, an optimizer, and who teaches. The pretrained
+# An arm is a network, an objective, an optimizer, and who teaches. The pretrained
 # teacher takes no step: it stays as it starts.
 
 # %%
@@ -187,7 +188,7 @@ def read(state, teacher, seed):
     return state.replace(params=loaded["params"])
 
 
-rows = {
+arms = {
     "teacher": study.Arm(teacher, hard, optimizer)
     if loaded is None
     else study.Arm(teacher, hard, optimizer, start=read, steps=0),
@@ -202,22 +203,22 @@ rows = {
 # in the run directory.
 
 # %%
-run = parallel.choose("auto")
+partitioner = parallel.choose("auto")
 experiment = study.Study(
-    run,
+    partitioner,
     train.RunDir(RUN_DIR, SETTINGS),
-    examples=lambda row, seed: train_split,
+    examples=lambda arm, seed: train_split,
     steps=STEPS,
     batch_size=SETTINGS["batch_size"],
-    test=train.Evaluator(run, test),
+    test=train.Evaluator(partitioner, test),
     stored=True,
 )
-study.compare(experiment, rows, seeds=1)
+study.compare(experiment, arms, seeds=1)
 print(report.write(RUN_DIR))
 
 # %% [markdown]
 # One seed says little. `experiments/sst2_bert.py` has more students, seeds, and hidden
-# states and relations of queries, keys and values as lessons.
+# states and relations of queries, keys and values to learn.
 
 # %% [markdown]
 # ## Ask them
@@ -232,10 +233,10 @@ REVIEWS = [
 ]
 inputs = pretrained.encode(tokenizer, REVIEWS, SETTINGS["length"])
 batch = {"inputs": inputs, "mask": np.ones(len(REVIEWS), np.float32)}
-known = {"teacher": run.place(experiment.train("teacher", rows["teacher"], 0))}
+known = {"teacher": partitioner.place(experiment.train("teacher", arms["teacher"], 0))}
 for name in ("scratch", "distilled"):
-    taught_by = known["teacher"] if rows[name].teacher else None
-    known[name] = experiment.train(name, rows[name], 0, taught_by)
+    its_teacher = known["teacher"] if arms[name].teacher else None
+    known[name] = experiment.train(name, arms[name], 0, its_teacher)
 for name, model in known.items():
-    positive = jax.nn.softmax(run.fetch(model)(batch).logits)[:, 1]
+    positive = jax.nn.softmax(partitioner.fetch(model)(batch).logits)[:, 1]
     print(f"{name:10}", *(f"{p:.2f}" for p in positive))

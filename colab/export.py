@@ -14,7 +14,8 @@
 # %% [markdown]
 # # jaxdistill: from a run to the device
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/jaxdistill/jaxdistill/blob/main/colab/export.ipynb)
+# [![Open in
+# Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/jaxdistill/jaxdistill/blob/main/colab/export.ipynb)
 #
 # A finished run becomes files that a device runs: its student as ONNX, as floats and in
 # eight bits. One cell runs them with ONNX Runtime alone, as the device would; the last
@@ -71,22 +72,22 @@ both = objectives.combine(
     }
 )
 teacher, student = models.ConvNet((16, 32), 64), models.MLP((32, 10))
-rows = {
+arms = {
     "teacher": study.Arm(teacher, hard, optimizer),
     "scratch": study.Arm(student, hard, optimizer),
     "distilled": study.Arm(student, both, optimizer, teacher="teacher"),
 }
-run = parallel.choose("auto")
+partitioner = parallel.choose("auto")
 experiment = study.Study(
-    run,
+    partitioner,
     train.RunDir(RUN_DIR, SETTINGS),
-    examples=lambda row, seed: train_split,
+    examples=lambda arm, seed: train_split,
     steps=SETTINGS["steps"],
     batch_size=SETTINGS["batch_size"],
-    test=train.Evaluator(run, test),
+    test=train.Evaluator(partitioner, test),
     stored=True,
 )
-summary = study.compare(experiment, rows, seeds=1)
+summary = study.compare(experiment, arms, seeds=1)
 
 # %% [markdown]
 # ## Export the student

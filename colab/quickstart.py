@@ -14,7 +14,8 @@
 # %% [markdown]
 # # jaxdistill: a teacher, a student, and what passes between them
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/jaxdistill/jaxdistill/blob/main/colab/quickstart.ipynb)
+# [![Open in
+# Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/jaxdistill/jaxdistill/blob/main/colab/quickstart.ipynb)
 #
 # Three networks learn to read 8x8 handwritten digits: a teacher, a small student that
 # has only labels (from scratch), and the same small student that also has the teacher.
@@ -95,8 +96,8 @@ SETTINGS = {
     "learning_rate": 1e-3,
     "seed": 0,
 }
-log = train.RunDir(RUN_DIR, SETTINGS)
-already = {r["fit"]: r["step"] for r in log.records}
+run_dir = train.RunDir(RUN_DIR, SETTINGS)
+already = {r["fit"]: r["step"] for r in run_dir.records}
 print(f"{RUN_DIR}:", f"resuming from steps {already}" if already else "a fresh run")
 
 # %% [markdown]
@@ -141,8 +142,11 @@ student_module = models.MLP(SETTINGS["student"])
 
 STEPS = SETTINGS["steps"]
 optimizer = optax.adam(optax.cosine_decay_schedule(SETTINGS["learning_rate"], STEPS))
-run = parallel.choose("auto")
-validate, final_test = train.Evaluator(run, validation), train.Evaluator(run, test)
+partitioner = parallel.choose("auto")
+validate, final_test = (
+    train.Evaluator(partitioner, validation),
+    train.Evaluator(partitioner, test),
+)
 
 
 # %%
@@ -154,28 +158,30 @@ def learn(name, module, objective, examples, teacher=None):
     state = train.init_state(
         jax.random.key(SETTINGS["seed"]), student, optimizer, example
     )
-    lesson = (
-        None if teacher is None else fingerprints.of_tree(run.fetch(teacher.variables))
+    digest = (
+        None
+        if teacher is None
+        else fingerprints.of_tree(partitioner.fetch(teacher.variables))
     )
     checkpoints = train.Checkpoints(
-        RUN_DIR / "checkpoints" / name, identity={**SETTINGS, "teacher": lesson}
+        RUN_DIR / "checkpoints" / name, identity={**SETTINGS, "teacher": digest}
     )
     state = train.fit(
         state,
-        run.compile(step, batch_axis=1),
-        run=run,
-        examples=run.replicate(examples),
+        partitioner.compile(step, batch_axis=1),
+        partitioner=partitioner,
+        examples=partitioner.replicate(examples),
         batches=data.Batches(len(examples["labels"]), SETTINGS["batch_size"]),
         steps=STEPS,
         teacher=teacher,
         evaluate=lambda state: validate(models.trained(module, state), teacher),
         evaluate_every=train.interval(STEPS, SETTINGS["evaluations"]),
         checkpoints=checkpoints,
-        log=log,
+        run_dir=run_dir,
         name=name,
     )
     checkpoints.close()
-    return run.place(models.trained(module, state))
+    return partitioner.place(models.trained(module, state))
 
 
 teacher = learn("teacher", teacher_module, hard, few)
@@ -190,7 +196,7 @@ distilled = learn("distilled", student_module, both, everything, teacher)
 # %%
 figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
 for name in ("teacher", "scratch", "distilled"):
-    points = [r for r in log.records if r["fit"] == name]
+    points = [r for r in run_dir.records if r["fit"] == name]
     accuracy = [100 * r["accuracy"] for r in points]
     axis.plot([r["step"] for r in points], accuracy, label=name)
 axis.set(xlabel="step", ylabel="validation accuracy, %")
@@ -207,7 +213,7 @@ plt.show()
 
 # %%
 batch = {"inputs": test["inputs"], "mask": np.ones(len(test["labels"]), np.float32)}
-logits = np.asarray(run.fetch(teacher)(batch).logits)
+logits = np.asarray(partitioner.fetch(teacher)(batch).logits)
 surest_last = np.argsort(jax.nn.softmax(logits).max(-1))
 shown = surest_last[(np.array([0.5, 0.25, 0.12, 0.04]) * len(logits)).astype(int)]
 
@@ -233,11 +239,11 @@ plt.show()
 # %%
 trained = {"teacher": teacher, "scratch": scratch, "distilled": distilled}
 scores = {name: final_test(model, teacher) for name, model in trained.items()}
-log.write("summary.json", scores)
+run_dir.write("summary.json", scores)
 
 print(f"{'':10} {'parameters':>10} {'accuracy':>9} {'agreement':>9} {'NLL':>7}")
 for name, row in scores.items():
-    size = benchmark.parameters(run.fetch(trained[name]).variables)
+    size = benchmark.parameters(partitioner.fetch(trained[name]).variables)
     accuracy, agreement = 100 * row["accuracy"], 100 * row["agreement"]
     print(f"{name:10} {size:10,} {accuracy:8.2f}% {agreement:8.2f}% {row['nll']:7.3f}")
 gain = 100 * (scores["distilled"]["accuracy"] - scores["scratch"]["accuracy"])

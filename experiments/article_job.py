@@ -77,8 +77,8 @@ class Task:
         self.train, self.test = (
             self._examples(split) for split in (self.source.train, self.source.test)
         )
-        self.run = parallel.choose("jit")
-        self.placed = self.run.replicate(self.train)
+        self.partitioner = parallel.choose("jit")
+        self.placed = self.partitioner.replicate(self.train)
         self.optimizer = optax.adam(config.learning_rate)
         self.modules = {
             "teacher": models.MLP((*config.teacher, self.source.num_classes)),
@@ -94,7 +94,7 @@ class Task:
             "student": objectives.combine(both),
         }
         self._steps: dict[str, Callable] = {}
-        self._taught: dict[int, Any] = {}
+        self._teachers: dict[int, Any] = {}
 
     def fresh(self, name: str, seed: int) -> TrainState:
         """The state a training starts from."""
@@ -113,7 +113,9 @@ class Task:
         if name not in self._steps:
             student = models.student(self.modules[name])
             step = train.make_train_step(student, self.objectives[name], self.optimizer)
-            self._steps[name] = self.run.compile(train.scan_train(step), batch_axis=1)
+            self._steps[name] = self.partitioner.compile(
+                train.scan_train(step), batch_axis=1
+            )
         return self._steps[name]
 
     def batches(self, seed: int) -> data.Batches:
@@ -129,7 +131,7 @@ class Task:
         return train.fit(
             self.fresh(name, seed),
             self.step(name),
-            run=self.run,
+            partitioner=self.partitioner,
             examples=self.placed,
             batches=batches,
             steps=steps,
@@ -140,15 +142,15 @@ class Task:
             progress=self.config.progress,
         )
 
-    def taught(self, seed: int) -> Any:
+    def teacher_variables(self, seed: int) -> Any:
         """The variables of a teacher trained on the labels."""
-        if seed not in self._taught:
-            self._taught[seed] = _variables(self.fit("teacher", seed))
-        return self._taught[seed]
+        if seed not in self._teachers:
+            self._teachers[seed] = _variables(self.fit("teacher", seed))
+        return self._teachers[seed]
 
-    def teacher(self, taught: Any) -> models.BoundModule:
+    def teacher(self, variables: Any) -> models.BoundModule:
         """A live teacher, not placed."""
-        return teachers.live(self.modules["teacher"], taught)
+        return teachers.live(self.modules["teacher"], variables)
 
     def torch_loss(self) -> Callable:
         """The student's loss in PyTorch."""

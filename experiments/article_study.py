@@ -111,61 +111,63 @@ def execute(config: Config) -> dict[str, Any]:
     """Searches with one seed, then compares the arms' best with fresh ones."""
     source = data.load(config.data, config.data_dir)
     train_split, held = data.holdout(source.train, config.validation)
-    run, together = divide(config.parallel, config.seeds)
+    partitioner, together = divide(config.parallel, config.seeds)
     train_set = source.inputs(train_split)
     batches = data.Batches(len(train_split["labels"]), config.batch_size)
     experiment = study.Study(
-        run,
+        partitioner,
         train.RunDir(config.run_dir, train.settings(config)),
         examples=study.few_labels(train_set, config.labels),
         steps=config.epochs * batches.steps_per_epoch,
         batch_size=config.batch_size,
-        test=train.Evaluator(run, source.inputs(source.test)),
-        validation=train.Evaluator(run, source.inputs(held)),
+        test=train.Evaluator(partitioner, source.inputs(source.test)),
+        validation=train.Evaluator(partitioner, source.inputs(held)),
         evaluations=3,
         together=together,
         progress=config.progress,
     )
-    make = RowMaker(config, experiment.steps, source.background)
+    make = ArmMaker(config, experiment.steps, source.background)
     best, table = search(config, experiment, make)
-    experiment.log.write("search.json", table)
-    rows = {"teacher": make.row("teacher", TEACHER)}
-    rows |= {arm: make.row(arm, best[arm]) for arm in ARMS}
+    experiment.run_dir.write("search.json", table)
+    arms = {"teacher": make.arm("teacher", TEACHER)}
+    arms |= {name: make.arm(name, best[name]) for name in ARMS}
     summary = study.compare(
-        experiment, rows, config.seeds, given=lambda s: untrained(experiment, make, s)
+        experiment, arms, config.seeds, given=lambda s: untrained(experiment, make, s)
     )
     chosen = describe(best, table)
-    experiment.log.write_bytes("chosen.md", chosen.encode())
-    text = processes.on_first(lambda: report.write(experiment.log.path))
+    experiment.run_dir.write_bytes("chosen.md", chosen.encode())
+    text = processes.on_first(lambda: report.write(experiment.run_dir.path))
     if processes.is_first():
-        print(text, chosen, experiment.log, sep="\n")
+        print(text, chosen, experiment.run_dir, sep="\n")
     return summary
 
 
-def search(config: Config, experiment: study.Study, make: "RowMaker"):
+def search(config: Config, experiment: study.Study, make: "ArmMaker"):
     """Each arm's best trial by validation accuracy, and all trials' scores."""
     teacher = experiment.train(
-        "search_teacher", make.row("teacher", TEACHER), SEARCH_SEED
+        "search_teacher", make.arm("teacher", TEACHER), SEARCH_SEED
     )
     given = {
-        "teacher": experiment.run.place(teacher),
+        "teacher": experiment.partitioner.place(teacher),
         **untrained(experiment, make, SEARCH_SEED),
     }
     best: dict[str, Trial] = {}
-    table: dict[str, list] = {arm: [] for arm in ARMS}
+    table: dict[str, list] = {name: [] for name in ARMS}
     trials = draw(config.trials, config.student_shift)
-    for arm in ARMS:
+    for name in ARMS:
         for number, trial in enumerate(trials):
-            row = make.row(arm, trial)
-            taught_by = None if row.teacher is None else given[row.teacher]
+            arm = make.arm(name, trial)
+            its_teacher = None if arm.teacher is None else given[arm.teacher]
             model = experiment.train(
-                f"search_{arm}_{number}", row, SEARCH_SEED, taught_by
+                f"search_{name}_{number}", arm, SEARCH_SEED, its_teacher
             )
             assert experiment.validation is not None
-            scores = experiment.validation(experiment.run.place(model), taught_by)
-            table[arm].append({**trial._asdict(), "accuracy": scores["accuracy"]})
-        order = [trial["accuracy"] for trial in table[arm]]
-        best[arm] = trials[int(np.argmax(order))]
+            scores = experiment.validation(
+                experiment.partitioner.place(model), its_teacher
+            )
+            table[name].append({**trial._asdict(), "accuracy": scores["accuracy"]})
+        order = [trial["accuracy"] for trial in table[name]]
+        best[name] = trials[int(np.argmax(order))]
     return best, table
 
 
@@ -185,42 +187,46 @@ def draw(count: int, most_shift: int = 0) -> list[Trial]:
     ]
 
 
-class RowMaker:
-    """Rows of this study from an arm's name and a trial."""
+class ArmMaker:
+    """Arms of this study from a name and a trial."""
 
     def __init__(self, config: Config, steps: int, fill: Any):
         """`fill` is the normalised background, which a shifted image is padded with."""
         self.steps, self.fill = steps, fill
         self.teacher = models.MLP((*config.teacher, 10), dropout=0.2)
         self.student = models.MLP((*config.student, 10))
-        self.row = cache(self._row)  # the same row again compiles once
+        self.arm = cache(self._arm)  # the same arm again compiles once
 
-    def _row(self, arm: str, trial: Trial) -> study.Arm:
+    def _arm(self, name: str, trial: Trial) -> study.Arm:
         """The arm trained with the trial's hyperparameters."""
         rate = optax.cosine_decay_schedule(trial.learning_rate, self.steps)
-        smoothing = trial.label_smoothing if arm == "label_smoothing" else 0.0
+        smoothing = trial.label_smoothing if name == "label_smoothing" else 0.0
         terms = {"hard": (1.0, objectives.hard_labels(label_smoothing=smoothing))}
-        taught_by = {"distilled": "teacher", "untrained_teacher": "untrained"}.get(arm)
-        if taught_by:
+        its_teacher = {"distilled": "teacher", "untrained_teacher": "untrained"}.get(
+            name
+        )
+        if its_teacher:
             soft = objectives.soft_targets(temperature=trial.temperature)
             terms = {
                 "hard": (1 - trial.soft_weight, objectives.hard_labels()),
                 "soft": (trial.soft_weight, soft),
             }
         return study.Arm(
-            self.teacher if arm == "teacher" else self.student,
+            self.teacher if name == "teacher" else self.student,
             objectives.combine(terms),
             optax.adamw(rate, weight_decay=trial.weight_decay),
-            taught_by,
+            its_teacher,
             shift(trial.shift, self.fill) if trial.shift else None,
         )
 
 
-def untrained(experiment: study.Study, make: RowMaker, seed: int) -> dict[str, Any]:
+def untrained(experiment: study.Study, make: ArmMaker, seed: int) -> dict[str, Any]:
     """A teacher as it is drawn, never trained."""
-    row = make.row("teacher", TEACHER)
-    state = experiment.fresh(row, SEARCH_SEED + seed)
-    return {"untrained": experiment.run.place(models.trained(row.module, state))}
+    arm = make.arm("teacher", TEACHER)
+    state = experiment.fresh(arm, SEARCH_SEED + seed)
+    return {
+        "untrained": experiment.partitioner.place(models.trained(arm.module, state))
+    }
 
 
 def describe(best: dict[str, Trial], table: dict[str, list]) -> str:
@@ -229,14 +235,14 @@ def describe(best: dict[str, Trial], table: dict[str, list]) -> str:
         "| arm | learning rate | weight decay | shift | own | validation % |",
         "| --- | --: | --: | --: | --- | --: |",
     ]
-    for arm, trial in best.items():
+    for name, trial in best.items():
         own = {
             "scratch": "-",
             "label_smoothing": f"smoothing {trial.label_smoothing}",
-        }.get(arm, f"T {trial.temperature:g}, soft weight {trial.soft_weight}")
-        score = max(entry["accuracy"] for entry in table[arm])
+        }.get(name, f"T {trial.temperature:g}, soft weight {trial.soft_weight}")
+        score = max(entry["accuracy"] for entry in table[name])
         lines.append(
-            f"| {arm.replace('_', ' ')} | {trial.learning_rate:.1e} | "
+            f"| {name.replace('_', ' ')} | {trial.learning_rate:.1e} | "
             f"{trial.weight_decay:g} | {trial.shift} | {own} | {100 * score:.2f} |"
         )
     return "\n".join(lines) + "\n"

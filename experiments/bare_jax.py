@@ -23,9 +23,9 @@ def make_step(temperature: float, hard_weight: float, soft_weight: float, optimi
     `index` of its images and a `mask`, 0 where it is padded."""
 
     def losses(params, teacher, images, labels, mask):
-        logits, lesson = mlp(params, images), mlp(teacher, images)
+        logits, teacher_logits = mlp(params, images), mlp(teacher, images)
         log_q = jax.nn.log_softmax(logits / temperature)
-        log_p = jax.nn.log_softmax(lesson / temperature)
+        log_p = jax.nn.log_softmax(teacher_logits / temperature)
         soft = temperature**2 * (jnp.exp(log_p) * (log_p - log_q)).sum(-1)
         log_probs = jax.nn.log_softmax(logits)
         hard = -jnp.take_along_axis(log_probs, labels[:, None], -1)[:, 0]

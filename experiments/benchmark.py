@@ -100,11 +100,11 @@ def execute(config: Config) -> dict[str, Any]:
         small |= {"rounds": 2, "processes": 1, "students": 4, "resnet_images": 64}
         config = replace(config, **small, epochs=2)
     free = ("part", "rounds", "processes", "data_dir", "run_dir", "save", "progress")
-    log = train.RunDir(
+    run_dir = train.RunDir(
         config.run_dir, {k: v for k, v in asdict(config).items() if k not in free}
     )
     task = Task(config)
-    path = log.path / "summary.json"
+    path = run_dir.path / "summary.json"
     summary = json.loads(path.read_text()) if path.exists() else {}
     jobs: dict[str, Callable] = {
         "loops": epochs,
@@ -115,31 +115,31 @@ def execute(config: Config) -> dict[str, Any]:
     for part in PARTS if config.part == "all" else (config.part,):
         result = jobs[part](task)
         summary[part] = {**result, "machine": machine(config.threads)}
-        log.write("summary.json", summary)
-    log.write("env.json", train.environment())
+        run_dir.write("summary.json", summary)
+    run_dir.write("env.json", train.environment())
     texts = speed_report.tables(summary)
     for name, text in texts.items():
-        log.write_bytes(name, text.encode())
+        run_dir.write_bytes(name, text.encode())
     for name, png in speed_report.figures(summary).items():
-        log.write_bytes(name, png)
+        run_dir.write_bytes(name, png)
     if config.save is not None:
-        report.save(log.path, config.save)
+        report.save(run_dir.path, config.save)
     print("\n".join(texts.values()))
-    print(log)
+    print(run_dir)
     return summary
 
 
 def epochs(task: Task) -> dict[str, Any]:
     """Seconds per epoch of every loop, in turns; what XLA counts of ours."""
     config = task.config
-    taught = task.taught(0)
+    variables = task.teacher_variables(0)
     jobs: dict[str, Callable] = {}
     skipped: dict[str, str] = {}
     for found, missing in (
-        loops.torch_loops(task, taught, config.compile),
-        loops.keras_loops(task, taught),
-        loops.bare_loops(task, taught),
-        loops.our_loops(task, taught, config.students),
+        loops.torch_loops(task, variables, config.compile),
+        loops.keras_loops(task, variables),
+        loops.bare_loops(task, variables),
+        loops.our_loops(task, variables, config.students),
     ):
         jobs |= found
         skipped |= missing
@@ -154,7 +154,7 @@ def epochs(task: Task) -> dict[str, Any]:
     return {
         "seconds": times,
         "skipped": skipped,
-        "programs": programs(task, taught),
+        "programs": programs(task, variables),
         "peak_gflops": peak(),
         "images": len(task.train["labels"]),
         "steps": task.batches(0).steps_per_epoch,
@@ -175,16 +175,16 @@ def residual(task: Task) -> dict[str, Any]:
     }
 
 
-def programs(task: Task, taught: Any) -> dict[str, dict[str, float]]:
+def programs(task: Task, variables: Any) -> dict[str, dict[str, float]]:
     """XLA's FLOPs and bytes of a step, and its memory: ours, and the one by hand.
 
     Of the programs of one step: XLA counts the body of a loop once, however often it
     runs.
     """
-    rows = task.run.split(task.batches(0).rows(0, 1), 1)
-    live = task.run.place(task.teacher(taught))
-    state = task.run.place(task.fresh("student", 0))
-    by_hand, step, data = loops.bare(task, taught)
+    rows = task.partitioner.split(task.batches(0).indices(0, 1), 1)
+    live = task.partitioner.place(task.teacher(variables))
+    state = task.partitioner.place(task.fresh("student", 0))
+    by_hand, step, data = loops.bare(task, variables)
     stored = (teachers.StoredTeacher(), loops.with_outputs(task.placed, live))
     scanned: Any = jax.jit(bare_jax.scan(step), donate_argnums=0)
     ours: Any = task.step("student")
@@ -225,7 +225,7 @@ def scaling(task: Task) -> dict[str, Any]:
     for factor in WIDTHS:
         teacher = tuple(int(factor * width) for width in config.teacher)
         other = Task(replace(config, teacher=teacher))
-        live = other.run.place(other.teacher(other.drawn("teacher")))
+        live = other.partitioner.place(other.teacher(other.drawn("teacher")))
         stored = loops.with_outputs(other.placed, live)
         label = "-".join(map(str, teacher))
         widths[f"live {label}"] = dispatch(other, live, other.placed, steps)
@@ -238,14 +238,14 @@ def scaling(task: Task) -> dict[str, Any]:
         if size > len(task.train["labels"]):
             continue
         other = Task(replace(config, batch_size=size))
-        live = other.run.place(other.teacher(other.drawn("teacher")))
+        live = other.partitioner.place(other.teacher(other.drawn("teacher")))
         stored = loops.with_outputs(other.placed, live)
         batches[f"live {size}"] = dispatch(other, live, other.placed, steps)
         batches[f"stored {size}"] = dispatch(
             other, teachers.StoredTeacher(), stored, steps
         )
     result["batch"] = per_step(task, "batch", batches, steps)
-    live = task.run.place(task.teacher(task.drawn("teacher")))
+    live = task.partitioner.place(task.teacher(task.drawn("teacher")))
     stored = loops.with_outputs(task.placed, live)
     many = {
         f"swept {count}": loops.swept(task, stored, count, steps) for count in STUDENTS
@@ -258,8 +258,8 @@ def scaling(task: Task) -> dict[str, Any]:
 def dispatch(task: Task, teacher: Any, examples: Any, steps: int) -> Callable:
     """A function that trains for so many steps in one dispatch."""
     step = task.step("student")
-    rows = task.run.split(task.batches(0).rows(0, steps), 1)
-    state = task.run.place(task.fresh("student", 0))
+    rows = task.partitioner.split(task.batches(0).indices(0, steps), 1)
+    state = task.partitioner.place(task.fresh("student", 0))
 
     def run():
         nonlocal state
@@ -297,7 +297,7 @@ def cold(task: Task) -> dict[str, Any]:
     found: dict[str, list] = {side: [] for side in sides}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        weights: Any = task.torch_weights("teacher", task.taught(0))
+        weights: Any = task.torch_weights("teacher", task.teacher_variables(0))
         np.savez(folder / "teacher.npz", **weights)
         names = [field.name for field in fields(Job)]
         job = {key: getattr(config, key) for key in names}

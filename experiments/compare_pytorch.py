@@ -73,26 +73,26 @@ def execute(config: Config) -> dict[str, Any]:
         config = replace(config, **small, epochs=2, seeds=2)
     torch = baseline().torch
     torch.set_num_threads(config.threads)
-    log = train.RunDir(
+    run_dir = train.RunDir(
         config.run_dir, {k: v for k, v in train.settings(config).items() if k != "part"}
     )
     task = Task(config)
-    path = log.path / "summary.json"
+    path = run_dir.path / "summary.json"
     summary = json.loads(path.read_text()) if path.exists() else {}
     jobs: dict[str, Callable] = {"parity": parity, "accuracy": accuracy}
     for part in PARTS if config.part == "all" else (config.part,):
         on = machine(config.threads)
         summary[part] = {**jobs[part](task), "machine": on}
-        log.write("summary.json", summary)
+        run_dir.write("summary.json", summary)
     env = train.environment()
     env["versions"]["torch"] = torch.__version__
-    log.write("env.json", env)
+    run_dir.write("env.json", env)
     text = table(summary)
-    log.write_bytes("table.md", text.encode())
+    run_dir.write_bytes("table.md", text.encode())
     if config.save is not None:
-        report.save(log.path, config.save)
+        report.save(run_dir.path, config.save)
     print(text)
-    print(f"run directory: {log.path}")
+    print(f"run directory: {run_dir.path}")
     return summary
 
 
@@ -103,10 +103,10 @@ def accuracy(task: Task) -> dict[str, Any]:
     teacher_scores = []
     test = (task.test["inputs"], task.test["labels"])
     for seed in tqdm(range(config.seeds), desc="accuracy", disable=not config.progress):
-        taught = task.taught(seed)
-        teacher = task.torch_module("teacher", taught)
+        variables = task.teacher_variables(seed)
+        teacher = task.torch_module("teacher", variables)
         teacher_scores.append(torch.accuracy(teacher, *test))
-        live = task.run.place(task.teacher(taught))
+        live = task.partitioner.place(task.teacher(variables))
         ours = task.fit("student", seed, live)
         # One judge for both: theirs.
         seeds["jaxdistill"].append(
@@ -168,7 +168,7 @@ def table(summary: Mapping[str, Any]) -> str:
 
 
 def _median_and_most(runs: Sequence[Mapping[str, float]], key: str) -> str:
-    values = [run[key] for run in runs]
+    values = [one[key] for one in runs]
     return f"{statistics.median(values):.1e} ({max(values):.1e})"
 
 

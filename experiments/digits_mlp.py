@@ -75,7 +75,7 @@ class Config:
     soft_weight: float = 0.9
     """weight of the KL to the teacher, times temperature squared"""
     controls: tuple[Literal["untrained_teacher", "label_smoothing"], ...] = ()
-    """rows beside the three: distilled from an untrained teacher; labels smoothed"""
+    """arms beside the three: distilled from an untrained teacher; labels smoothed"""
     smoothing: float = 0.1
     """how much the label-smoothing control smooths"""
     seeds: int = 5
@@ -148,29 +148,29 @@ def check(config: Config) -> None:
 
 
 def execute(config: Config) -> dict[str, Any]:
-    """Trains every row for every seed, resuming what a run directory already holds."""
+    """Trains every arm for every seed, resuming what a run directory already holds."""
     check(config)
     source = data.load(config.data, config.data_dir)
     train_split, validation = source.train, None
-    run, together = divide(config.parallel, config.seeds)
+    partitioner, together = divide(config.parallel, config.seeds)
     if config.validation:
         train_split, held = data.holdout(train_split, config.validation)
-        validation = train.Evaluator(run, source.inputs(held))
+        validation = train.Evaluator(partitioner, source.inputs(held))
     train_set = source.inputs(train_split)
     steps = (
         config.epochs
         * data.Batches(len(train_split["labels"]), config.batch_size).steps_per_epoch
     )
-    lines = rows(config, steps)
+    lines = arms(config, steps)
     experiment = study.Study(
-        run,
+        partitioner,
         train.RunDir(
             config.run_dir.format(preset=config.preset), train.settings(config)
         ),
         examples=study.few_labels(train_set, config.labels),
         steps=steps,
         batch_size=config.batch_size,
-        test=train.Evaluator(run, source.inputs(source.test)),
+        test=train.Evaluator(partitioner, source.inputs(source.test)),
         validation=validation,
         evaluations=config.evaluations,
         stored=config.stored,
@@ -181,19 +181,19 @@ def execute(config: Config) -> dict[str, Any]:
 
     def untrained(seed):
         """The teacher as it is drawn, never trained: the popular script's mistake."""
-        row = lines["teacher"]
-        state = experiment.fresh(row, seed + 10_000)
-        return {"untrained": run.place(models.trained(row.module, state))}
+        arm = lines["teacher"]
+        state = experiment.fresh(arm, seed + 10_000)
+        return {"untrained": partitioner.place(models.trained(arm.module, state))}
 
     summary = study.compare(experiment, lines, config.seeds, given=untrained)
-    text = processes.on_first(lambda: report.write(experiment.log.path))
+    text = processes.on_first(lambda: report.write(experiment.run_dir.path))
     if processes.is_first():
         print(text)
-        print(experiment.log)
+        print(experiment.run_dir)
     return summary
 
 
-def rows(config: Config, steps: int) -> dict[str, study.Arm]:
+def arms(config: Config, steps: int) -> dict[str, study.Arm]:
     """The table's lines, in the order they train: a teacher before its students."""
     teacher = models.MLP((*config.teacher, 10), dropout=config.teacher_dropout)
     student = models.MLP((*config.student, 10))
@@ -212,18 +212,18 @@ def rows(config: Config, steps: int) -> dict[str, study.Arm]:
     )
     optimizer, parts = make_optimizer(config, steps), config.micro_batches
 
-    def row(module, objective, teacher=None):
+    def arm(module, objective, teacher=None):
         return study.Arm(module, objective, optimizer, teacher, micro_batches=parts)
 
     lines = {
-        "teacher": row(teacher, hard),
-        "scratch": row(student, hard),
-        "distilled": row(student, both, "teacher"),
+        "teacher": arm(teacher, hard),
+        "scratch": arm(student, hard),
+        "distilled": arm(student, both, "teacher"),
     }
     if "label_smoothing" in config.controls:
-        lines["label_smoothing"] = row(student, smooth)
+        lines["label_smoothing"] = arm(student, smooth)
     if "untrained_teacher" in config.controls:
-        lines["untrained_teacher"] = row(student, both, "untrained")
+        lines["untrained_teacher"] = arm(student, both, "untrained")
     return lines
 
 

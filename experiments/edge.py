@@ -15,7 +15,7 @@ bits recover, and does the teacher help there too?
                 2018, Quantization and Training of Neural Networks for Efficient
                 Integer-Arithmetic-Only Inference), then rounded as the others.
 
-Every row is an ONNX file: its accuracy is what ONNX Runtime answers on the test images,
+Every arm is an ONNX file: its accuracy is what ONNX Runtime answers on the test images,
 its size that of the file, its latency that of one raw image on one thread: the median
 of fresh processes, which take turns once everything is trained. Size and latency are
 those of the first seed. All students take the same steps, last epoch.
@@ -25,7 +25,7 @@ and rate of the distilled student, and the rate of the one from scratch, are cho
 held-out training images, which neither they nor their teacher have seen, by a training
 of each setting; then all train on all training images. Both try the same rates, the
 distilled student each at every temperature: three times as many trials. `..._aware`
-rows take what was chosen for the float row of their kind and width. Training does not
+arms take what was chosen for the float arm of their kind and width. Training does not
 round quite as the file does (`quantized`): it has one symmetric range for an array, of
 this batch; the file one for each channel of the weights and, for the rest, fixed ones
 of 256 training images.
@@ -69,7 +69,7 @@ class Config:
     preset: Literal["mnist", "fashion_mnist", "digits"] = "mnist"
     """the data set; digits is shipped"""
     smoke: bool = False
-    """all rows for a few steps"""
+    """all arms for a few steps"""
     data_dir: str | None = None
     """a folder of original IDX files, or TFDS's data folder"""
     run_dir: str = "runs/edge_{preset}"
@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def execute(config: Config) -> dict[str, Any]:
-    """Trains and exports every row for every seed, resuming what a run holds."""
+    """Trains and exports every arm for every seed, resuming what a run holds."""
     if config.smoke:
         config = replace(config, **SMOKE)
     task = Task(config)
@@ -145,9 +145,9 @@ def execute(config: Config) -> dict[str, Any]:
     costs = task.costs(files)
     summary = report.summarize(results, costs, comparisons(config.widths))
     summary = {**summary, "lines": families(config.widths)}
-    task.log.write("summary.json", summary)
-    print(report.write(task.log.path))
-    print(task.chosen, task.log, sep="\n")
+    task.run_dir.write("summary.json", summary)
+    print(report.write(task.run_dir.path))
+    print(task.chosen, task.run_dir, sep="\n")
     return summary
 
 
@@ -157,8 +157,8 @@ class Task:
     def __init__(self, config: Config):
         self.config = config
         self.source = data.load(config.preset, config.data_dir)
-        self.run = parallel.choose("jit")
-        self.log = train.RunDir(
+        self.partitioner = parallel.choose("jit")
+        self.run_dir = train.RunDir(
             config.run_dir.format(preset=config.preset),
             {**train.settings(config), "data": config.preset},
         )
@@ -174,19 +174,19 @@ class Task:
             conv, LABELS, adam(config.teacher_rate, steps), steps=steps
         )
         chosen, self.chosen = choose(self)
-        self.rows = self._rows(chosen)
+        self.arms = self._arms(chosen)
 
     def study_on(
         self, examples: Mapping[str, Any], test: Mapping[str, Any]
     ) -> study.Study:
         """Trainings on some examples, in as many steps as all training images take."""
         return study.Study(
-            self.run,
-            self.log,
-            examples=lambda row, seed: examples,
+            self.partitioner,
+            self.run_dir,
+            examples=lambda arm, seed: examples,
             steps=self.steps(self.config.epochs),
             batch_size=self.config.batch_size,
-            test=train.Evaluator(self.run, test),
+            test=train.Evaluator(self.partitioner, test),
             stored=True,
             progress=self.config.progress,
         )
@@ -200,39 +200,39 @@ class Task:
         """A student of so many hidden units."""
         return models.MLP((width, self.source.num_classes))
 
-    def _rows(self, chosen: Mapping[str, Mapping[str, float]]) -> dict[str, study.Arm]:
+    def _arms(self, chosen: Mapping[str, Mapping[str, float]]) -> dict[str, study.Arm]:
         """What is trained, a teacher before its students, as was chosen for each."""
 
-        def row(name: str, module: Any) -> study.Arm:
+        def arm(name: str, module: Any) -> study.Arm:
             optimizer = adam(chosen[name]["learning_rate"], self.study.steps)
             if name.startswith("scratch"):
                 return study.Arm(module, LABELS, optimizer)
             return study.Arm(module, make_objective(chosen[name]), optimizer, "teacher")
 
-        rows, last = {"teacher": self.teacher}, self.config.widths[-1]
+        arms, last = {"teacher": self.teacher}, self.config.widths[-1]
         for width in self.config.widths:
             module = self.mlp(width)
             for name in (f"scratch_{width}", f"distilled_{width}"):
-                rows[name] = row(name, module)
+                arms[name] = arm(name, module)
         eight = quantized(self.mlp(last))
         for name in (f"scratch_{last}", f"distilled_{last}"):
-            rows[f"{name}_aware"] = row(name, eight)
-        return rows
+            arms[f"{name}_aware"] = arm(name, eight)
+        return arms
 
     def artefacts(self, seed: int) -> Iterator[tuple[str, Path, dict[str, Any]]]:
-        """`(row, file, manifest)` of everything that a seed gives."""
+        """`(arm, file, manifest)` of everything that a seed gives."""
         known: dict[str, Any] = {}
-        for name, row in self.rows.items():
-            taught_by = None if row.teacher is None else known[row.teacher]
-            model = self.study.train(name, row, seed, taught_by)
+        for name, arm in self.arms.items():
+            its_teacher = None if arm.teacher is None else known[arm.teacher]
+            model = self.study.train(name, arm, seed, its_teacher)
             if name == "teacher":
-                known[name] = self.run.place(model)
+                known[name] = self.partitioner.place(model)
             aware = name.endswith("_aware")
             if seed == 0 and not aware:
-                taught = None if row.teacher is None else (row.teacher, taught_by)
-                train.save_model(self.log, name, model, taught)
+                source = None if arm.teacher is None else (arm.teacher, its_teacher)
+                train.save_model(self.run_dir, name, model, source)
             if aware:  # the float module takes the same parameters
-                plain = self.rows[name.removesuffix("_aware")].module
+                plain = self.arms[name.removesuffix("_aware")].module
                 model = models.BoundModule(model.variables, plain)
             for int8 in ("static",) if aware else (None, "static"):
                 kind = "_int8" if int8 and not aware else ""
@@ -241,8 +241,8 @@ class Task:
     def export(
         self, name: str, model: models.BoundModule, seed: int, int8: export.Int8 | None
     ) -> tuple[str, Path, dict[str, Any]]:
-        """A row's name, its ONNX file, written now unless it is there, its manifest."""
-        path = Path(self.log.path) / "export" / f"{name}-{seed}.onnx"
+        """An arm's name, its ONNX file, written where it is missing, its manifest."""
+        path = Path(self.run_dir.path) / "export" / f"{name}-{seed}.onnx"
         images, about = self.source.train["images"], {"data": self.source.name}
         subject = export.of_images(model, self.source, images, about)
         export.obtain(subject, [path], to="onnx", int8=int8, max_drop=100.0)
@@ -269,7 +269,7 @@ class Task:
 
 
 def comparisons(widths: Sequence[int]) -> dict[str, list[str]]:
-    """Which rows are compared, seed by seed."""
+    """Which arms are compared, seed by seed."""
     pairs = {
         f"distilled_{width}{kind}": [f"scratch_{width}{kind}"]
         for kind in ("", "_int8")

@@ -27,14 +27,14 @@ def choose(task: Any) -> tuple[dict[str, Setting], str]:
       `{"scratch_W" or "distilled_W": setting}`, and a table of these. The run's
       directory keeps both, and the validation accuracy of all that was tried.
     """
-    log = task.log
-    if not (kept := log.path / "chosen.json").exists():
+    run_dir = task.run_dir
+    if not (kept := run_dir.path / "chosen.json").exists():
         tried = try_all(task)
         best = {name: max(each, key=_accuracy) for name, each in tried.items()}
-        log.write("chosen.json", {"chosen": best, "tried": tried})
+        run_dir.write("chosen.json", {"chosen": best, "tried": tried})
     chosen = json.loads(kept.read_text())["chosen"]
     text = table(task.config, chosen)
-    log.write_bytes("chosen.md", text.encode())
+    run_dir.write_bytes("chosen.md", text.encode())
     return chosen, text
 
 
@@ -50,12 +50,12 @@ def try_all(task: Any) -> dict[str, list[Setting]]:
     )
     study = task.study_on(fitted, held)
     teacher = study.train("choice_teacher", task.teacher, CHOICE_SEED)
-    lesson = study.lesson(task.teacher, fitted, task.run.place(teacher))
+    given = study.with_teacher(task.teacher, fitted, task.partitioner.place(teacher))
     kinds = trials(config)
-    cells = cells_of([setting for each in kinds.values() for setting in each])
-    judge, tried = train.Evaluator(sweep.choose(cells), held, cells=True), {}
+    grid = as_trials([setting for each in kinds.values() for setting in each])
+    judge, tried = train.Evaluator(sweep.choose(grid), held, trials=True), {}
     for width in config.widths:
-        students = train_width(task, width, cells, lesson)
+        students = train_width(task, width, grid, given)
         found = iter([each["accuracy"] for each in judge(students)])
         for kind, each in kinds.items():
             tried[f"{kind}_{width}"] = [{**s, "accuracy": next(found)} for s in each]
@@ -78,25 +78,25 @@ def trials(config: Any) -> dict[str, list[Setting]]:
     }
 
 
-def cells_of(tried: Sequence[Setting]) -> dict[str, np.ndarray]:
-    """Settings as the cells of a sweep."""
-    cells = {k: np.array([s[k] for s in tried], np.float32) for k in tried[0]}
-    return {**cells, "seed": np.full(len(tried), CHOICE_SEED, np.int32)}
+def as_trials(tried: Sequence[Setting]) -> dict[str, np.ndarray]:
+    """Settings as the trials of a sweep."""
+    trials = {k: np.array([s[k] for s in tried], np.float32) for k in tried[0]}
+    return {**trials, "seed": np.full(len(tried), CHOICE_SEED, np.int32)}
 
 
 def train_width(
-    task: Any, width: int, cells: Mapping[str, np.ndarray], lesson: tuple[Any, Any]
+    task: Any, width: int, trials: Mapping[str, np.ndarray], given: tuple[Any, Any]
 ) -> models.BoundModule:
-    """Students of a width, all at once, from a `Study.lesson`."""
-    (examples, teacher), steps = lesson, task.study.steps
+    """Students of a width, all at once, from a `Study.given`."""
+    (examples, teacher), steps = given, task.study.steps
     size, batch_size = len(examples["labels"]), task.config.batch_size
     return sweep.train(
-        cells,
+        trials,
         task.mlp(width),
         make_objective,
-        lambda cell: adam(cell["learning_rate"], steps),
-        run=sweep.choose(cells),
-        log=task.log,
+        lambda trial: adam(trial["learning_rate"], steps),
+        partitioner=sweep.choose(trials),
+        run_dir=task.run_dir,
         name=f"choose_{width}",
         examples=examples,
         batches=data.Batches(size, batch_size, CHOICE_SEED),

@@ -7,9 +7,9 @@ from typing import Any
 
 from experiments.hinton_parts import (
     chosen_rates,
-    distilled_row,
-    student_row,
-    triple_rows,
+    distilled_arm,
+    student_arm,
+    triple_arms,
 )
 from experiments.hinton_task import CHOICE_SEED, Task, adam, errors, labels, logits_of
 from jaxdistill import models, report, study, teachers
@@ -27,56 +27,56 @@ def beyond(task: Task) -> str:
     seeds.
     """
     chosen, said = choice(task)
-    rows, log = beyond_rows(task, chosen), task.log("beyond")
+    arms, run_dir = beyond_arms(task, chosen), task.run_dir("beyond")
     experiment = task.study("triple", "train")
-    students = [name for name, row in rows.items() if "teacher" not in name]
+    students = [name for name, arm in arms.items() if "teacher" not in name]
     others = ("scratch", "distilled", "jittered")
     study.compare(
         experiment,
-        rows,
+        arms,
         task.config.seeds,
-        given=lambda seed: given_teachers(task, experiment, rows, seed),
+        given=lambda seed: given_teachers(task, experiment, arms, seed),
         pairs={k: [other for other in others if other != k] for k in students},
-        to=log,
+        to=run_dir,
     )
-    log.write_bytes("chosen.md", said.encode())
-    texts = [report.write(log.path), said]
+    run_dir.write_bytes("chosen.md", said.encode())
+    texts = [report.write(run_dir.path), said]
     texts += [few_labels_table(task, n) for n in task.config.beyond_labels]
     return "\n".join(texts)
 
 
-def beyond_rows(
+def beyond_arms(
     task: Task, shifted: Mapping[str, tuple[float, float]]
 ) -> dict[str, study.Arm]:
-    """The triple's rows, and those that the paper lacks.
+    """The triple's arms, and those that the paper lacks.
 
     Args:
       shifted: temperature and rate of `SHIFTED`; the others take the triple's.
     """
     config, rates = task.config, chosen_rates(task)
-    long: dict[str, Any] = {"prepare": task.jitter, "epochs": config.beyond_epochs}
+    long: dict[str, Any] = {"augment": task.jitter, "epochs": config.beyond_epochs}
     conv = study.Arm(
         models.ConvNet((32, 64), 256, task.source.num_classes, dropout=0.5),
         labels(),
         adam(config.teacher_rate, task.steps(config.beyond_conv_epochs)),
-        prepare=task.jitter,
+        augment=task.jitter,
         steps=task.steps(config.beyond_conv_epochs),
     )
 
-    def taught(teacher, temperature, rate, **options):
+    def distilled(teacher, temperature, rate, **options):
         soft = task.soft(temperature, hard_weight=0.0)
-        return student_row(task, soft, rate, teacher=teacher, **options)
+        return student_arm(task, soft, rate, teacher=teacher, **options)
 
     def matching(name, teacher):
-        return taught(teacher, *shifted[name], **long, views=config.beyond_views)
+        return distilled(teacher, *shifted[name], **long, views=config.beyond_views)
 
     return {
-        **triple_rows(task, rates),
+        **triple_arms(task, rates),
         "conv_teacher": conv,
-        "label_smoothing": student_row(task, labels(0.1), rates["scratch"]),
-        "jittered": student_row(task, labels(), shifted["jittered"][1], **long),
-        "untrained": distilled_row(task, rates["distilled"], teacher="drawn"),
-        "no_labels": taught("teacher", config.temperature, rates["distilled"]),
+        "label_smoothing": student_arm(task, labels(0.1), rates["scratch"]),
+        "jittered": student_arm(task, labels(), shifted["jittered"][1], **long),
+        "untrained": distilled_arm(task, rates["distilled"], teacher="drawn"),
+        "no_labels": distilled("teacher", config.temperature, rates["distilled"]),
         "matching": matching("matching", "teacher"),
         "conv_matching": matching("conv_matching", "conv_teacher"),
         "ensemble_matching": matching("ensemble_matching", "ensemble"),
@@ -86,19 +86,19 @@ def beyond_rows(
 def given_teachers(
     task: Task,
     experiment: study.Study,
-    rows: Mapping[str, study.Arm],
+    arms: Mapping[str, study.Arm],
     seed: int,
     prefix: str = "",
 ) -> dict[str, Any]:
-    """Teachers that are no rows: two as one, and one as it is drawn."""
+    """Teachers that are no arms: two as one, and one as it is drawn."""
     members = [
-        experiment.train(f"{prefix}{name}", rows[name], seed)
+        experiment.train(f"{prefix}{name}", arms[name], seed)
         for name in ("teacher", "conv_teacher")
     ]
-    drawn = experiment.fresh(rows["teacher"], seed + 10_000)
+    drawn = experiment.fresh(arms["teacher"], seed + 10_000)
     return {
-        "ensemble": task.run.place(teachers.mean_logits(members)),
-        "drawn": task.run.place(models.trained(rows["teacher"].module, drawn)),
+        "ensemble": task.partitioner.place(teachers.mean_logits(members)),
+        "drawn": task.partitioner.place(models.trained(arms["teacher"].module, drawn)),
     }
 
 
@@ -119,10 +119,10 @@ def choice(task: Task) -> tuple[dict[str, tuple[float, float]], str]:
 
     config, found = task.config, {}
     for setting in product(config.beyond_temperatures, config.rates):
-        rows = beyond_rows(task, dict.fromkeys(SHIFTED, setting))
-        for name in (name for name in rows if "teacher" not in name):
+        arms = beyond_arms(task, dict.fromkeys(SHIFTED, setting))
+        for name in (name for name in arms if "teacher" not in name):
             if (at := label(name, setting)) not in found:
-                found[at] = choice_errors(task, rows, name, at), name, setting
+                found[at] = choice_errors(task, arms, name, at), name, setting
     best: dict[str, Any] = {}
     for count, name, setting in sorted(found.values(), reverse=True):
         best[name] = setting, count  # the last is the least
@@ -147,21 +147,21 @@ def said_of(wrong: Mapping[str, int], chosen: Mapping[str, tuple[float, float]])
 
 
 def choice_errors(
-    task: Task, rows: Mapping[str, study.Arm], name: str, label: str
+    task: Task, arms: Mapping[str, study.Arm], name: str, label: str
 ) -> int:
     """A student's errors on the validation images, which it has not seen.
 
     Neither has its teacher.
     """
     experiment, held = task.study("beyond", "fitted"), task.examples["validation"]
-    by, teacher = rows[name].teacher, None
-    if by is not None and by in rows:
-        teacher = task.run.place(
-            experiment.train(f"choice_{by}", rows[by], CHOICE_SEED)
+    by, teacher = arms[name].teacher, None
+    if by is not None and by in arms:
+        teacher = task.partitioner.place(
+            experiment.train(f"choice_{by}", arms[by], CHOICE_SEED)
         )
     elif by is not None:
-        teacher = given_teachers(task, experiment, rows, CHOICE_SEED, "choice_")[by]
-    model = experiment.train(label, rows[name], CHOICE_SEED, teacher)
+        teacher = given_teachers(task, experiment, arms, CHOICE_SEED, "choice_")[by]
+    model = experiment.train(label, arms[name], CHOICE_SEED, teacher)
     return int(errors(logits_of(model, held), held["labels"]))
 
 
@@ -177,6 +177,6 @@ def few_labels_table(task: Task, count: int) -> str:
         study.few_labels(task.examples["train"], count),
         batch_size=min(config.batch_size, count),
     )
-    rows = triple_rows(task, chosen_rates(task), config.beyond_few_epochs)
-    study.compare(experiment, rows, config.seeds)
-    return f"{count} labels\n\n{report.write(experiment.log.path)}"
+    arms = triple_arms(task, chosen_rates(task), config.beyond_few_epochs)
+    study.compare(experiment, arms, config.seeds)
+    return f"{count} labels\n\n{report.write(experiment.run_dir.path)}"

@@ -20,20 +20,20 @@ def triple(task: Task) -> str:
 
     The two students' rates are chosen on the validation images, from the same three.
     """
-    rows = triple_rows(task, chosen_rates(task))
+    arms = triple_arms(task, chosen_rates(task))
     experiment = task.study("triple", "train")
-    study.compare(experiment, rows, task.config.seeds)
-    return report.write(experiment.log.path)
+    study.compare(experiment, arms, task.config.seeds)
+    return report.write(experiment.run_dir.path)
 
 
-def triple_rows(
+def triple_arms(
     task: Task, rates: Mapping[str, float], epochs: int | None = None
 ) -> dict[str, study.Arm]:
     """Teacher and both students, for so many epochs or those of the configuration."""
     return {
-        "teacher": task.teacher_row(epochs),
-        "scratch": student_row(task, labels(), rates["scratch"], epochs=epochs),
-        "distilled": distilled_row(task, rates["distilled"], epochs=epochs),
+        "teacher": task.teacher_arm(epochs),
+        "scratch": student_arm(task, labels(), rates["scratch"], epochs=epochs),
+        "distilled": distilled_arm(task, rates["distilled"], epochs=epochs),
     }
 
 
@@ -42,46 +42,49 @@ def chosen_rates(task: Task) -> dict[str, float]:
 
     The validation errors of all tried stand beside them.
     """
-    config, log = task.config, task.log("triple")
-    if (chosen := log.path / "chosen.json").exists():
+    config, run_dir = task.config, task.run_dir("triple")
+    if (chosen := run_dir.path / "chosen.json").exists():
         return json.loads(chosen.read_text())["rates"]
     teacher = choice_teacher(task)
-    cells = sweep.grid(learning_rate=config.rates, seed=[CHOICE_SEED])
+    trials = sweep.grid(learning_rate=config.rates, seed=[CHOICE_SEED])
     module, held = task.mlp(*config.student), task.examples["validation"]
     jobs = {
         "scratch": (task.examples["fitted"], labels()),
-        "distilled": (task.taught(teacher, "fitted"), task.soft(config.temperature)),
+        "distilled": (
+            task.with_outputs(teacher, "fitted"),
+            task.soft(config.temperature),
+        ),
     }
     rates, tried = {}, {}
     for name, (examples, objective) in jobs.items():
         students = task.sweep(
-            log,
+            run_dir,
             f"choose_{name}",
             module,
-            cells,
+            trials,
             examples,
-            lambda cell, objective=objective: objective,
+            lambda trial, objective=objective: objective,
             config.epochs,
         )
-        wrong = errors(logits_of(students, held, cells=True), held["labels"])
+        wrong = errors(logits_of(students, held, trials=True), held["labels"])
         rates[name] = float(config.rates[int(wrong.argmin())])
         tried[name] = dict(zip(map(str, config.rates), wrong.tolist(), strict=True))
-    log.write("chosen.json", {"rates": rates, "validation errors": tried})
+    run_dir.write("chosen.json", {"rates": rates, "validation errors": tried})
     return rates
 
 
 def choice_teacher(task: Task) -> models.BoundModule:
     """A teacher that has not seen the validation images."""
     experiment = task.study("beyond", "fitted")
-    return experiment.train("choice_teacher", task.teacher_row(), CHOICE_SEED)
+    return experiment.train("choice_teacher", task.teacher_arm(), CHOICE_SEED)
 
 
 def first_teacher(task: Task) -> models.BoundModule:
     """The triple's teacher of seed 0, trained now unless it is there."""
-    return task.study("triple", "train").train("teacher", task.teacher_row(), 0)
+    return task.study("triple", "train").train("teacher", task.teacher_arm(), 0)
 
 
-def student_row(task: Task, objective: Any, rate: float, **options: Any) -> study.Arm:
+def student_arm(task: Task, objective: Any, rate: float, **options: Any) -> study.Arm:
     """The student of the paper: no regularisation."""
     module, epochs = task.mlp(*task.config.student), options.pop("epochs", None)
     steps = task.steps(epochs or task.config.epochs)
@@ -89,49 +92,49 @@ def student_row(task: Task, objective: Any, rate: float, **options: Any) -> stud
     return study.Arm(module, objective, optimizer, steps=steps, **options)
 
 
-def distilled_row(task: Task, rate: float, **options: Any) -> study.Arm:
+def distilled_arm(task: Task, rate: float, **options: Any) -> study.Arm:
     """The student on soft targets, by default of the teacher's unshifted outputs."""
     options = {"teacher": "teacher", **options}
-    return student_row(task, task.soft(task.config.temperature), rate, **options)
+    return student_arm(task, task.soft(task.config.temperature), rate, **options)
 
 
 def temperature(task: Task) -> str:
     """Test errors by temperature and width: one swept program a width."""
-    config, log = task.config, task.log("temperature")
+    config, run_dir = task.config, task.run_dir("temperature")
     teacher, rate = first_teacher(task), chosen_rates(task)["distilled"]
-    examples, test = task.taught(teacher, "train"), task.examples["test"]
+    examples, test = task.with_outputs(teacher, "train"), task.examples["test"]
     found = {}
     for width, seeds in zip(
         config.temperature_widths, config.temperature_seeds, strict=True
     ):
-        cells = sweep.grid(
+        trials = sweep.grid(
             temperature=config.temperature_values,
             learning_rate=[rate],
             seed=range(seeds),
         )
         students = task.sweep(
-            log,
+            run_dir,
             f"width_{width}",
             task.mlp(width, width),
-            cells,
+            trials,
             examples,
-            lambda cell: task.soft(cell["temperature"]),
+            lambda trial: task.soft(trial["temperature"]),
             config.temperature_epochs,
         )
-        wrong = errors(logits_of(students, test, cells=True), test["labels"])
+        wrong = errors(logits_of(students, test, trials=True), test["labels"])
         by_value = wrong.reshape(-1, seeds).tolist()
         names = [f"{value:g}" for value in config.temperature_values]
         found[f"{width}_units"] = dict(zip(names, by_value, strict=True))
     summary = {"measure": "test errors", "across": "temperature", "series": found}
-    log.write("summary.json", summary)
-    return report.write(log.path)
+    run_dir.write("summary.json", summary)
+    return report.write(run_dir.path)
 
 
 def transfer(task: Task) -> str:
     """Students that never saw a class, before and after their bias is corrected."""
-    config, log = task.config, task.log("transfer")
+    config, run_dir = task.config, task.run_dir("transfer")
     teacher, rate = first_teacher(task), chosen_rates(task)["distilled"]
-    cells = sweep.grid(learning_rate=[rate], seed=range(config.seeds))
+    trials = sweep.grid(learning_rate=[rate], seed=range(config.seeds))
     shown = task.examples["train"]["labels"]
     sets = {
         "without_3": (shown != 3, [3], 1.0),
@@ -140,17 +143,17 @@ def transfer(task: Task) -> str:
     found: dict[str, dict[str, list[float]]] = {}
     for name, (keep, classes, sign) in sets.items():
         students = task.sweep(
-            log,
+            run_dir,
             name,
             task.mlp(*config.student),
-            cells,
-            task.taught(teacher, "train", keep),
-            lambda cell: task.soft(config.temperature, hard_weight=0.0),
+            trials,
+            task.with_outputs(teacher, "train", keep),
+            lambda trial: task.soft(config.temperature, hard_weight=0.0),
             config.transfer_epochs,
         )
         seeds = zip(
             *(
-                logits_of(students, task.examples[split], cells=True)
+                logits_of(students, task.examples[split], trials=True)
                 for split in ("train", "test")
             ),
             strict=True,
@@ -164,8 +167,8 @@ def transfer(task: Task) -> str:
         "fewest errors on the training images, or, as the paper did, on the test."
     )
     summary = {"measure": "test errors", "across": "transfer set", "series": found}
-    log.write("summary.json", {**summary, "note": note})
-    return report.write(log.path)
+    run_dir.write("summary.json", {**summary, "note": note})
+    return report.write(run_dir.path)
 
 
 def corrected(

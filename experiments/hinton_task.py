@@ -36,12 +36,12 @@ class Task:
             "test": self.source.test,
         }
         self.examples = {k: self.source.inputs(split) for k, split in splits.items()}
-        self.run = parallel.choose("jit")
+        self.partitioner = parallel.choose("jit")
         self.jitter = augment.shift(config.jitter, self.source.background)
-        # The same row again is the same object: it compiles once.
-        self.teacher_row = cache(self._teacher_row)
+        # The same arm again is the same object: it compiles once.
+        self.teacher_arm = cache(self._teacher_arm)
 
-    def log(self, part: str) -> train.RunDir:
+    def run_dir(self, part: str) -> train.RunDir:
         """The part's own run directory; it refuses other settings of this part."""
         others = [name for name in PARTS if name != part.split("/")[0]]
         kept = {
@@ -59,8 +59,8 @@ class Task:
         What a process did that was killed, not asked to end, is not among them. Where
         others use the machine, the processors' own time says more than the clock's.
         """
-        log, clocks = self.log(part), (time.monotonic, time.process_time)
-        kept, began = log.path / "minutes.json", [clock() for clock in clocks]
+        run_dir, clocks = self.run_dir(part), (time.monotonic, time.process_time)
+        kept, began = run_dir.path / "minutes.json", [clock() for clock in clocks]
         before = {"clock": 0.0, "processors": 0.0}
         if kept.exists():
             before = json.loads(kept.read_text())
@@ -73,12 +73,12 @@ class Task:
                     before.items(), clocks, began, strict=True
                 )
             }
-            log.write("minutes.json", spent)
+            run_dir.write("minutes.json", spent)
             said = (
                 f"{spent['clock']:.0f} minutes on {os.cpu_count()} cores, which worked "
                 f"{spent['processors']:.0f}.\n"
             )
-            log.write_bytes("minutes.md", said.encode())
+            run_dir.write_bytes("minutes.md", said.encode())
 
     def study(
         self, part: str, split: str, examples=None, batch_size=None
@@ -89,14 +89,14 @@ class Task:
         batches may be others than the split's and the configuration's.
         """
         config, shown = self.config, self.examples[split]
-        validation = train.Evaluator(self.run, self.examples["validation"])
+        validation = train.Evaluator(self.partitioner, self.examples["validation"])
         return study.Study(
-            self.run,
-            self.log(part),
-            examples=examples or (lambda row, seed: shown),
+            self.partitioner,
+            self.run_dir(part),
+            examples=examples or (lambda arm, seed: shown),
             steps=self.steps(config.epochs),
             batch_size=batch_size or config.batch_size,
-            test=Errors(self.run, self.examples["test"]),
+            test=Errors(self.partitioner, self.examples["test"]),
             validation=validation if split == "fitted" else None,
             evaluations=5,
             stored=True,
@@ -112,7 +112,7 @@ class Task:
         """A network on the images."""
         return models.MLP((*widths, self.source.num_classes), **options)
 
-    def _teacher_row(self, epochs: int | None = None) -> Arm:
+    def _teacher_arm(self, epochs: int | None = None) -> Arm:
         """The teacher: dropout, bounded weights, jittered images, the labels."""
         config = self.config
         module = self.mlp(
@@ -121,7 +121,7 @@ class Task:
         steps = self.steps(epochs or config.teacher_epochs)
         bounded = max_norm(config.max_norm)
         optimizer = optax.chain(adam(config.teacher_rate, steps), bounded)
-        return Arm(module, labels(), optimizer, prepare=self.jitter, steps=steps)
+        return Arm(module, labels(), optimizer, augment=self.jitter, steps=steps)
 
     def soft(self, temperature: Any, hard_weight: float | None = None):
         """Soft targets at a temperature, and the labels at their weight."""
@@ -134,7 +134,7 @@ class Task:
             terms["hard"] = (hard_weight, objectives.hard_labels())
         return objectives.combine(terms)
 
-    def taught(self, teacher: Any, split: str, keep: np.ndarray | None = None):
+    def with_outputs(self, teacher: Any, split: str, keep: np.ndarray | None = None):
         """Examples of a split with a teacher's logits; those at `keep`, or all."""
         examples = dict(self.examples[split])
         if keep is not None:
@@ -146,23 +146,23 @@ class Task:
 
     def sweep(
         self,
-        log: train.RunDir,
+        run_dir: train.RunDir,
         name: str,
         module: models.MLP,
-        cells: Mapping[str, np.ndarray],
+        trials: Mapping[str, np.ndarray],
         examples: Mapping[str, Any],
         objective: Callable,
         epochs: int,
     ) -> models.BoundModule:
-        """All cells at once; they have a `seed` and a `learning_rate`."""
+        """All trials at once; they have a `seed` and a `learning_rate`."""
         steps, second_moment = self.steps(epochs), self.config.second_moment
         return sweep.train(
-            cells,
+            trials,
             module,
             objective,
-            lambda cell: adam(cell["learning_rate"], steps, second_moment),
-            run=sweep.choose(cells),
-            log=log,
+            lambda trial: adam(trial["learning_rate"], steps, second_moment),
+            partitioner=sweep.choose(trials),
+            run_dir=run_dir,
             name=name,
             examples=examples,
             batches=Batches(len(examples["labels"]), self.config.batch_size),
@@ -175,8 +175,8 @@ class Task:
 class Errors:
     """An evaluator that also counts the errors."""
 
-    def __init__(self, run, examples: Mapping[str, np.ndarray]):
-        self.evaluate = train.Evaluator(run, examples)
+    def __init__(self, partitioner, examples: Mapping[str, np.ndarray]):
+        self.evaluate = train.Evaluator(partitioner, examples)
         self.size = len(examples["labels"])
 
     def __call__(self, model: Any, teacher: Any = None) -> dict[str, Any]:
@@ -202,10 +202,10 @@ def adam(
     return optax.adam(lambda count: rate * decay(count), b2=second_moment)
 
 
-def logits_of(model: Any, examples: Mapping[str, np.ndarray], cells: bool = False):
-    """A model's logits `[N, C]` on all examples, or `[cells, N, C]` of a sweep's."""
+def logits_of(model: Any, examples: Mapping[str, np.ndarray], trials: bool = False):
+    """A model's logits `[N, C]` on all examples, or `[trials, N, C]` of a sweep's."""
     parts = np.array_split(examples["inputs"], -(-len(examples["labels"]) // 1000))
-    forward = _cell_logits if cells else _logits
+    forward = _cell_logits if trials else _logits
     return np.concatenate([forward(model, part) for part in parts], axis=-2)
 
 

@@ -97,16 +97,16 @@ def execute(config: Config) -> dict[str, Any]:
     task = Task(config)
     students = task.train_students(task.train_teacher())
     accuracy = {
-        split: [cell["accuracy"] for cell in task.evaluator(split)(students)]
+        split: [trial["accuracy"] for trial in task.evaluator(split)(students)]
         for split in ("validation", "test")
     }
     axes = {name: [float(x) for x in values] for name, values in task.axes.items()}
     summary = {"axes": axes, **accuracy}
     summary["best"] = figures.best_settings(summary)
-    task.log.write("summary.json", summary)
-    text = processes.on_first(lambda: report.write(task.log.path))
+    task.run_dir.write("summary.json", summary)
+    text = processes.on_first(lambda: report.write(task.run_dir.path))
     if processes.is_first():
-        print(text, task.log, sep="\n")
+        print(text, task.run_dir, sep="\n")
     return summary
 
 
@@ -126,46 +126,46 @@ class Task:
             "learning_rate": config.learning_rate,
             "seed": range(config.seeds),
         }
-        self.cells = sweep.grid(**self.axes)
-        self.run = sweep.choose(self.cells)
-        self.log = train.RunDir(config.run_dir, train.settings(config))
+        self.trials = sweep.grid(**self.axes)
+        self.partitioner = sweep.choose(self.trials)
+        self.run_dir = train.RunDir(config.run_dir, train.settings(config))
         self.batches = data.Batches(len(train_split["labels"]), config.batch_size)
         self.steps = config.epochs * self.batches.steps_per_epoch
         self.classes = source.num_classes
 
     def evaluator(self, split: str) -> train.Evaluator:
         """Judges all students on a split."""
-        return train.Evaluator(self.run, self.splits[split], cells=True)
+        return train.Evaluator(self.partitioner, self.splits[split], trials=True)
 
     def train_teacher(self) -> models.BoundModule:
         """The teacher, on the labels."""
         config = self.config
         # A device is enough; several processes have no other way than together.
-        run = parallel.choose("jit" if jax.process_count() == 1 else "mesh")
+        partitioner = parallel.choose("jit" if jax.process_count() == 1 else "mesh")
         experiment = study.Study(
-            run,
-            self.log,
+            partitioner,
+            self.run_dir,
             examples=self.examples,
             steps=self.steps,
             batch_size=config.batch_size,
-            test=train.Evaluator(run, self.splits["test"]),
+            test=train.Evaluator(partitioner, self.splits["test"]),
             progress=config.progress,
         )
         widths = (*config.teacher, self.classes)
-        row = study.Arm(
+        arm = study.Arm(
             models.MLP(widths, dropout=config.teacher_dropout),
             objectives.combine({"hard": (1.0, objectives.hard_labels())}),
             optax.adam(optax.cosine_decay_schedule(1e-3, self.steps)),
         )
-        return experiment.train("teacher", row, 0)
+        return experiment.train("teacher", arm, 0)
 
     def train_students(self, teacher: models.BoundModule) -> models.BoundModule:
         """All students at once, from the teacher's stored outputs; placed."""
         module = models.MLP((*self.config.student, self.classes))
-        cell = {name: values[0] for name, values in self.cells.items()}
-        optimizer = self.make_optimizer(cell)
-        row = study.Arm(module, make_objective(cell), optimizer, "teacher")
-        examples = dict(self.examples(row, 0))
+        trial = {name: values[0] for name, values in self.trials.items()}
+        optimizer = self.make_optimizer(trial)
+        arm = study.Arm(module, make_objective(trial), optimizer, "teacher")
+        examples = dict(self.examples(arm, 0))
         every = {**examples, "mask": np.ones(len(examples["labels"]), np.float32)}
         logits = jax.jit(lambda teacher, batch: teacher(batch).logits)(teacher, every)
         examples["teacher"] = {"logits": np.asarray(logits)[:, None]}
@@ -175,12 +175,12 @@ class Task:
             return {"best_accuracy": max(c["accuracy"] for c in validation(students))}
 
         return sweep.train(
-            self.cells,
+            self.trials,
             module,
             make_objective,
             self.make_optimizer,
-            run=self.run,
-            log=self.log,
+            partitioner=self.partitioner,
+            run_dir=self.run_dir,
             name="students",
             examples=examples,
             batches=self.batches,
@@ -191,19 +191,19 @@ class Task:
             progress=self.config.progress,
         )
 
-    def make_optimizer(self, cell: sweep.Trial) -> optax.GradientTransformation:
-        """Adam at the cell's rate, which a cosine brings to nothing."""
+    def make_optimizer(self, trial: sweep.Trial) -> optax.GradientTransformation:
+        """Adam at the trial's rate, which a cosine brings to nothing."""
         decay = optax.cosine_decay_schedule(1.0, self.steps)
-        return optax.adam(lambda count: cell["learning_rate"] * decay(count))
+        return optax.adam(lambda count: trial["learning_rate"] * decay(count))
 
 
-def make_objective(cell: sweep.Trial) -> Objective:
-    """Labels and soft targets at the cell's weights and temperature."""
-    soft = objectives.soft_targets(temperature=cell["temperature"])
+def make_objective(trial: sweep.Trial) -> Objective:
+    """Labels and soft targets at the trial's weights and temperature."""
+    soft = objectives.soft_targets(temperature=trial["temperature"])
     return objectives.combine(
         {
-            "hard": (1 - cell["soft_weight"], objectives.hard_labels()),
-            "soft": (cell["soft_weight"], soft),
+            "hard": (1 - trial["soft_weight"], objectives.hard_labels()),
+            "soft": (trial["soft_weight"], soft),
         }
     )
 

@@ -31,7 +31,7 @@ COMPILED, KERAS = "PyTorch, tuned and compiled", "Keras Distiller"
 STEPS, SCANNED = "bare JAX, step by step", "bare JAX, scanned"
 
 
-def torch_loops(task: Task, taught: Any, compiled: bool) -> Loops:
+def torch_loops(task: Task, variables: Any, compiled: bool) -> Loops:
     """The article's loop, a tuned one, and that under torch.compile."""
     try:
         torch = baseline()
@@ -39,7 +39,7 @@ def torch_loops(task: Task, taught: Any, compiled: bool) -> Loops:
         return {}, dict.fromkeys((ARTICLE, TUNED, COMPILED), str(error))
     config, source, train = task.config, task.source, task.source.train
     torch.torch.set_num_threads(config.threads)
-    teacher, start = task.torch_module("teacher", taught), task.drawn("student")
+    teacher, start = task.torch_module("teacher", variables), task.drawn("student")
 
     def theirs(make, *images, **options):
         return make(
@@ -62,7 +62,7 @@ def torch_loops(task: Task, taught: Any, compiled: bool) -> Loops:
     return {**jobs, COMPILED: theirs(torch.tuned, *ready, compiled=True)}, {}
 
 
-def keras_loops(task: Task, taught: Any) -> Loops:
+def keras_loops(task: Task, variables: Any) -> Loops:
     """Keras's `Distiller`."""
     try:
         from experiments import keras_baseline
@@ -73,7 +73,7 @@ def keras_loops(task: Task, taught: Any) -> Loops:
     config = task.config
     epoch = keras_baseline.distill(
         keras_baseline.mlp(_layers(task.drawn("student")), trainable=True),
-        keras_baseline.mlp(_layers(taught), trainable=False),
+        keras_baseline.mlp(_layers(variables), trainable=False),
         task.train["inputs"],
         task.train["labels"],
         batch_size=config.batch_size,
@@ -84,9 +84,9 @@ def keras_loops(task: Task, taught: Any) -> Loops:
     return {KERAS: epoch}, {}
 
 
-def bare_loops(task: Task, taught: Any) -> Loops:
+def bare_loops(task: Task, variables: Any) -> Loops:
     """JAX by hand: a step a dispatch, and all of an epoch in one."""
-    state, step, data = bare(task, taught)
+    state, step, data = bare(task, variables)
     one = jax.jit(step, donate_argnums=0)
     all_rows = jax.jit(bare_jax.scan(step), donate_argnums=0)
     batches = task.batches(0)
@@ -114,29 +114,31 @@ def _orders(batches) -> Iterator[dict[str, np.ndarray]]:
     """The rows of each epoch."""
     length = batches.steps_per_epoch
     for epoch in itertools.count():
-        yield batches.rows(epoch * length, (epoch + 1) * length)
+        yield batches.indices(epoch * length, (epoch + 1) * length)
 
 
-def bare(task: Task, taught: Any):
+def bare(task: Task, variables: Any):
     """The hand-written loop's state, step, and `(teacher, images, labels)`, placed."""
     config = task.config
     numbers = config.temperature, config.hard_weight, config.soft_weight
     step = bare_jax.make_step(*numbers, task.optimizer)
     params = _layers(task.drawn("student"))
-    state = task.run.place((params, task.optimizer.init(params)))
-    data = _layers(taught), task.train["inputs"], task.train["labels"]
-    return state, step, task.run.place(data)
+    state = task.partitioner.place((params, task.optimizer.init(params)))
+    data = _layers(variables), task.train["inputs"], task.train["labels"]
+    return state, step, task.partitioner.place(data)
 
 
-def our_loops(task: Task, taught: Any, students: int) -> Loops:
+def our_loops(task: Task, variables: Any, students: int) -> Loops:
     """Ours: the teacher in every step, its outputs stored, and many students at once.
 
     The swept students have grids of rates, temperatures and seeds, and are evaluated
     on the test images at each epoch's end; the single ones are not.
     """
-    live = task.run.place(task.teacher(taught))
+    live = task.partitioner.place(task.teacher(variables))
     stored = with_outputs(task.placed, live)
-    one = partial(one_epoch, task.run, task.step("student"), task.fresh("student", 0))
+    one = partial(
+        one_epoch, task.partitioner, task.step("student"), task.fresh("student", 0)
+    )
     batches = task.batches(0)
     return {
         LIVE: one(batches, live, task.placed),
@@ -146,7 +148,7 @@ def our_loops(task: Task, taught: Any, students: int) -> Loops:
 
 
 def one_epoch(
-    run: parallel.Partitioner,
+    partitioner: parallel.Partitioner,
     step: Callable,
     state: TrainState,
     batches: Batches,
@@ -161,12 +163,14 @@ def one_epoch(
       batches: which examples go into which batch.
       resident: the placed teacher, and the placed examples.
     """
-    state, done = run.place(state), 0
+    state, done = partitioner.place(state), 0
 
     def epoch() -> float:
         nonlocal state, done
         stop = done + batches.steps_per_epoch
-        state, metrics = step(state, resident, run.split(batches.rows(done, stop), 1))
+        state, metrics = step(
+            state, resident, partitioner.split(batches.indices(done, stop), 1)
+        )
         done = stop
         return float(np.asarray(metrics["loss"][0]).mean())
 
@@ -181,7 +185,7 @@ def with_outputs(examples: Any, live: Any) -> Any:
 
 
 def cells_for(students: int) -> dict[str, np.ndarray]:
-    """A grid of so many cells: rates, temperatures, and seeds for what is left."""
+    """A grid of so many trials: rates, temperatures, and seeds for what is left."""
     rates = [3e-4, 1e-3][: 2 if students % 2 == 0 else 1]
     temperatures = [1.0, 2.0, 4.0, 8.0][: 4 if students % 8 == 0 else 1]
     seeds = range(students // (len(rates) * len(temperatures)))
@@ -203,30 +207,32 @@ def swept(
     """
     config, batches = task.config, task.batches(0)
     length = steps or batches.steps_per_epoch
-    cells, module = cells_for(students), task.modules["student"]
+    trials, module = cells_for(students), task.modules["student"]
     student = models.student(module)
 
-    def make_objective(cell):
-        soft = objectives.soft_targets(temperature=cell["temperature"])
+    def make_objective(trial):
+        soft = objectives.soft_targets(temperature=trial["temperature"])
         hard = (config.hard_weight, objectives.hard_labels())
         return objectives.combine({"hard": hard, "soft": (config.soft_weight, soft)})
 
-    def make_optimizer(cell):
+    def make_optimizer(trial):
         total = config.epochs * batches.steps_per_epoch
         decay = optax.cosine_decay_schedule(1.0, total)
-        return optax.adam(lambda count: cell["learning_rate"] * decay(count))
+        return optax.adam(lambda count: trial["learning_rate"] * decay(count))
 
-    run = sweep.choose(cells)
-    states = sweep.init_states(cells, student, make_optimizer, task.first())
-    states, examples = run.place(states), run.replicate(examples)
+    partitioner = sweep.choose(trials)
+    states = sweep.init_states(trials, student, make_optimizer, task.first())
+    states, examples = partitioner.place(states), partitioner.replicate(examples)
     step = sweep.make_sweep_step(student, make_objective, make_optimizer)
-    train = sweep.compile_sweep(run, step, cells, group=sweep.group_for(run))
-    judge = train.Evaluator(run, task.test, cells=True)
+    train = sweep.compile_sweep(
+        partitioner, step, trials, group=sweep.group_for(partitioner)
+    )
+    judge = train.Evaluator(partitioner, task.test, trials=True)
     done = 0
 
     def dispatch():
         nonlocal states, done
-        rows = run.split(batches.rows(done, done + length), 1)
+        rows = partitioner.split(batches.indices(done, done + length), 1)
         states, metrics = train(states, (teachers.StoredTeacher(), examples), rows)
         done += length
         if steps is None:

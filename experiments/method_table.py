@@ -75,7 +75,7 @@ class Config:
     run_dir: str = "runs/method_table"
     """where the run is kept and resumed from"""
     methods: tuple[str, ...] = tuple(METHODS)
-    """which rows, beside the teacher; scratch and kd are always there"""
+    """which arms, beside the teacher; scratch and kd are always there"""
     images: int | None = 25_000
     """training images for everyone, validation apart; None is all"""
     validation: int = 10_000
@@ -141,27 +141,27 @@ def execute(config: Config) -> dict[str, Any]:
         )
     task = Task(config)
     weights, scores = search(task)
-    task.study.log.write("search.json", scores)
+    task.study.run_dir.write("search.json", scores)
     rate = weights["scratch"]
-    rows = {"teacher": task.teacher_row()}
+    arms = {"teacher": task.teacher_arm()}
     if "assistant" in weights:
-        rows["assistant_teacher"] = task.assistant_row()
-    rows |= {name: task.row(name, weight, rate) for name, weight in weights.items()}
+        arms["assistant_teacher"] = task.assistant_arm()
+    arms |= {name: task.arm(name, weight, rate) for name, weight in weights.items()}
     summary = study.compare(
         task.study,
-        rows,
+        arms,
         config.seeds,
         given=lambda seed: task.others(seed, rate),
         pairs=comparisons(weights),
         timed_steps=TIMED_STEPS,
     )
     chosen = describe(weights, scores)
-    task.study.log.write_bytes("chosen.md", chosen.encode())
-    text = processes.on_first(lambda: report.write(task.study.log.path))
+    task.study.run_dir.write_bytes("chosen.md", chosen.encode())
+    text = processes.on_first(lambda: report.write(task.study.run_dir.path))
     if processes.is_first():
         print(text)
         print(chosen)
-        print(task.study.log)
+        print(task.study.run_dir)
     return summary
 
 
@@ -172,21 +172,21 @@ class Task:
         self.config = config
         source = data.load(config.data, config.data_dir)
         train_split, self.validation = source.train, None
-        run = parallel.choose(config.parallel)
+        partitioner = parallel.choose(config.parallel)
         if config.validation:
             train_split, held = data.holdout(train_split, config.validation)
-            self.validation = train.Evaluator(run, source.inputs(held))
+            self.validation = train.Evaluator(partitioner, source.inputs(held))
         if config.images is not None and config.images < len(train_split["labels"]):
             _, train_split = data.holdout(train_split, config.images, seed=1)
         examples = source.inputs(train_split)
         batches = data.Batches(len(train_split["labels"]), config.batch_size)
         self.study = study.Study(
-            run,
+            partitioner,
             train.RunDir(config.run_dir, train.settings(config)),
-            examples=lambda row, seed: examples,
+            examples=lambda arm, seed: examples,
             steps=config.epochs * batches.steps_per_epoch,
             batch_size=config.batch_size,
-            test=train.Evaluator(run, source.inputs(source.test)),
+            test=train.Evaluator(partitioner, source.inputs(source.test)),
             evaluations=1,
             precision=config.precision,
             progress=config.progress,
@@ -198,24 +198,24 @@ class Task:
         example = examples["inputs"][:1]
         self.layers = Layers.of(self.teacher, example)
         crop = {"cifar100": 4, "digits": 0}.get(config.data, 2)
-        prepares = [shift(crop, source.background)] if crop else []
+        augmentations = [shift(crop, source.background)] if crop else []
         if config.data == "cifar100":
-            prepares.append(flip())
-        self.prepare = chain(*prepares) if prepares else None
-        # The same row again is the same object: it compiles once.
-        self.row, self.teacher_row = cache(self._row), cache(self._teacher_row)
-        self.assistant_row = cache(self._assistant_row)
+            augmentations.append(flip())
+        self.augment = chain(*augmentations) if augmentations else None
+        # The same arm again is the same object: it compiles once.
+        self.arm, self.teacher_arm = cache(self._arm), cache(self._teacher_arm)
+        self.assistant_arm = cache(self._assistant_arm)
 
-    def _teacher_row(self) -> study.Arm:
+    def _teacher_arm(self) -> study.Arm:
         """The teacher, trained on the labels."""
         hard = objectives.combine({"hard": (1.0, objectives.hard_labels())})
         steps = self.teacher_steps
         optimizer = self.optimizer(1.0, steps)
         return study.Arm(
-            self.teacher, hard, optimizer, prepare=self.prepare, steps=steps
+            self.teacher, hard, optimizer, augment=self.augment, steps=steps
         )
 
-    def _assistant_row(self) -> study.Arm:
+    def _assistant_arm(self) -> study.Arm:
         """A network between the two, taught as plain distillation does (Mirzadeh et
         al. 2020, Improved Knowledge Distillation via Teacher Assistant)."""
         kd = METHODS["kd"]
@@ -226,10 +226,10 @@ class Task:
             objectives.combine(terms),
             optimizer,
             "teacher",
-            self.prepare,
+            self.augment,
         )
 
-    def _row(self, name: str, weight: float, rate: float) -> study.Arm:
+    def _arm(self, name: str, weight: float, rate: float) -> study.Arm:
         """The student, trained with a method at a weight, its rate times a factor."""
         method = METHODS[name]
         module = method.module(self.student, self.layers)
@@ -238,7 +238,7 @@ class Task:
             objectives.combine(method.terms(weight, self.layers, self.study.steps)),
             self.optimizer(rate, self.study.steps),
             method.teacher,
-            self.prepare,
+            self.augment,
         )
 
     def optimizer(self, factor: float, steps: int) -> optax.GradientTransformation:
@@ -250,22 +250,24 @@ class Task:
         return optax.chain(decay, optax.sgd(step_rate(rate, steps), momentum=0.9))
 
     def others(self, seed: int, rate: float, first: str = "teacher") -> dict[str, Any]:
-        """Teachers that are no rows: an ensemble, a first generation of the student.
+        """Teachers that are no arms: an ensemble, a first generation of the student.
 
         The ensemble has the seed's own teacher, by the name it is trained under.
         """
         experiment, given = self.study, {}
         if "ensemble" in self.config.methods:
-            row = self.teacher_row()
-            members = [experiment.train(first, row, seed)]
+            arm = self.teacher_arm()
+            members = [experiment.train(first, arm, seed)]
             members += [
-                experiment.train("other_teacher", row, seed + i) for i in OTHERS
+                experiment.train("other_teacher", arm, seed + i) for i in OTHERS
             ]
-            given["ensemble_teacher"] = experiment.run.place(teachers.ensemble(members))
+            given["ensemble_teacher"] = experiment.partitioner.place(
+                teachers.ensemble(members)
+            )
         if "born_again" in self.config.methods:
-            row = self.row("scratch", rate, rate)
-            model = experiment.train("first_generation", row, seed + OTHERS[0])
-            given["first_generation"] = experiment.run.place(model)
+            arm = self.arm("scratch", rate, rate)
+            model = experiment.train("first_generation", arm, seed + OTHERS[0])
+            given["first_generation"] = experiment.partitioner.place(model)
         return given
 
 
@@ -301,8 +303,8 @@ def search(task: Task) -> tuple[dict[str, float], dict[str, list]]:
     if task.config.trials == 1:
         return best, {}
     experiment, scores = task.study, {}
-    teacher = experiment.train("search_teacher", task.teacher_row(), SEARCH_SEED)
-    given = {"teacher": experiment.run.place(teacher)}
+    teacher = experiment.train("search_teacher", task.teacher_arm(), SEARCH_SEED)
+    given = {"teacher": experiment.partitioner.place(teacher)}
     for name in names:
         tried: dict[float, float] = {}
         while len(tried) < task.config.trials:
@@ -341,17 +343,17 @@ def trial(task: Task, name: str, weight: float, best, given) -> float:
     experiment, validation = task.study, task.validation
     if validation is None:
         raise ValueError("a search needs --validation images, or --trials 1")
-    row = task.row(name, weight, weight if name == "scratch" else best["scratch"])
-    if row.teacher == "assistant_teacher" and row.teacher not in given:
+    arm = task.arm(name, weight, weight if name == "scratch" else best["scratch"])
+    if arm.teacher == "assistant_teacher" and arm.teacher not in given:
         model = experiment.train(
-            "search_assistant", task.assistant_row(), SEARCH_SEED, given["teacher"]
+            "search_assistant", task.assistant_arm(), SEARCH_SEED, given["teacher"]
         )
-        given[row.teacher] = experiment.run.place(model)
-    taught_by = None if row.teacher is None else given[row.teacher]
+        given[arm.teacher] = experiment.partitioner.place(model)
+    its_teacher = None if arm.teacher is None else given[arm.teacher]
     label = f"search_{name}_{weight:g}".replace(".", "_")
-    model = experiment.train(label, row, SEARCH_SEED, taught_by)
-    experiment.forget(row)
-    return validation(experiment.run.place(model), taught_by)["accuracy"]
+    model = experiment.train(label, arm, SEARCH_SEED, its_teacher)
+    experiment.forget(arm)
+    return validation(experiment.partitioner.place(model), its_teacher)["accuracy"]
 
 
 def comparisons(names) -> dict[str, list[str]]:

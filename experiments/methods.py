@@ -43,7 +43,8 @@ class Layers(NamedTuple):
     def of(cls, teacher: nn.Module, example: Any) -> "Layers":
         """Reads them off the shapes of the teacher's outputs."""
         shapes = jax.eval_shape(
-            lambda x: teacher.init_with_output(jax.random.key(0), x)[0].hiddens, example
+            lambda x: teacher.init_with_output(jax.random.key(0), x)[0].hidden_states,
+            example,
         )
         maps = tuple(i for i, x in enumerate(shapes) if len(x.shape) == 4)
         middle, end = maps[len(maps) // 2], len(shapes) - 1
@@ -53,10 +54,10 @@ class Layers(NamedTuple):
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the table.
+    """An arm of the table.
 
     Attributes:
-      lesson: `(weight, layers, steps) -> terms`, of a training of so many steps.
+      soft_terms: `(weight, layers, steps) -> terms`, of a training of so many steps.
       weight: the paper's, which the search tries first.
       hard: the weight of the labels' cross-entropy.
       teacher: who teaches, or None.
@@ -65,7 +66,7 @@ class Method:
       factor: between a weight and the next that the search tries.
     """
 
-    lesson: Callable[[float, Layers, int], Terms]
+    soft_terms: Callable[[float, Layers, int], Terms]
     weight: float
     teacher: str | None = "teacher"
     hard: float = 1.0
@@ -74,12 +75,12 @@ class Method:
     factor: float = 3.0
 
     def terms(self, weight: float, layers: Layers, steps: int) -> Terms:
-        """The objective's terms: labels, and the lesson at a weight."""
+        """The objective's terms: labels, and the terms at a weight."""
         hard = {"hard": (self.hard, objectives.hard_labels())}
-        return hard | self.lesson(weight, layers, steps)
+        return hard | self.soft_terms(weight, layers, steps)
 
     def module(self, student: nn.Module, layers: Layers) -> nn.Module:
-        """The student, with a projection or with peers where the lesson needs them."""
+        """The student, with a projection or with peers where the terms needs them."""
         if self.peers > 1:
             return models.Peers((student,) * self.peers)
         if self.projects is None:
@@ -107,7 +108,7 @@ def embeddings(loss: Callable, weight: float, **kwargs: Any) -> Method:
 def maps(loss: Callable, weight: float, which: str, **kwargs: Any) -> Method:
     """A loss between feature maps: all, the one in the middle, or the last."""
 
-    def lesson(w, layers, _):
+    def soft_terms(w, layers, _):
         chosen = {
             "all": layers.maps,
             "middle": (layers.hint[0],),
@@ -120,7 +121,7 @@ def maps(loss: Callable, weight: float, which: str, **kwargs: Any) -> Method:
             )
         }
 
-    return Method(lesson, weight, **kwargs)
+    return Method(soft_terms, weight, **kwargs)
 
 
 def smoothed(amount, *_) -> Terms:

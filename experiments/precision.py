@@ -31,10 +31,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdistill import data, losses, models, objectives, report, study, train
+from jaxdistill import data, losses, models, objectives, report, study, teachers, train
 from jaxdistill.parallel import processes
 from jaxdistill.study.sweep import divide
-from jaxdistill.teachers import store as cache
 from jaxdistill.types import TopK
 
 TEMPERATURE = 2.0
@@ -82,12 +81,12 @@ def execute(config: Config) -> dict[str, Any]:
     """Trains in both types, then stores one teacher's outputs in every form."""
     source = data.load(config.data, config.data_dir)
     train_split, test = source.inputs(source.train), source.inputs(source.test)
-    log = train.RunDir(config.run_dir, train.settings(config))
+    run_dir = train.RunDir(config.run_dir, train.settings(config))
     studies = {
-        kind: make_study(config, kind, train_split, test, log.path / kind)
+        kind: make_study(config, kind, train_split, test, run_dir.path / kind)
         for kind in PRECISIONS
     }
-    lines = rows(config, source.num_classes, studies["float32"].steps)
+    lines = arms(config, source.num_classes, studies["float32"].steps)
     seeds = {
         kind: study.compare(experiment, lines, config.seeds)["seeds"]
         for kind, experiment in studies.items()
@@ -96,29 +95,29 @@ def execute(config: Config) -> dict[str, Any]:
         "compute": compute(seeds),
         "storage": storage(config, studies["float32"], train_split),
     }
-    log.write("summary.json", summary)
+    run_dir.write("summary.json", summary)
     texts = {
         "compute.md": compute_table(summary["compute"]),
         "storage.md": storage_table(summary["storage"]),
     }
     for name, text in texts.items():
-        log.write_bytes(name, text.encode())
+        run_dir.write_bytes(name, text.encode())
     if processes.is_first():
-        print(*texts.values(), studies["float32"].log, log, sep="\n")
+        print(*texts.values(), studies["float32"].run_dir, run_dir, sep="\n")
     return summary
 
 
 def make_study(config: Config, kind: Any, train_split, test, path) -> study.Study:
     """Trains in one precision, below the run's directory."""
-    run, together = divide("auto", config.seeds)
+    partitioner, together = divide("auto", config.seeds)
     batches = data.Batches(len(train_split["labels"]), config.batch_size)
     return study.Study(
-        run,
+        partitioner,
         train.RunDir(path, {**train.settings(config), "precision": kind}),
-        examples=lambda row, seed: train_split,
+        examples=lambda arm, seed: train_split,
         steps=config.epochs * batches.steps_per_epoch,
         batch_size=config.batch_size,
-        test=train.Evaluator(run, test),
+        test=train.Evaluator(partitioner, test),
         evaluations=1,
         precision=kind,
         together=together,
@@ -126,7 +125,7 @@ def make_study(config: Config, kind: Any, train_split, test, path) -> study.Stud
     )
 
 
-def rows(config: Config, classes: int, steps: int) -> dict[str, study.Arm]:
+def arms(config: Config, classes: int, steps: int) -> dict[str, study.Arm]:
     """Teacher, student from scratch, distilled student."""
     optimizer = optax.adam(optax.cosine_decay_schedule(1e-3, steps))
     teacher = models.MLP((*config.teacher, classes))
@@ -159,7 +158,7 @@ def compute(seeds: Mapping[str, Any]) -> dict[str, Any]:
 def storage(config: Config, experiment: study.Study, train_split) -> dict[str, Any]:
     """Bytes per example and the soft loss's error, for each way to store."""
     teacher, student = (
-        train.load_model(experiment.log.path, k) for k in ("teacher", "scratch")
+        train.load_model(experiment.run_dir.path, k) for k in ("teacher", "scratch")
     )
     batch = {**train_split, "mask": np.ones(len(train_split["labels"]), np.float32)}
     forward = jax.jit(lambda model, batch: model(batch).logits)
@@ -167,9 +166,9 @@ def storage(config: Config, experiment: study.Study, train_split) -> dict[str, A
     exact = losses.forward_kl(logits, targets, temperature=TEMPERATURE)
     result: dict[str, Any] = {"exact": {"loss": float(exact.mean())}}
     for top_k in (None, *config.top_k):
-        for dtype in cache.DTYPES:
+        for dtype in teachers.store.DTYPES:
             name = "dense" if top_k is None else f"top-{top_k}"
-            manifest = cache.describe(
+            manifest = teachers.store.describe(
                 teacher,
                 train_split,
                 data=config.data,
@@ -178,11 +177,13 @@ def storage(config: Config, experiment: study.Study, train_split) -> dict[str, A
                 top_k=top_k,
                 dtype=dtype,
             )
-            path = Path(experiment.log.path) / "outputs" / f"{name}-{dtype}"
-            cache.write(path, teacher, train_split, manifest, progress=config.progress)
+            path = Path(experiment.run_dir.path) / "outputs" / f"{name}-{dtype}"
+            teachers.store.write(
+                path, teacher, train_split, manifest, progress=config.progress
+            )
             # The first process finishes the store, and the others wait until then.
-            processes.on_first(partial(cache.check, path, manifest))
-            found = soft_loss(logits, cache.read(path, manifest))
+            processes.on_first(partial(teachers.store.check, path, manifest))
+            found = soft_loss(logits, teachers.store.read(path, manifest))
             arrays = [f for f in path.rglob("*") if f.is_file()]
             size = sum(f.stat().st_size for f in arrays if f.suffix != ".json")
             result[f"{name}, {dtype}"] = {
@@ -195,10 +196,10 @@ def storage(config: Config, experiment: study.Study, train_split) -> dict[str, A
 
 def soft_loss(logits, stored: Mapping[str, np.ndarray]):
     """The loss of each example against stored outputs of one view."""
-    taught = {name: jnp.asarray(array[:, 0]) for name, array in stored.items()}
-    if "logits" in taught:
-        return losses.forward_kl(logits, taught["logits"], temperature=TEMPERATURE)
-    kept = TopK(taught["ids"], taught["log_probs"], taught["logsumexp"])
+    outputs = {name: jnp.asarray(array[:, 0]) for name, array in stored.items()}
+    if "logits" in outputs:
+        return losses.forward_kl(logits, outputs["logits"], temperature=TEMPERATURE)
+    kept = TopK(outputs["ids"], outputs["log_probs"], outputs["logsumexp"])
     return losses.sparse_forward_kl(logits, kept, temperature=TEMPERATURE)
 
 
@@ -208,12 +209,12 @@ def compute_table(part: Mapping[str, Any]) -> str:
         "| test accuracy % | float32 | bfloat16 | difference, points |",
         "| --- | --: | --: | --: |",
     ]
-    for name, row in part.items():
+    for name, found in part.items():
         cells = [
-            f"{100 * row[kind]['mean']:.2f} ± {100 * row[kind]['std']:.2f}"
+            f"{100 * found[kind]['mean']:.2f} ± {100 * found[kind]['std']:.2f}"
             for kind in PRECISIONS
         ]
-        gap = {k: 100 * row["paired"][k] for k in ("mean", "low", "high")}
+        gap = {k: 100 * found["paired"][k] for k in ("mean", "low", "high")}
         cells.append(f"{gap['mean']:+.2f} ({gap['low']:+.2f} to {gap['high']:+.2f})")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     count = part["teacher"]["float32"]["n"]
@@ -226,11 +227,12 @@ def storage_table(part: Mapping[str, Any]) -> str:
         "| stored | bytes per example | error of the soft loss, nats | its mean |",
         "| --- | --: | --: | --: |",
     ]
-    for name, row in part.items():
+    for name, found in part.items():
         if name == "exact":
             continue
         lines.append(
-            f"| {name} | {row['bytes']:.1f} | {row['error']:.1e} | {row['bias']:+.1e} |"
+            f"| {name} | {found['bytes']:.1f} | {found['error']:.1e} | "
+            f"{found['bias']:+.1e} |"
         )
     return "\n".join(
         [

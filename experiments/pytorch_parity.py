@@ -25,7 +25,7 @@ def parity(task: Task) -> dict[str, Any]:
     of zero may come, for one seed and not for another: `restarted` compares the same
     steps, each from a state that both share.
     """
-    task.taught(0)  # in float32 whatever follows
+    task.teacher_variables(0)  # in float32 whatever follows
     seeds = range(task.config.seeds)
     return {
         "float64": [side_by_side(task, seed, "float64") for seed in seeds],
@@ -48,15 +48,15 @@ def side_by_side(
 
     inputs, labels = cast(task.train["inputs"]), task.train["labels"]
     with jax.enable_x64(dtype == "float64"):
-        taught, state = cast(task.taught(0)), task.fresh("student", seed)
+        variables, state = cast(task.teacher_variables(0)), task.fresh("student", seed)
         start = cast(state.params)
         state = replace(state, params=start, opt_state=task.optimizer.init(start))
         examples = {"inputs": inputs, "labels": labels}
-        rows = task.batches(seed).rows(0, config.parity_steps)
+        rows = task.batches(seed).indices(0, config.parity_steps)
         ours, metrics = task.step("student")(
-            task.run.place(state),
-            task.run.place((task.teacher(taught), examples)),
-            task.run.split(rows, 1),
+            task.partitioner.place(state),
+            task.partitioner.place((task.teacher(variables), examples)),
+            task.partitioner.split(rows, 1),
         )
         losses, params = np.asarray(metrics["loss"][0]), cast(ours.params)
         rates = config.learning_rate * np.ones(config.parity_steps)
@@ -69,7 +69,7 @@ def side_by_side(
         raise ValueError("weights to PyTorch and back are not the same weights")
     expected = torch.follow(
         student,
-        task.torch_module("teacher", taught),
+        task.torch_module("teacher", variables),
         task.torch_loss(),
         ((inputs[i], labels[i]) for i in _real(rows)),
         rates,
@@ -81,14 +81,14 @@ def side_by_side(
 def restarted(task: Task, seed: int) -> dict[str, Any]:
     """Both sides from our weights and Adam's moments, anew at each step."""
     torch, config = baseline(), task.config
-    train, taught = task.train, task.taught(0)
-    rows = task.batches(seed).rows(0, config.parity_steps)
+    train, variables = task.train, task.teacher_variables(0)
+    rows = task.batches(seed).indices(0, config.parity_steps)
     student = task.torch_module("student")
     optimizer = torch.torch.optim.Adam(student.parameters(), lr=config.learning_rate)
-    teacher = task.torch_module("teacher", taught)
+    teacher = task.torch_module("teacher", variables)
     step = torch.make_step(student, teacher, task.torch_loss(), optimizer)
     losses, expected, apart = [], [], []
-    steps = _one_by_one(task, seed, taught, rows)
+    steps = _one_by_one(task, seed, variables, rows)
     for (before, loss, after), index in zip(steps, _real(rows), strict=True):
         adam = before.opt_state[0]
 
@@ -109,17 +109,19 @@ def restarted(task: Task, seed: int) -> dict[str, Any]:
 
 
 def _one_by_one(
-    task: Task, seed: int, taught, rows
+    task: Task, seed: int, variables, rows
 ) -> Iterator[tuple[TrainState, float, TrainState]]:
     """Our run, a step a dispatch: `(state before, loss, state after)`."""
-    teacher = task.run.place(task.teacher(taught))
-    before = task.run.fetch(task.run.place(task.fresh("student", seed)))
+    teacher = task.partitioner.place(task.teacher(variables))
+    before = task.partitioner.fetch(task.partitioner.place(task.fresh("student", seed)))
     for at in range(task.config.parity_steps):
         row = jax.tree.map(lambda x, at=at: x[at : at + 1], rows)
         after, metrics = task.step("student")(
-            task.run.place(before), (teacher, task.placed), task.run.split(row, 1)
+            task.partitioner.place(before),
+            (teacher, task.placed),
+            task.partitioner.split(row, 1),
         )
-        after = task.run.fetch(after)
+        after = task.partitioner.fetch(after)
         yield before, float(metrics["loss"][0][0]), after
         before = after
 

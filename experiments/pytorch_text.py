@@ -92,7 +92,7 @@ def make_epoch(
     def epoch() -> float:
         nonlocal done
         stop = done + batches.steps_per_epoch
-        order = torch.tensor(batches.rows(done, stop)["index"], device=DEVICE).long()
+        order = torch.tensor(batches.indices(done, stop)["index"], device=DEVICE).long()
         done, total = stop, torch.zeros((), device=DEVICE)
         longest = [length] * len(order)
         if "attention_mask" in examples:

@@ -38,24 +38,26 @@ def all_loops(config: Job, images: int, compiled: bool) -> Loops:
     pixels = draw.integers(0, 256, (images, 32, 32, 3), np.uint8)
     labels = draw.integers(0, CLASSES, images).astype(np.int32)
     examples = {"inputs": normalize(pixels, *NUMBERS), "labels": labels}
-    taught = jax.jit(TEACHER.init)(jax.random.key(1), examples["inputs"][:1])
+    variables = jax.jit(TEACHER.init)(jax.random.key(1), examples["inputs"][:1])
     optimizer, student = optax.adam(config.learning_rate), models.student(STUDENT)
     first = {name: x[:1] for name, x in examples.items()}
     first["mask"] = np.ones(1, np.float32)
     state = train.init_state(jax.random.key(0), student, optimizer, first)
     start = {"params": state.params, **state.model_state}
-    theirs, skipped = torch_loops(config, taught, start, pixels, labels, compiled)
+    theirs, skipped = torch_loops(config, variables, start, pixels, labels, compiled)
 
     soft = objectives.soft_targets(temperature=config.temperature)
     hard = (config.hard_weight, objectives.hard_labels())
     objective = objectives.combine({"hard": hard, "soft": (config.soft_weight, soft)})
-    run = parallel.choose("jit")
+    partitioner = parallel.choose("jit")
     step = train.scan_train(train.make_train_step(student, objective, optimizer))
-    ours = partial(one_epoch, run, run.compile(step, batch_axis=1), state)
+    ours = partial(
+        one_epoch, partitioner, partitioner.compile(step, batch_axis=1), state
+    )
     batches = Batches(images, config.batch_size)
     live_teacher, placed = (
-        run.place(teachers.live(TEACHER, taught)),
-        run.replicate(examples),
+        partitioner.place(teachers.live(TEACHER, variables)),
+        partitioner.replicate(examples),
     )
     jobs = {
         LIVE: ours(batches, live_teacher, placed),
@@ -68,7 +70,7 @@ def all_loops(config: Job, images: int, compiled: bool) -> Loops:
 
 def torch_loops(
     config: Job,
-    taught: Any,
+    variables: Any,
     start: Any,
     pixels: np.ndarray,
     labels: np.ndarray,
@@ -78,7 +80,7 @@ def torch_loops(
 
     Args:
       config: the job's numbers.
-      taught: the teacher's variables.
+      variables: the teacher's variables.
       start: the student's.
       pixels: `[N, 32, 32, 3]` bytes.
       labels: `[N]`.
@@ -98,7 +100,10 @@ def torch_loops(
         return torch.load(module, weights).to(memory_format=layout)
 
     def epoch(make, *images, layout, **options) -> Callable[[], float]:
-        networks = [network(STUDENT, start, layout), network(TEACHER, taught, layout)]
+        networks = [
+            network(STUDENT, start, layout),
+            network(TEACHER, variables, layout),
+        ]
         loss = torch.make_loss(
             config.temperature, config.hard_weight, config.soft_weight
         )

@@ -59,7 +59,7 @@ class Config:
     preset: Literal["shakespeare", "wikitext2"] = "shakespeare"
     """where the defaults come from"""
     smoke: bool = False
-    """all rows for a few steps, on a sentence repeated"""
+    """all arms for a few steps, on a sentence repeated"""
     data_dir: str | None = None
     """a folder with the original text, or TFDS's data folder"""
     run_dir: str = "runs/{preset}_gpt"
@@ -83,7 +83,7 @@ class Config:
     teacher_steps: int = 10_000
     """optimizer steps of the teacher"""
     reference_steps: int = 2_000
-    """those of the row `nanogpt`; 0 leaves it out"""
+    """those of the arm `nanogpt`; 0 leaves it out"""
     steps: int = 5_000
     """those of every student"""
     learning_rate: float = 1e-3
@@ -93,9 +93,9 @@ class Config:
     weight_decay: float = 0.1
     """AdamW's decay of matrices"""
     top_k: int = 8
-    """probabilities that the row `top_k` stores of each token"""
+    """probabilities that the arm `top_k` stores of each token"""
     own_share: float = 0.5
-    """of the row `on_policy`'s batches, how many the student writes"""
+    """of the arm `on_policy`'s batches, how many the student writes"""
     own_from: float = 0.4
     """before this part of its steps, it writes none"""
     own_prompts: int = 512
@@ -149,7 +149,7 @@ SMOKE: dict[str, Any] = {
     "at_least": 1,
 }
 AGAINST = {"top_k": ["forward_kl"], "on_policy": ["reverse_kl"]}
-"""What a row is compared with beside `scratch`: the same loss without its difference"""
+"""What an arm is compared with beside `scratch`: its loss without its difference."""
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -160,23 +160,23 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def execute(config: Config) -> dict[str, Any]:
-    """Trains every row for every seed, resuming what a run directory already holds."""
+    """Trains every arm for every seed, resuming what a run directory already holds."""
     if config.smoke:
         config = replace(config, **SMOKE)
     task = Task(config)
     summary = study.compare(
         task.study,
-        task.rows,
+        task.arms,
         config.seeds,
         pairs={name: ["scratch", *AGAINST.get(name, ())] for name in task.students},
         measure="nll",
     )
     written = task.samples(("teacher", "scratch", "forward_kl", "on_policy"))
-    task.study.log.write_bytes("samples.md", written.encode())
-    task.study.log.write_bytes("text.md", f"{task.about()}\n".encode())
-    text = processes.on_first(lambda: report.write(task.study.log.path))
+    task.study.run_dir.write_bytes("samples.md", written.encode())
+    task.study.run_dir.write_bytes("text.md", f"{task.about()}\n".encode())
+    text = processes.on_first(lambda: report.write(task.study.run_dir.path))
     if processes.is_first():
-        print(text, written, task.about(), task.study.log, sep="\n")
+        print(text, written, task.about(), task.study.run_dir, sep="\n")
     return summary
 
 

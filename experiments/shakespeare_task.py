@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The text, networks and rows of shakespeare_gpt."""
+"""The text, networks and arms of shakespeare_gpt."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -35,12 +35,12 @@ class Task:
             data.windows(self.vocabulary.encode(part), config.length)
             for part in (corpus.train, held)
         )
-        run = parallel.choose(config.parallel)
+        partitioner = parallel.choose(config.parallel)
         self.evaluator = train.Evaluator(
-            run, self.test, batch_size=64, metrics=train.language
+            partitioner, self.test, batch_size=64, metrics=train.language
         )
         self.study = study.Study(
-            run,
+            partitioner,
             train.RunDir(
                 config.run_dir.format(preset=config.preset), train.settings(config)
             ),
@@ -53,49 +53,49 @@ class Task:
             precision=config.precision,
             progress=config.progress,
         )
-        self.rows = self.make_rows()
+        self.arms = self.make_arms()
         others = ("teacher", "nanogpt", "scratch")
-        self.students = [name for name in self.rows if name not in others]
+        self.students = [name for name in self.arms if name not in others]
         self.written = lru_cache(maxsize=1)(self._written)
 
-    def examples(self, row: study.Arm, seed: int) -> Mapping[str, Any]:
-        """The text's windows; of the sequence-level row what the teacher wrote."""
-        return self.written(seed) if row is self.rows["sequence_level"] else self.train
+    def examples(self, arm: study.Arm, seed: int) -> Mapping[str, Any]:
+        """The text's windows; of the sequence-level arm what the teacher wrote."""
+        return self.written(seed) if arm is self.arms["sequence_level"] else self.train
 
-    def make_rows(self) -> dict[str, study.Arm]:
+    def make_arms(self) -> dict[str, study.Arm]:
         """The table's lines, in the order they train."""
         config = self.config
         teacher = self.network(config.teacher, config.dropout)
         student = self.network(config.student, config.student_dropout)
         labels = objectives.combine({"hard": (1.0, objectives.hard_labels())})
 
-        def row(module, steps, objective=labels, **options):
+        def arm(module, steps, objective=labels, **options):
             return study.Arm(
                 module, objective, self.optimizer(steps), steps=steps, **options
             )
 
-        def taught(term, **options):
+        def distilled(term, **options):
             soft = objectives.combine({"soft": (1.0, term)})
-            return row(student, config.steps, soft, teacher="teacher", **options)
+            return arm(student, config.steps, soft, teacher="teacher", **options)
 
         steps = config.reference_steps
-        reference = {"nanogpt": row(teacher, steps)} if steps else {}
+        reference = {"nanogpt": arm(teacher, steps)} if steps else {}
         reverse = objectives.on_logits(losses.reverse_kl)
         return {
-            "teacher": row(teacher, config.teacher_steps),
+            "teacher": arm(teacher, config.teacher_steps),
             **reference,
-            "scratch": row(student, config.steps),
-            "forward_kl": taught(objectives.soft_targets()),
-            "reverse_kl": taught(reverse),
-            "jsd": taught(objectives.on_logits(losses.generalized_jsd)),
-            "total_variation": taught(objectives.on_logits(losses.total_variation)),
-            "top_k": taught(objectives.soft_targets(), top_k=config.top_k),
-            "sequence_level": row(student, config.steps),
-            "on_policy": taught(reverse, rollout=self.own_writing(student)),
+            "scratch": arm(student, config.steps),
+            "forward_kl": distilled(objectives.soft_targets()),
+            "reverse_kl": distilled(reverse),
+            "jsd": distilled(objectives.on_logits(losses.generalized_jsd)),
+            "total_variation": distilled(objectives.on_logits(losses.total_variation)),
+            "top_k": distilled(objectives.soft_targets(), top_k=config.top_k),
+            "sequence_level": arm(student, config.steps),
+            "on_policy": distilled(reverse, rollout=self.own_writing(student)),
         }
 
     def own_writing(self, student: models.GPT) -> Callable:
-        """The row `on_policy`'s rollout: none of its own before the student can write.
+        """The arm `on_policy`'s rollout: none of its own before the student can write.
 
         Raises:
           ValueError: a share that is not 0 to 1.
@@ -140,7 +140,7 @@ class Task:
 
     def teacher(self, seed: int) -> models.BoundModule:
         """A seed's teacher, trained now unless it is there."""
-        return self.study.train("teacher", self.rows["teacher"], seed)
+        return self.study.train("teacher", self.arms["teacher"], seed)
 
     def _written(self, seed: int) -> dict[str, Any]:
         """Windows that the teacher wrote behind their first token: all labels are its.
@@ -149,7 +149,7 @@ class Task:
         """
         teacher = self.teacher(seed)
         name = f"{fingerprints.of_tree(teacher.variables)[:16]}-{seed}.npy"
-        path = self.study.log.path / "outputs" / name
+        path = self.study.run_dir.path / "outputs" / name
         ids = self.train["inputs"]["input_ids"]
 
         def write():
@@ -174,7 +174,7 @@ class Task:
         It goes on from the first tokens of windows that are spread over the test, with
         the same key for every model and seed.
         """
-        config, fetch = self.config, self.study.run.fetch
+        config, fetch = self.config, self.study.partitioner.fetch
         ids = self.test["inputs"]["input_ids"]
         count = min(config.own_prompts, len(ids))
         spread = np.linspace(0, len(ids) - 1, count).astype(int)
@@ -204,10 +204,10 @@ class Task:
         length, parts = self.config.length, []
         first = self.test["inputs"]["input_ids"][:1, : length // 2]
         for name in names:
-            row, taught_by = self.rows[name], None
-            if row.teacher is not None:
-                taught_by = self.study.run.place(self.teacher(0))
-            model = self.study.train(name, row, 0, taught_by)
+            arm, its_teacher = self.arms[name], None
+            if arm.teacher is not None:
+                its_teacher = self.study.partitioner.place(self.teacher(0))
+            model = self.study.train(name, arm, 0, its_teacher)
             ids = first
             for i in range(windows):
                 rng = jax.random.fold_in(jax.random.key(0), i)

@@ -107,11 +107,11 @@ def _scaling(part: Mapping[str, Any]) -> str:
 def _cold(part: Mapping[str, Any]) -> str:
     names = {"pytorch": "the article's script", "jaxdistill": "jaxdistill, live"}
     found = part["processes"]
-    ours = [run["seconds"] for run in found["jaxdistill"]]
+    ours = [one["seconds"] for one in found["jaxdistill"]]
     head = ["whole process", "seconds", "ours is faster by", "peak MB", "accuracy %"]
     lines = [row(head), row(["---"] + ["--:"] * (len(head) - 1))]
     for side, runs in found.items():
-        times = [run["seconds"] for run in runs]
+        times = [one["seconds"] for one in runs]
         ratio = benchmark.ratios(times, ours)
         lines.append(
             row(
@@ -119,8 +119,8 @@ def _cold(part: Mapping[str, Any]) -> str:
                     names[side],
                     span(times),
                     "-" if side == "jaxdistill" else span(ratio),
-                    f"{max(run['peak_bytes'] for run in runs) / 1e6:.0f}",
-                    f"{100 * statistics.mean(run['accuracy'] for run in runs):.2f}",
+                    f"{max(one['peak_bytes'] for one in runs) / 1e6:.0f}",
+                    f"{100 * statistics.mean(one['accuracy'] for one in runs):.2f}",
                 ]
             )
         )

@@ -39,7 +39,7 @@ median length without padding.
   python -m experiments.sst2_bert --smoke
 
 Needs jaxdistill[huggingface]. Cost: with the MiniLM two cores took about an hour a seed
-of SST-2, of which the rows of masked texts were a quarter, and 40 minutes of AG News;
+of SST-2, of which the arms of masked texts were a quarter, and 40 minutes of AG News;
 with a teacher from scratch 20 minutes of SST-2 and 40 of AG News, beside other work.
 Two minutes with --smoke, nearly all of it compilation.
 """
@@ -60,7 +60,7 @@ class Config:
     preset: Literal["sst2", "ag_news"] = "sst2"
     """where the defaults come from"""
     smoke: bool = False
-    """all rows for a few steps, on five phrases repeated"""
+    """all arms for a few steps, on five phrases repeated"""
     data_dir: str | None = None
     """a folder with the original texts, or TFDS's data folder"""
     run_dir: str = "runs/{preset}_bert"
@@ -71,7 +71,7 @@ class Config:
     """pieces of a vocabulary trained here, without --teacher"""
     length: int = 48
     """tokens of a text, special ones included; what is longer is cut"""
-    trim_to: tuple[int, ...] = (8, 16, 24, 32)
+    bucket_lengths: tuple[int, ...] = (8, 16, 24, 32)
     """texts of like length train together, in batches cut to the shortest of these
     that holds them, or to `length`"""
     teacher_size: tuple[int, int, int] = (256, 4, 4)
@@ -103,7 +103,7 @@ class Config:
     stage_epochs: int = 1
     """passes of these in which `transformer_stages` matches layers"""
     views: int = 4
-    """ways in which the rows `masked` see a text"""
+    """ways in which the arms `masked` see a text"""
     masked: float = 0.1
     """the share of the tokens that is hidden there"""
     wide_epochs: int = 1
@@ -127,7 +127,7 @@ PRESETS = {
     "ag_news": Config(
         preset="ag_news",
         length=96,
-        trim_to=(40, 48, 56, 64, 80),
+        bucket_lengths=(40, 48, 56, 64, 80),
         teacher_epochs=3,
         epochs=8,
         wide_epochs=3,
@@ -136,7 +136,7 @@ PRESETS = {
 SMOKE: dict[str, Any] = {
     "vocab": 60,
     "length": 10,
-    "trim_to": (4, 6),
+    "bucket_lengths": (4, 6),
     "teacher_size": (16, 3, 2),
     "transformer": (8, 2, 2),
     "bilstm": (8, 6),
@@ -157,13 +157,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def execute(config: Config) -> dict[str, Any]:
-    """Trains every row for every seed, resuming what a run directory already holds."""
+    """Trains every arm for every seed, resuming what a run directory already holds."""
     if config.smoke:
         config = replace(config, **SMOKE)
     task = Task(config)
     if processes.is_first():
         print(task.said, flush=True)
-    task.study.log.write_bytes("texts.md", f"{task.said}\n".encode())
+    task.study.run_dir.write_bytes("texts.md", f"{task.said}\n".encode())
     pairs = {
         "transformer": ["transformer_scratch"],
         "transformer_stages": ["transformer_scratch", "transformer"],
@@ -174,11 +174,11 @@ def execute(config: Config) -> dict[str, Any]:
         "layers": ["drawn"],
     }
     summary = study.compare(
-        task.study, task.rows(), config.seeds, pairs=pairs, example=task.median
+        task.study, task.arms(), config.seeds, pairs=pairs, example=task.median
     )
-    text = processes.on_first(lambda: report.write(task.study.log.path))
+    text = processes.on_first(lambda: report.write(task.study.run_dir.path))
     if processes.is_first():
-        print(text, task.study.log, sep="\n")
+        print(text, task.study.run_dir, sep="\n")
     return summary
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The texts, networks and rows of sst2_bert."""
+"""The texts, networks and arms of sst2_bert."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,7 +21,7 @@ from jaxdistill import (
     train,
 )
 from jaxdistill.data import Batches, tokens
-from jaxdistill.data.augment import Prepare
+from jaxdistill.data.augment import Augment
 from jaxdistill.pretrained import weights as huggingface
 from jaxdistill.types import Objective
 
@@ -56,19 +56,19 @@ class Task:
             self.encode(split) for split in (texts.train, texts.validation, texts.test)
         )
         self.median = median_text(tested["inputs"])
-        run = parallel.choose(config.parallel)
+        partitioner = parallel.choose(config.parallel)
         held, test = (
-            train.Evaluator(run, split, trim_to=config.trim_to)
+            train.Evaluator(partitioner, split, bucket_lengths=config.bucket_lengths)
             for split in (held_out, tested)
         )
-        log = train.RunDir(
+        run_dir = train.RunDir(
             config.run_dir.format(preset=config.preset), train.settings(config)
         )
-        log.write_bytes("tokenizer.json", self.tokenizer.to_str().encode())
+        run_dir.write_bytes("tokenizer.json", self.tokenizer.to_str().encode())
         self.study = study.Study(
-            run,
-            log,
-            examples=lambda row, seed: self.examples,
+            partitioner,
+            run_dir,
+            examples=lambda arm, seed: self.examples,
             steps=self.steps(config.epochs),
             batch_size=config.batch_size,
             test=with_validation(test, held),
@@ -76,7 +76,7 @@ class Task:
             evaluations=4,
             stored=True,
             precision=config.precision,
-            trim_to=config.trim_to,
+            bucket_lengths=config.bucket_lengths,
             progress=config.progress,
         )
 
@@ -125,12 +125,12 @@ class Task:
         )
         return models.BertClassifier(models.Encoder(size), self.classes)
 
-    def rows(self) -> dict[str, study.Arm]:
+    def arms(self) -> dict[str, study.Arm]:
         """The table's lines, in the order they train."""
         config, vocab = self.config, self.teacher.encoder.size.vocab
         labels = objectives.combine({"hard": (1.0, objectives.hard_labels())})
         steps = self.steps(config.teacher_epochs)
-        rows = {
+        arms = {
             "teacher": study.Arm(
                 self.teacher,
                 labels,
@@ -152,27 +152,27 @@ class Task:
         }
         optimizer = self.adamw(config.rate, self.study.steps)
         for name, module in students.items():
-            rows[f"{name}_scratch"] = study.Arm(module, labels, optimizer)
-            rows[name] = study.Arm(module, self.soft, optimizer, "teacher")
+            arms[f"{name}_scratch"] = study.Arm(module, labels, optimizer)
+            arms[name] = study.Arm(module, self.soft, optimizer, "teacher")
         for name in ("transformer", "bilstm"):
             # The control sees ever new ones: it asks no teacher.
-            rows[f"{name}_masked_scratch"] = rows[f"{name}_scratch"]._replace(
-                prepare=hide
+            arms[f"{name}_masked_scratch"] = arms[f"{name}_scratch"]._replace(
+                augment=hide
             )
-            rows[f"{name}_masked"] = rows[name]._replace(
-                prepare=hide, views=config.views
+            arms[f"{name}_masked"] = arms[name]._replace(
+                augment=hide, views=config.views
             )
-        rows["transformer_stages"] = self.in_stages(small)
-        return {**rows, **self.wide()}
+        arms["transformer_stages"] = self.in_stages(small)
+        return {**arms, **self.wide()}
 
-    def hide(self) -> Prepare:
+    def hide(self) -> Augment:
         """Hides some tokens of a text."""
         names = ("[MASK]", "[CLS]", "[SEP]", "[PAD]")
         mask, *others = map(self.tokenizer.token_to_id, names)
         return tokens.hide_tokens(mask, others, share=self.config.masked)
 
     def in_stages(self, small: nn.Module) -> study.Arm:
-        """TinyBERT's two stages in as many steps as the other rows take.
+        """TinyBERT's two stages in as many steps as the other arms take.
 
         The first matches hidden states, projected, and relations of queries, keys and
         values, which are as many as the student's heads on both sides.
@@ -202,7 +202,7 @@ class Task:
         )
 
         def start(state, teacher, seed):
-            teacher = self.study.run.place(teacher)
+            teacher = self.study.partitioner.place(teacher)
             matched = self.study.train("transformer_first_stage", first, seed, teacher)
             return state.replace(params=matched.variables["params"])
 
@@ -224,15 +224,15 @@ class Task:
             params = models.take_layers(teacher.variables["params"], chosen)
             return state.replace(params=params)
 
-        def row(rate, **options):
+        def arm(rate, **options):
             optimizer = self.adamw(rate, steps)
             return study.Arm(
                 module, self.soft, optimizer, "teacher", steps=steps, **options
             )
 
         return {
-            "drawn": row(self.config.rate),
-            "layers": row(self.teacher_rate, start=start),
+            "drawn": arm(self.config.rate),
+            "layers": arm(self.teacher_rate, start=start),
         }
 
     @property

@@ -87,14 +87,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             f"at least 1; got {config.steps} and {config.rounds}"
         )
     with train.exit_with_message():
-        log = train.RunDir(config.run_dir, train.settings(config))
+        run_dir = train.RunDir(config.run_dir, train.settings(config))
         summary = measure(config, Path(config.run_dir) / "images.array_record")
-    log.write("summary.json", summary)
-    log.write_bytes("table.md", table(summary).encode())
+    run_dir.write("summary.json", summary)
+    run_dir.write_bytes("table.md", table(summary).encode())
     if config.save is not None:
-        report.save(log.path, config.save)
+        report.save(run_dir.path, config.save)
     print(table(summary))
-    print(f"run directory: {log.path}")
+    print(f"run directory: {run_dir.path}")
     return summary
 
 
@@ -140,12 +140,12 @@ class Job:
 
     def __post_init__(self):
         config = self.config
-        self.run = parallel.choose(config.parallel)
+        self.partitioner = parallel.choose(config.parallel)
         student = models.student(models.resnet_cifar(config.depth, CLASSES))
         optimizer = optax.sgd(0.1, momentum=0.9, nesterov=True)
         objective = objectives.combine({"hard": (1.0, objectives.hard_labels())})
         step = train.make_train_step(student, objective, optimizer)
-        self.step = self.run.compile(train.scan_train(step), batch_axis=1)
+        self.step = self.partitioner.compile(train.scan_train(step), batch_axis=1)
         self.batches = Batches(config.images, config.batch_size)
         first = next(self.batches.iterate(self.examples, 0))
         self.state: Any = train.init_state(jax.random.key(0), student, optimizer, first)
@@ -155,7 +155,7 @@ class Job:
         train.fit(
             self.state.replace(step=jnp.int32(start)),
             self.step,
-            run=self.run,
+            partitioner=self.partitioner,
             examples=examples,
             batches=batches,
             steps=start + self.config.steps,
@@ -173,7 +173,7 @@ def measure(config: Config, path: Path) -> dict[str, Any]:
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
     job = Job(config, write(path, config))
-    placed = job.run.replicate(dict(job.examples))
+    placed = job.partitioner.replicate(dict(job.examples))
     decode = {"png": decode_png, "raw": decode_raw}[config.encoding]
     turns: dict[str, Callable[[], Any]] = {
         "resident": lambda: job.timed(
@@ -198,7 +198,7 @@ def measure(config: Config, path: Path) -> dict[str, Any]:
         },
         "setting": {
             **train.settings(config),
-            "device": str(job.run.devices[0].device_kind),
+            "device": str(job.partitioner.devices[0].device_kind),
         },
     }
 
@@ -210,7 +210,7 @@ def reading(job: Job, stream: Stream, workers: int) -> dict[str, Callable[[], An
     def forward(steps: int) -> int:
         nonlocal at
         for _ in range(0, steps, STREAMED_PER_DISPATCH):
-            stream.rows(at, at + STREAMED_PER_DISPATCH)
+            stream.indices(at, at + STREAMED_PER_DISPATCH)
             at += STREAMED_PER_DISPATCH
         return at
 

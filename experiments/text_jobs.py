@@ -129,7 +129,7 @@ class Work:
         self.shape, self.rule = shape, rule
         self.config = make(shape, rule.dropout)
         self.module: Any = pretrained.module_of(self.config, maps=False)
-        self.run = parallel.choose("jit")
+        self.partitioner = parallel.choose("jit")
         count = shape.batch * rule.steps
         self.examples = draw(shape, make is gpt, count, seed)
         if lengths is not None:
@@ -158,7 +158,9 @@ class Work:
         """Its outputs lie beside the examples, where the loss asks for them."""
         return teachers.StoredTeacher() if self.rule.soft else None
 
-    def ours(self, *, scan: bool = False, trim_to: Sequence[int] = ()) -> Callable:
+    def ours(
+        self, *, scan: bool = False, bucket_lengths: Sequence[int] = ()
+    ) -> Callable:
         """A function that trains for an epoch in one dispatch."""
         module, params = self.module, self.state.params
         if scan:
@@ -173,15 +175,15 @@ class Work:
         )
         student = models.student(module)
         step = train.make_train_step(
-            student, self.objective, self.optimizer, trim_to=trim_to
+            student, self.objective, self.optimizer, bucket_lengths=bucket_lengths
         )
         return one_epoch(
-            self.run,
-            self.run.compile(train.scan_train(step), batch_axis=1),
+            self.partitioner,
+            self.partitioner.compile(train.scan_train(step), batch_axis=1),
             state,
             self.batches,
-            self.run.place(self.teacher),
-            self.run.replicate(self.examples),
+            self.partitioner.place(self.teacher),
+            self.partitioner.replicate(self.examples),
         )
 
     def theirs(self) -> tuple[nn.Module, Callable, Any, dict[str, Any]]:
@@ -222,8 +224,8 @@ class Work:
         outputs = self.module.apply(
             {"params": params}, batch["inputs"], train=rng is not None, rngs=rngs
         )
-        taught = None if self.teacher is None else self.teacher(batch)
-        terms = self.objective(outputs, taught, batch, 0)
+        teacher_outputs = None if self.teacher is None else self.teacher(batch)
+        terms = self.objective(outputs, teacher_outputs, batch, 0)
         total: Any = sum(weight * values.mean() for weight, values, _ in terms.values())
         return total
 
@@ -233,9 +235,9 @@ class Work:
         step = train.make_train_step(student, self.objective, self.optimizer)
         whole = jax.jit(step, donate_argnums=0)
         forward, slope = jax.jit(self.loss), jax.jit(jax.grad(self.loss))
-        batch, teacher = self.run.place((self.batch, self.teacher))
-        state, key = self.run.place(self.state), jax.random.key(0)
-        params = self.run.place(self.state.params)
+        batch, teacher = self.partitioner.place((self.batch, self.teacher))
+        state, key = self.partitioner.place(self.state), jax.random.key(0)
+        params = self.partitioner.place(self.state.params)
 
         def move():
             nonlocal state
@@ -253,11 +255,11 @@ class Work:
         """Functions of both sides that write greedily behind the same prompts."""
         drawn = self.examples["inputs"]["input_ids"].reshape(-1)
         prompt = np.resize(drawn, (prompts, length))
-        live_teacher = self.run.place(
+        live_teacher = self.partitioner.place(
             teachers.live(self.module, {"params": self.state.params})
         )
         write = partial(models.generate, steps=count, temperature=0.0)
-        given, key = self.run.place({"input_ids": prompt}), jax.random.key(0)
+        given, key = self.partitioner.place({"input_ids": prompt}), jax.random.key(0)
         model = self.theirs()[0]
         return {
             THEIRS: torch_side().make_generate(model, prompt, count),

@@ -32,7 +32,7 @@ class Config:
     """optimizer steps in a round"""
     length_steps: int = 40
     """those in a round of the part `lengths`"""
-    trim_to: tuple[int, ...] = (16, 24, 32, 48)
+    bucket_lengths: tuple[int, ...] = (16, 24, 32, 48)
     """what batches of like length are cut to there"""
     rounds: int = 7
     """rounds timed of each side, after one that is not counted"""
@@ -87,7 +87,7 @@ SMOKE: dict[str, Any] = {
     "writer": Shape(90, 16, 1, 2, 3, 8, 24),
     "steps": 2,
     "length_steps": 3,
-    "trim_to": (6,),
+    "bucket_lengths": (6,),
     "rounds": 2,
     "prompts": (1, 2),
     "prompt": 4,

@@ -78,10 +78,10 @@ def execute(config: Config) -> dict[str, Any]:
     if config.smoke:
         config = replace(config, **SMOKE)
     free = ("part", "rounds", "run_dir", "data_dir", "save", "progress")
-    log = train.RunDir(
+    run_dir = train.RunDir(
         config.run_dir, {k: v for k, v in asdict(config).items() if k not in free}
     )
-    path = log.path / "summary.json"
+    path = run_dir.path / "summary.json"
     summary = json.loads(path.read_text()) if path.exists() else {}
     jobs: dict[str, Callable] = {
         "train": train_steps,
@@ -96,15 +96,15 @@ def execute(config: Config) -> dict[str, Any]:
         torch_side().torch.set_num_threads(config.threads)
     for part in parts:
         summary[part] = {**jobs[part](config), "machine": versions(config.threads)}
-        log.write("summary.json", summary)
-    log.write("env.json", train.environment())
+        run_dir.write("summary.json", summary)
+    run_dir.write("env.json", train.environment())
     texts = text_report.tables(summary)
     for name, text in texts.items():
-        log.write_bytes(name, text.encode())
+        run_dir.write_bytes(name, text.encode())
     if config.save is not None:
-        report.save(log.path, config.save)
+        report.save(run_dir.path, config.save)
     print("\n".join(texts.values()))
-    print(log)
+    print(run_dir)
     return summary
 
 
@@ -142,13 +142,13 @@ def lengths(config: Config) -> dict[str, Any]:
     sizes = np.random.default_rng(config.seed).integers(4, shape.length + 1, count)
     weights = replace(rule(config, 1.0, 0.0), steps=config.length_steps)
     work = Work(bert, shape, weights, config.seed, sizes)
-    ours = {OURS: work.ours(), TRIMMED: work.ours(trim_to=config.trim_to)}
+    ours = {OURS: work.ours(), TRIMMED: work.ours(bucket_lengths=config.bucket_lengths)}
     found = rounds_of(config, "lengths", work, ours, int(sizes.sum()))
     found["about"] = (
         f"{shape.depth} layers {shape.width} wide, {shape.batch} texts a step of 4 to "
         f"{shape.length} tokens"
     )
-    cuts = ", ".join(map(str, config.trim_to))
+    cuts = ", ".join(map(str, config.bucket_lengths))
     note = f"Real tokens; batches of like length, ours cut to {cuts} or not at all."
     return {"jobs": {"bert_mini": found}, "note": note}
 
@@ -215,7 +215,7 @@ def storage(config: Config) -> dict[str, Any]:
         )
         name = "random tokens, models drawn and sharpened"
     else:
-        teacher, student, examples = text_storage.taught(
+        teacher, student, examples = text_storage.trained_pair(
             config.gpt,
             data.load_corpus(config.corpus, config.data_dir),
             config.at_least,

@@ -23,7 +23,6 @@ from jaxdistill import (
     teachers,
     train,
 )
-from jaxdistill.teachers import store as cache
 from jaxdistill.types import TopK
 
 
@@ -52,7 +51,9 @@ def drawn(shape: Shape, count: int, sharpness: float, seed: int):
     return *pair, examples
 
 
-def taught(shape: Shape, corpus: data.Corpus, at_least: int, count: int, **training):
+def trained_pair(
+    shape: Shape, corpus: data.Corpus, at_least: int, count: int, **training
+):
     """Two models trained on a text, teacher and student, and windows of its validation.
 
     Args:
@@ -80,7 +81,7 @@ def train_model(
     """A model of the text after so many steps of AdamW."""
     module = pretrained.module_of(gpt(shape, 0.0), maps=False)
     student, optimizer = models.student(module), optax.adamw(rate)
-    run = parallel.choose("jit")
+    partitioner = parallel.choose("jit")
     step = train.make_train_step(
         student,
         objectives.combine({"hard": (1.0, objectives.hard_labels())}),
@@ -90,9 +91,9 @@ def train_model(
     first["mask"] = np.ones(1, np.float32)
     state = train.fit(
         train.init_state(jax.random.key(seed), student, optimizer, first),
-        run.compile(train.scan_train(step), batch_axis=1),
-        run=run,
-        examples=run.replicate(text),
+        partitioner.compile(train.scan_train(step), batch_axis=1),
+        partitioner=partitioner,
+        examples=partitioner.replicate(text),
         batches=data.Batches(len(text["labels"]), shape.batch, seed=seed),
         steps=steps,
         progress=False,
@@ -138,7 +139,7 @@ def measure(
     exact: dict[float, Any] = {}
     stored = {}
     for kept in (None, *top_k):
-        for dtype in cache.DTYPES:
+        for dtype in teachers.store.DTYPES:
             label = f"{'dense' if kept is None else f'top-{kept}'}, {dtype}"
             found, disk = written(teacher, examples, name, kept, dtype)
             kl = {t: divergence(logits, found, t) for t in temperatures}
@@ -161,7 +162,7 @@ def measure(
 
 def written(teacher: Any, examples: Any, name: str, top_k: int | None, dtype: str):
     """A teacher's outputs, stored and read back, and their bytes on disk."""
-    manifest = cache.describe(
+    manifest = teachers.store.describe(
         teacher,
         examples,
         data=name,
@@ -172,8 +173,8 @@ def written(teacher: Any, examples: Any, name: str, top_k: int | None, dtype: st
     )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "outputs"
-        cache.write(path, teacher, examples, manifest, progress=False)
-        found = cache.read(path, manifest)
+        teachers.store.write(path, teacher, examples, manifest, progress=False)
+        found = teachers.store.read(path, manifest)
         files = [f for f in path.rglob("*") if f.is_file() and f.suffix != ".json"]
         return found, sum(f.stat().st_size for f in files)
 

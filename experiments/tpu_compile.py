@@ -174,9 +174,9 @@ def costs(
     job: Job, kind: parallel.Kind, chips: Sequence[Any], batch: int
 ) -> dict[str, Any]:
     """Memory, FLOPs and collectives of one chip's program."""
-    run = parallel.choose(kind, chips)
+    partitioner = parallel.choose(kind, chips)
     step, arguments = abstract_step(job, kind, len(chips), batch)
-    jitted: Any = run.compile(step)
+    jitted: Any = partitioner.compile(step)
     compiled = jitted.lower(*arguments).compile()
     found = collectives(compiled.as_text())
     reduced = found.pop("all-reduce", [])
@@ -191,11 +191,11 @@ def costs(
 
 def on_cpu(job: Job, batch: int) -> dict[str, Any]:
     """The same of a chip's part on this machine's CPU, and a step's milliseconds."""
-    run = parallel.choose("jit")
+    partitioner = parallel.choose("jit")
     step, start, shapes = make_step(job, batch)
     batch_of = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    state, teacher = run.place(start(batch_of))
-    jitted: Any = run.compile(step)
+    state, teacher = partitioner.place(start(batch_of))
+    jitted: Any = partitioner.compile(step)
     compiled = jitted.lower(state, teacher, batch_of).compile()
 
     def once():
@@ -281,8 +281,8 @@ def matmul_flops(batch: int) -> int:
     """FLOPs of a chip's matrix products: the student's forward pass and both gradients
     (none to its input), the teacher's forward pass."""
     weights = [a * b for a, b in pairwise(STUDENT)]
-    lesson = sum(a * b for a, b in pairwise(TEACHER))
-    return 2 * batch * (3 * sum(weights) - weights[0] + lesson)
+    teacher_flops = sum(a * b for a, b in pairwise(TEACHER))
+    return 2 * batch * (3 * sum(weights) - weights[0] + teacher_flops)
 
 
 def table(

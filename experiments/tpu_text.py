@@ -164,9 +164,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 def costs(job: Job, chips: Sequence[Any]) -> dict[str, Any]:
     """Memory, FLOPs and collectives of one chip's program."""
-    run = parallel.choose(job.kind, chips)
-    step, arguments = abstract_step(job, run, len(chips))
-    jitted: Any = run.compile(step)
+    partitioner = parallel.choose(job.kind, chips)
+    step, arguments = abstract_step(job, partitioner, len(chips))
+    jitted: Any = partitioner.compile(step)
     compiled = jitted.lower(*arguments).compile()
     repeated, others = (
         [size for sizes in tpu_compile.collectives(text).values() for size in sizes]
@@ -185,7 +185,7 @@ def costs(job: Job, chips: Sequence[Any]) -> dict[str, Any]:
     }
 
 
-def abstract_step(job: Job, run: parallel.Partitioner, chips: int):
+def abstract_step(job: Job, partitioner: parallel.Partitioner, chips: int):
     """The train step, and the shapes of its arguments, where the chips hold them."""
     size = job.batch * chips
     shape = (size, job.length) if job.by_token else (size,)
@@ -211,7 +211,7 @@ def abstract_step(job: Job, run: parallel.Partitioner, chips: int):
         return jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
             tree,
-            run.shardings(tree),
+            partitioner.shardings(tree),
         )
 
     return step, (held(state), held(teacher), batch)

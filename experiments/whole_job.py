@@ -72,11 +72,13 @@ def ours(job: dict[str, Any], weights, output: Path) -> float:
     task = Task(Job(**job))
     module = task.modules["teacher"]
     like = jax.eval_shape(module.init, jax.random.key(0), task.first()["inputs"])
-    teacher = task.run.place(task.teacher(pretrained.from_torch(weights, like)))
+    teacher = task.partitioner.place(task.teacher(pretrained.from_torch(weights, like)))
     checkpoints = train.Checkpoints(output / "checkpoints")
     state = task.fit("student", 0, teacher, checkpoints)
     model = models.trained(task.modules["student"], state)
-    accuracy = train.Evaluator(task.run, task.test)(task.run.place(model))["accuracy"]
+    accuracy = train.Evaluator(task.partitioner, task.test)(
+        task.partitioner.place(model)
+    )["accuracy"]
     checkpoints.close()
     return accuracy
 

@@ -11,7 +11,7 @@ import tyro
 from jaxdistill import export
 from jaxdistill.export.benchmark import from_run as finished
 from jaxdistill.report import tables as report
-from jaxdistill.teachers import store as cache
+from jaxdistill.teachers import store
 from jaxdistill.train import run_dir, saved
 
 
@@ -38,18 +38,18 @@ class Pages:
 
 
 @dataclass(frozen=True)
-class Cache:
+class Store:
     """Store a trained model's outputs on its run's images, for students to learn from.
 
     The same command again goes on where a kill left it. A script reads them with
-    `teacher, examples, manifest = saved.load_lesson(...)` and `store.read`.
+    `teacher, examples, manifest = saved.load_store_source(...)` and `store.read`.
     """
 
     run: tyro.conf.Positional[str]
     """a run directory"""
     to: str
     """the store: a folder for nothing else, or gs://..."""
-    row: str = "teacher"
+    arm: str = "teacher"
     """which of the run's models, of its first seed"""
     split: Literal["train", "test"] = "train"
     """which images; of the training ones, those not held out for validation"""
@@ -62,7 +62,7 @@ class Cache:
     batch_size: int | None = None
     """images in a forward pass; None is those of the run's steps, for equal bits"""
     verify: bool = False
-    """compute random rows again, and tell the model's accuracy from the store"""
+    """compute random examples again, and tell the model's accuracy from the store"""
     progress: bool = True
     """show progress bars"""
 
@@ -80,7 +80,7 @@ class Export:
     to: export.Target
     """stablehlo (jaxdistill[export]), onnx (jaxdistill[onnx]), tflite
     (jaxdistill[tflite])"""
-    row: str = "distilled"
+    arm: str = "distilled"
     """which of the run's models, of its first seed"""
     int8: export.Int8 | None = None
     """quantise weights, and activations: dynamic is as they come, static by their range
@@ -90,7 +90,7 @@ class Export:
     max_drop: float = 5.0
     """percentage points of test accuracy that int8 may lose"""
     output: str | None = None
-    """the file, a local one; None is RUN/export/ROW.FORMAT"""
+    """the file, a local one; None is RUN/export/ARM.FORMAT"""
     data_dir: str | None = None
     """a folder of original files, or TFDS's data folder"""
 
@@ -106,7 +106,7 @@ class Benchmark:
 
     run: tyro.conf.Positional[str]
     """a run directory"""
-    rows: tuple[str, ...] = ()
+    arms: tuple[str, ...] = ()
     """which of the run's models, of its first seed; none is those of teacher, scratch
     and distilled that it has"""
     to: tuple[export.Target, ...] = ()
@@ -132,7 +132,7 @@ over the largest output."""
 Command = (
     Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Pages, tyro.conf.subcommand("pages")]
-    | Annotated[Cache, tyro.conf.subcommand("cache")]
+    | Annotated[Store, tyro.conf.subcommand("store")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Benchmark, tyro.conf.subcommand("benchmark")]
 )
@@ -158,8 +158,8 @@ def run(command: Command) -> str:
         return table
     if isinstance(command, Pages):
         return rebuild(command)
-    if isinstance(command, Cache):
-        return store(command)
+    if isinstance(command, Store):
+        return write_store(command)
     if isinstance(command, Export):
         return convert(command)
     return measure(command)
@@ -181,38 +181,38 @@ def rebuild(command: Pages) -> str:
     return f"rebuilt: {', '.join(stale)}" if stale else "all pages are up to date"
 
 
-def store(command: Cache) -> str:
+def write_store(command: Store) -> str:
     """Writes what a command asks for, or finds it written; says what is there.
 
     Raises:
-      CacheError: the store holds something else, or differs from the model's outputs.
+      StoreError: the store holds something else, or differs from the model's outputs.
     """
-    lesson = saved.load_lesson(
+    source = saved.load_store_source(
         command.run,
-        command.row,
+        command.arm,
         split=command.split,
         data_dir=command.data_dir,
         batch_size=command.batch_size,
         top_k=command.top_k,
         dtype=command.dtype,
     )
-    cache.write(command.to, *lesson, progress=command.progress)
-    manifest = lesson.manifest
+    store.write(command.to, *source, progress=command.progress)
+    manifest = source.manifest
     said = (
-        f"{command.to}: {command.row}'s outputs on {manifest.size} images "
+        f"{command.to}: {command.arm}'s outputs on {manifest.size} images "
         f"({manifest.data}, {manifest.split})"
     )
     if not command.verify:
         return said
-    found = cache.verify(command.to, *lesson)
+    found = store.verify(command.to, *source)
     if not found["difference"] <= ROUNDING:
-        raise cache.CacheError(
-            f"{command.to} differs from what {command.row} says by "
+        raise store.StoreError(
+            f"{command.to} differs from what {command.arm} says by "
             f"{found['difference']:.2g} of the largest; delete it and write it again"
         )
     return (
-        f"{said}; recomputed rows differ by {found['difference']:.2g} of the largest, "
-        f"accuracy {100 * found['accuracy']:.2f}%"
+        f"{said}; recomputed examples differ by {found['difference']:.2g} of the "
+        f"largest, accuracy {100 * found['accuracy']:.2f}%"
     )
 
 
@@ -224,8 +224,8 @@ def convert(command: Export) -> str:
     """
     output: str | Path | None = command.output
     if output is None:
-        output = export.default_path(command.run, command.row, command.to, command.int8)
-    subject = export.from_run(command.run, command.row, data_dir=command.data_dir)
+        output = export.default_path(command.run, command.arm, command.to, command.int8)
+    subject = export.from_run(command.run, command.arm, data_dir=command.data_dir)
     manifest = export.write(
         subject,
         output,
@@ -237,7 +237,7 @@ def convert(command: Export) -> str:
     found = manifest["check"]
     accuracy, before = 100 * found["accuracy"], 100 * found["model_accuracy"]
     return (
-        f"{output}: {command.row} in {manifest['bytes']:,} bytes; in "
+        f"{output}: {command.arm} in {manifest['bytes']:,} bytes; in "
         f"{manifest['runtime']} on {found['examples']} test examples accuracy "
         f"{accuracy:.2f}% (the model {before:.2f}%), "
         f"logits differ by {found['largest_difference']:.2g} at most, decisions on "
@@ -249,7 +249,7 @@ def measure(command: Benchmark) -> str:
     """Measures what a command asks for; returns the table, and says where it is."""
     finished.from_run(
         command.run,
-        command.rows,
+        command.arms,
         to=command.to,
         int8=None if command.int8 == "none" else command.int8,
         data_dir=command.data_dir,

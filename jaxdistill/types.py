@@ -89,8 +89,8 @@ class Outputs:
     Attributes:
       logits: `[..., C]`, unnormalised, or `Factored`. An ensemble puts its members
         first, `[M, ..., C]`.
-      hiddens: hidden states by layer, a tuple of `[B, ..., D]`; of a stored teacher a
-        mapping, of the layers that are stored.
+      hidden_states: hidden states by layer, a tuple of `[B, ..., D]`; of a stored
+        teacher a mapping, of the layers that are stored.
       attentions: attention probabilities by layer, a tuple of `[B, H, L, S]`.
       projected: a student's hidden states at the teacher's width, by layer, None where
         there is no projection (see `models.with_projector`).
@@ -99,7 +99,7 @@ class Outputs:
     """
 
     logits: Any
-    hiddens: Any = ()
+    hidden_states: Any = ()
     attentions: Any = ()
     projected: Any = ()
     extras: Any = struct.field(default_factory=dict)

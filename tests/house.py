@@ -100,7 +100,7 @@ def folders_of(source: Source) -> set[str]:
     own = {
         name.split(".")[1] for name in source.imports if name.startswith("jaxdistill.")
     }
-    return own - {source.folder}
+    return own - {source.folder, "__version__"}
 
 
 def _docstrings(tree: ast.AST) -> Iterator[ast.Expr]:

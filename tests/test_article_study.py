@@ -41,9 +41,9 @@ def test_the_search_shares_no_seed_with_the_result(run):
     folders = {folder.name for folder in (path / "checkpoints").iterdir()}
     search = {name for name in folders if name.startswith("search_")}
     assert all(name.endswith(f"-{SEARCH_SEED}") for name in search)
-    rows = ("teacher", *ARMS)
-    assert folders - search == {f"{row}-{s}" for row in rows for s in range(SEEDS)}
-    assert set(summary["rows"]) == set(rows)
+    arms = ("teacher", *ARMS)
+    assert folders - search == {f"{arm}-{s}" for arm in arms for s in range(SEEDS)}
+    assert set(summary["arms"]) == set(arms)
     assert set(summary["paired"]["distilled"]) == set(ARMS) - {"distilled"}
 
 

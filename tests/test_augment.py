@@ -134,7 +134,7 @@ class Both:
 
 
 @pytest.mark.parametrize(
-    ("prepare", "words"),
+    ("augment", "words"),
     [
         (mixup(0.5), "mixup(alpha=0.5)"),
         (partial(darken, 0.5), "darken(share=0.5)"),
@@ -151,12 +151,12 @@ class Both:
         ),
     ],
 )
-def test_an_augmentation_is_described_by_what_it_was_made_with(prepare, words):
-    assert describe(prepare) == words
-    assert prepare(BATCH, KEY)["inputs"].shape[0] == len(IMAGES)
+def test_an_augmentation_is_described_by_what_it_was_made_with(augment, words):
+    assert describe(augment) == words
+    assert augment(BATCH, KEY)["inputs"].shape[0] == len(IMAGES)
 
 
-@pytest.mark.parametrize("prepare", [print, Darken])
-def test_what_cannot_be_described_is_refused(prepare):
+@pytest.mark.parametrize("augment", [print, Darken])
+def test_what_cannot_be_described_is_refused(augment):
     with pytest.raises(ValueError, match="a functools.partial or an object with fie"):
-        describe(prepare)
+        describe(augment)

@@ -14,14 +14,13 @@ from builders import CLASSES, assert_identical, live, make_batch
 from flax import linen as nn
 from flax import struct
 
-from jaxdistill import losses, models
+from jaxdistill import losses, models, teachers
 from jaxdistill.data.augment import flip, replay, view_of
 from jaxdistill.data.tokens import mask_tokens
 from jaxdistill.objectives import combine, hard_labels, soft_targets
 from jaxdistill.teachers import StoredTeacher, ensemble, mean_logits
 from jaxdistill.teachers import live as make_live
-from jaxdistill.teachers import store as cache
-from jaxdistill.teachers.store import CacheError
+from jaxdistill.teachers.store import StoreError
 from jaxdistill.train import init_state, make_train_step, scan_train
 from jaxdistill.types import Outputs, TopK
 
@@ -39,9 +38,9 @@ OF = {"data": "random", "split": "train", "transform": "none", "batch_size": BAT
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
     """Several files and several parts in each, of 40 examples."""
-    for module in (cache,):
+    for module in (teachers.store,):
         monkeypatch.setattr(module, "SHARD", 16)
-    monkeypatch.setattr(cache, "CHUNK", 8)
+    monkeypatch.setattr(teachers.store, "CHUNK", 8)
 
 
 @struct.dataclass
@@ -57,14 +56,14 @@ class RulesOut:
 
 
 def describe(**options):
-    return cache.describe(TEACHER, EXAMPLES, **{**OF, **options})
+    return teachers.store.describe(TEACHER, EXAMPLES, **{**OF, **options})
 
 
 @pytest.fixture
 def store(tmp_path):
     """A dense store, and its manifest."""
     manifest = describe(layers=(0,))
-    cache.write(tmp_path / "s", TEACHER, EXAMPLES, manifest, progress=False)
+    teachers.store.write(tmp_path / "s", TEACHER, EXAMPLES, manifest, progress=False)
     return tmp_path / "s", manifest
 
 
@@ -86,23 +85,25 @@ def outputs(batch_size=BATCH):
 
 def test_what_is_read_is_what_the_teacher_says(store):
     path, manifest = store
-    arrays = cache.read(path, manifest)
+    arrays = teachers.store.read(path, manifest)
     assert {name: a.shape for name, a in arrays.items()} == {
         "logits": (SIZE, 1, CLASSES),
         "hidden_0": (SIZE, 1, 7),
     }
     np.testing.assert_array_equal(arrays["logits"][:, 0], outputs().logits)
-    np.testing.assert_array_equal(arrays["hidden_0"][:, 0], outputs().hiddens[0])
+    np.testing.assert_array_equal(arrays["hidden_0"][:, 0], outputs().hidden_states[0])
     assert (path / "logits" / "c" / "2").exists()  # sharded
-    taught = StoredTeacher()({"teacher": arrays})
-    assert [*taught.hiddens] == [0]
-    np.testing.assert_array_equal(taught.hiddens[0], outputs().hiddens[0])
+    stored = StoredTeacher()({"teacher": arrays})
+    assert [*stored.hidden_states] == [0]
+    np.testing.assert_array_equal(stored.hidden_states[0], outputs().hidden_states[0])
 
 
 def test_top_k_is_the_largest_and_what_is_left_is_known(tmp_path):
     manifest = describe(top_k=2)
-    cache.write(tmp_path, TEACHER, EXAMPLES, manifest, progress=False)
-    arrays = {name: a[:, 0] for name, a in cache.read(tmp_path, manifest).items()}
+    teachers.store.write(tmp_path, TEACHER, EXAMPLES, manifest, progress=False)
+    arrays = {
+        name: a[:, 0] for name, a in teachers.store.read(tmp_path, manifest).items()
+    }
     logits = outputs().logits
     np.testing.assert_array_equal(arrays["ids"], np.argsort(-logits, -1)[:, :2])
     back = arrays["log_probs"] + arrays["logsumexp"][:, None]
@@ -110,11 +111,21 @@ def test_top_k_is_the_largest_and_what_is_left_is_known(tmp_path):
     np.testing.assert_allclose(back, kept, rtol=1e-5, atol=1e-6)
 
 
+def test_a_store_of_the_first_version_is_refused(store):
+    path, manifest = store
+    older = json.loads((path / "manifest.json").read_text()) | {"format": 3}
+    (path / "manifest.json").write_text(json.dumps(older))
+    with pytest.raises(
+        StoreError, match=f"{path} was written by jaxdistill 0.1; delete"
+    ):
+        teachers.store.read(path, manifest)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_other_precisions(tmp_path, dtype):
     manifest = describe(dtype=dtype)
-    cache.write(tmp_path, TEACHER, EXAMPLES, manifest, progress=False)
-    found = cache.read(tmp_path, manifest)["logits"][:, 0]
+    teachers.store.write(tmp_path, TEACHER, EXAMPLES, manifest, progress=False)
+    found = teachers.store.read(tmp_path, manifest)["logits"][:, 0]
     np.testing.assert_array_equal(found, outputs().logits.astype(dtype))
 
 
@@ -125,10 +136,10 @@ def student_and_state():
     return student, optimizer, init_state(jax.random.key(0), student, optimizer, batch)
 
 
-def train(objective, teacher, examples, prepare=None):
+def train(objective, teacher, examples, augment=None):
     """Parameters after some shuffled steps."""
     student, optimizer, state = student_and_state()
-    step = scan_train(make_train_step(student, objective, optimizer, prepare=prepare))
+    step = scan_train(make_train_step(student, objective, optimizer, augment=augment))
     index = np.random.default_rng(1).permutation(SIZE).reshape(-1, BATCH)
     rows = {"index": index, "mask": np.ones(index.shape, np.float32)}
     return jax.jit(step)(state, (teacher, examples), rows)[0].params
@@ -138,7 +149,7 @@ def test_a_step_is_bit_equal_to_live_at_the_batch_shape_it_was_written_at(store)
     path, manifest = store
     both = combine({"hard": (0.5, hard_labels()), "soft": (0.5, soft_targets())})
     live_params = train(both, TEACHER, EXAMPLES)
-    stored = {**EXAMPLES, "teacher": cache.read(path, manifest)}
+    stored = {**EXAMPLES, "teacher": teachers.store.read(path, manifest)}
     for found, expected in zip(
         jax.tree.leaves(train(both, StoredTeacher(), stored)),
         jax.tree.leaves(live_params),
@@ -149,22 +160,22 @@ def test_a_step_is_bit_equal_to_live_at_the_batch_shape_it_was_written_at(store)
 
 def test_another_batch_shape_is_close(tmp_path):
     manifest = describe(batch_size=20)
-    cache.write(tmp_path, TEACHER, EXAMPLES, manifest, progress=False)
-    found = cache.read(tmp_path, manifest)["logits"][:, 0]
+    teachers.store.write(tmp_path, TEACHER, EXAMPLES, manifest, progress=False)
+    found = teachers.store.read(tmp_path, manifest)["logits"][:, 0]
     expected = outputs().logits
     assert abs(found - expected).max() <= 1e-5 * abs(expected).max()
 
 
 def test_top_k_teaches_by_the_sparse_loss(tmp_path):
     manifest = describe(top_k=3)
-    cache.write(tmp_path, TEACHER, EXAMPLES, manifest, progress=False)
-    arrays = {k: v[:8] for k, v in cache.read(tmp_path, manifest).items()}
+    teachers.store.write(tmp_path, TEACHER, EXAMPLES, manifest, progress=False)
+    arrays = {k: v[:8] for k, v in teachers.store.read(tmp_path, manifest).items()}
     batch = {**make_batch(0, 8), "teacher": arrays}
-    taught = StoredTeacher()(batch)
-    assert isinstance(taught.logits, TopK)
+    stored = StoredTeacher()(batch)
+    assert isinstance(stored.logits, TopK)
     mine = make_live(MODULE, TEACHER.variables)(batch)
-    values, _ = soft_targets(temperature=2.0)(mine, taught, batch, 0)
-    expected = losses.sparse_forward_kl(mine.logits, taught.logits, temperature=2.0)
+    values, _ = soft_targets(temperature=2.0)(mine, stored, batch, 0)
+    expected = losses.sparse_forward_kl(mine.logits, stored.logits, temperature=2.0)
     np.testing.assert_array_equal(values, expected)
 
 
@@ -175,12 +186,12 @@ def test_views_are_made_again_for_the_student(tmp_path):
         "labels": EXAMPLES["labels"],
     }
     teacher = make_live(MODULE, MODULE.init(jax.random.key(0), examples["inputs"][:1]))
-    manifest = cache.describe(
+    manifest = teachers.store.describe(
         teacher, examples, **{**OF, "transform": "flip"}, views=3, seed=5
     )
-    write = partial(cache.write, tmp_path, teacher, examples, manifest)
-    write(prepare=flip(), progress=False)
-    stored = {**examples, "teacher": cache.read(tmp_path, manifest)}
+    write = partial(teachers.store.write, tmp_path, teacher, examples, manifest)
+    write(augment=flip(), progress=False)
+    stored = {**examples, "teacher": teachers.store.read(tmp_path, manifest)}
     index = np.array([3, 31, 7, 8])
     batch = {name: jax.tree.map(lambda x: x[index], v) for name, v in stored.items()}
     batch |= {"index": index, "mask": np.ones(4, np.float32)}
@@ -209,7 +220,7 @@ def test_a_killed_writer_goes_on(store, tmp_path):
     class Killed(Exception):
         pass
 
-    real = cache.of_examples
+    real = teachers.store.of_examples
 
     def dying(*args):
         calls.append(1)
@@ -218,15 +229,15 @@ def test_a_killed_writer_goes_on(store, tmp_path):
         return real(*args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cache, "of_examples", dying)
+        patch.setattr(teachers.store, "of_examples", dying)
         with pytest.raises(Killed):
-            cache.write(again, TEACHER, EXAMPLES, manifest, progress=False)
-        with pytest.raises(CacheError, match="no finished teacher outputs"):
-            cache.read(again, manifest)
-        cache.write(again, TEACHER, EXAMPLES, manifest, progress=False)
+            teachers.store.write(again, TEACHER, EXAMPLES, manifest, progress=False)
+        with pytest.raises(StoreError, match="no finished teacher outputs"):
+            teachers.store.read(again, manifest)
+        teachers.store.write(again, TEACHER, EXAMPLES, manifest, progress=False)
     assert len(calls) == 4  # three shards, one of them twice
-    for name, array in cache.read(path, manifest).items():
-        np.testing.assert_array_equal(cache.read(again, manifest)[name], array)
+    for name, array in teachers.store.read(path, manifest).items():
+        np.testing.assert_array_equal(teachers.store.read(again, manifest)[name], array)
 
 
 def test_several_processes_write_one_store(tmp_path, monkeypatch):
@@ -234,9 +245,9 @@ def test_several_processes_write_one_store(tmp_path, monkeypatch):
     for process in (1, 0):  # the first waits for the others
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
         monkeypatch.setattr(jax, "process_count", lambda: 2)
-        cache.write(tmp_path, TEACHER, EXAMPLES, manifest, progress=False)
+        teachers.store.write(tmp_path, TEACHER, EXAMPLES, manifest, progress=False)
         assert (tmp_path / "manifest.json").exists() == (process == 0)
-    found = cache.read(tmp_path, manifest)["logits"][:, 0]
+    found = teachers.store.read(tmp_path, manifest)["logits"][:, 0]
     np.testing.assert_array_equal(found, outputs().logits)
 
 
@@ -266,10 +277,10 @@ def test_another_stores_outputs_are_refused_by_the_field(store, field, value):
     path, manifest = store
     other = replace(manifest, **{field: value})
     for use in (
-        lambda: cache.read(path, other),
-        lambda: cache.write(path, TEACHER, EXAMPLES, other, progress=False),
+        lambda: teachers.store.read(path, other),
+        lambda: teachers.store.write(path, TEACHER, EXAMPLES, other, progress=False),
     ):
-        with pytest.raises(CacheError, match=f"holds outputs of another {field}: "):
+        with pytest.raises(StoreError, match=f"holds outputs of another {field}: "):
             use()
 
 
@@ -282,18 +293,18 @@ def test_a_small_file_cut_short_is_named(store, name):
     content = (path / name).read_bytes()
     for size in (0, 1, len(content) // 2, len(content.rstrip()) - 1):
         (path / name).write_bytes(content[:size])
-        with pytest.raises(CacheError, match=f"{path}.* is damaged: "):
-            cache.read(path, manifest)
+        with pytest.raises(StoreError, match=f"{path}.* is damaged: "):
+            teachers.store.read(path, manifest)
     (path / name).unlink()
-    with pytest.raises(CacheError, match=f"{path}.* is damaged: |no finished"):
-        cache.read(path, manifest)
+    with pytest.raises(StoreError, match=f"{path}.* is damaged: |no finished"):
+        teachers.store.read(path, manifest)
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_no_flipped_bit_of_a_small_file_passes(store, name):
     """Of zarr.json a few are no part of the array, as the level of compression."""
     path, manifest = store
-    expected, content = cache.read(path, manifest), (path / name).read_bytes()
+    expected, content = teachers.store.read(path, manifest), (path / name).read_bytes()
     shape = max(content.find(b'"shape":['), 0)
     bits = {*range(0, 8 * len(content), 3), *range(8 * shape, 8 * shape + 160)}
     passed = 0
@@ -302,8 +313,8 @@ def test_no_flipped_bit_of_a_small_file_passes(store, name):
         changed[bit // 8] ^= 1 << bit % 8
         (path / name).write_bytes(changed)
         try:
-            found = cache.read(path, manifest)
-        except CacheError as error:
+            found = teachers.store.read(path, manifest)
+        except StoreError as error:
             assert str(path) in str(error)  # noqa: PT017
             continue
         passed += 1
@@ -316,27 +327,29 @@ def test_a_damaged_begin_is_named(store, content):
     path, manifest = store
     (path / "manifest.json").unlink()
     (path / "begun.json").write_bytes(content)
-    with pytest.raises(CacheError, match=f"{path}.* (is damaged|another teacher): "):
-        cache.write(path, TEACHER, EXAMPLES, manifest, progress=False)
+    with pytest.raises(StoreError, match=f"{path}.* (is damaged|another teacher): "):
+        teachers.store.write(path, TEACHER, EXAMPLES, manifest, progress=False)
 
 
 @pytest.mark.parametrize("damage", [lambda f: f.unlink(), lambda f: f.write_text("")])
 def test_what_the_message_says_brings_a_store_back(store, damage, monkeypatch):
     """Without its manifest it is unfinished: what is marked is not computed again."""
     path, manifest = store
-    computed, real = [], cache.of_examples
+    computed, real = [], teachers.store.of_examples
     monkeypatch.setattr(
-        cache, "of_examples", lambda *args: computed.append(args[3][0]) or real(*args)
+        teachers.store,
+        "of_examples",
+        lambda *args: computed.append(args[3][0]) or real(*args),
     )
-    expected = cache.read(path, manifest)
+    expected = teachers.store.read(path, manifest)
     (path / "manifest.json").write_text("")
-    with pytest.raises(CacheError, match="delete it and give the command"):
-        cache.write(path, TEACHER, EXAMPLES, manifest, progress=False)
+    with pytest.raises(StoreError, match="delete it and give the command"):
+        teachers.store.write(path, TEACHER, EXAMPLES, manifest, progress=False)
     (path / "manifest.json").unlink()
     damage(path / "shard_16.json")
-    cache.write(path, TEACHER, EXAMPLES, manifest, progress=False)
+    teachers.store.write(path, TEACHER, EXAMPLES, manifest, progress=False)
     assert computed == [16]
-    assert_identical(cache.read(path, manifest), expected)
+    assert_identical(teachers.store.read(path, manifest), expected)
     assert not list(path.glob("*.partial"))
 
 
@@ -345,16 +358,16 @@ def test_a_resumed_writer_names_an_array_of_another_kind(store):
     (path / "manifest.json").unlink()
     (path / "shard_0.json").unlink()
     (path / "logits" / "zarr.json").write_text("{}")
-    with pytest.raises(CacheError, match=f"{path}/logits is damaged: "):
-        cache.write(path, TEACHER, EXAMPLES, manifest, progress=False)
+    with pytest.raises(StoreError, match=f"{path}/logits is damaged: "):
+        teachers.store.write(path, TEACHER, EXAMPLES, manifest, progress=False)
 
 
 def test_the_manifest_knows_teacher_and_inputs():
     other = live(MODULE, 8)
-    assert cache.describe(other, EXAMPLES, **OF).teacher != describe().teacher
+    assert teachers.store.describe(other, EXAMPLES, **OF).teacher != describe().teacher
     changed = {**EXAMPLES, "inputs": EXAMPLES["inputs"].copy()}
     changed["inputs"][3, 2] += 1e-6
-    assert cache.describe(TEACHER, changed, **OF).content != describe().content
+    assert teachers.store.describe(TEACHER, changed, **OF).content != describe().content
 
 
 def files(path):
@@ -383,8 +396,8 @@ def lose_a_mark(path):
 def test_damage_is_found_and_named(store, damage):
     path, manifest = store
     damage(path)
-    with pytest.raises(CacheError, match=f"{path}.* is damaged: "):
-        cache.read(path, manifest)
+    with pytest.raises(StoreError, match=f"{path}.* is damaged: "):
+        teachers.store.read(path, manifest)
 
 
 @pytest.mark.parametrize(
@@ -402,17 +415,17 @@ def test_damage_is_found_and_named(store, damage):
     ],
 )
 def test_senseless_options(options, message):
-    with pytest.raises(CacheError, match=message):
+    with pytest.raises(StoreError, match=message):
         describe(**options)
 
 
 @pytest.mark.parametrize("members", [1, 2, BATCH])
 def test_an_ensemble_is_refused(members):
     teacher = ensemble([TEACHER] * members)
-    with pytest.raises(CacheError, match="logits of one model.* `mean_logits`"):
-        cache.describe(teacher, EXAMPLES, **OF)
+    with pytest.raises(StoreError, match="logits of one model.* `mean_logits`"):
+        teachers.store.describe(teacher, EXAMPLES, **OF)
     mean = mean_logits([TEACHER] * members)
-    assert cache.describe(mean, EXAMPLES, **OF).classes == CLASSES
+    assert teachers.store.describe(mean, EXAMPLES, **OF).classes == CLASSES
 
 
 class Words(nn.Module):
@@ -436,22 +449,28 @@ def test_a_text_model_takes_a_mapping_and_says_every_token(top_k, tmp_path):
     labels = rng.integers(0, 9, (SIZE, 4), np.int32)
     examples = {"inputs": inputs, "labels": labels, "token_mask": mask}
     teacher = make_live(Words(), Words().init(jax.random.key(0), inputs))
-    manifest = cache.describe(teacher, examples, **OF, top_k=top_k)
+    manifest = teachers.store.describe(teacher, examples, **OF, top_k=top_k)
     assert (manifest.size, manifest.classes) == (SIZE, 9)
-    cache.write(tmp_path, teacher, examples, manifest, progress=False)
-    taught = StoredTeacher()({"teacher": cache.read(tmp_path, manifest)}).logits
+    teachers.store.write(tmp_path, teacher, examples, manifest, progress=False)
+    stored = StoredTeacher()(
+        {"teacher": teachers.store.read(tmp_path, manifest)}
+    ).logits
     logits = teacher({**examples, "mask": np.ones(SIZE)}).logits
     if top_k is None:
-        np.testing.assert_allclose(taught, logits, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(stored, logits, rtol=1e-5, atol=1e-6)
     else:
-        np.testing.assert_array_equal(taught.ids, jax.lax.top_k(logits, 3)[1])
-    found = cache.verify(tmp_path, teacher, examples, manifest)
+        np.testing.assert_array_equal(stored.ids, jax.lax.top_k(logits, 3)[1])
+    found = teachers.store.verify(tmp_path, teacher, examples, manifest)
     right = (logits.argmax(-1) == labels)[mask > 0].mean()
     assert found == {"difference": 0, "accuracy": pytest.approx(right)}
     other = {**examples, "inputs": {**inputs, "attention_mask": 1 - mask}}
-    assert cache.describe(teacher, other, **OF).content != manifest.content
-    with pytest.raises(CacheError, match="trim_to takes one set of logits of each"):
-        cache.describe(teacher, examples, **OF, top_k=top_k, trim_to=(2,))
+    assert teachers.store.describe(teacher, other, **OF).content != manifest.content
+    with pytest.raises(
+        StoreError, match="bucket_lengths takes one set of logits of each"
+    ):
+        teachers.store.describe(
+            teacher, examples, **OF, top_k=top_k, bucket_lengths=(2,)
+        )
 
 
 @pytest.mark.parametrize("views", [1, 3])
@@ -468,36 +487,40 @@ def test_texts_cut_to_their_batch_say_the_same_in_their_order(views, tmp_path):
     mask = None if views == 1 else mask_tokens(2, 11, (), share=0.5)
 
     def stored(name, **options):
-        manifest = cache.describe(teacher, examples, **OF, views=views, **options)
+        manifest = teachers.store.describe(
+            teacher, examples, **OF, views=views, **options
+        )
         path = tmp_path / name
-        write = partial(cache.write, path, teacher, examples, manifest)
-        write(prepare=mask, progress=False)
-        found = cache.verify(path, teacher, examples, manifest, prepare=mask)
+        write = partial(teachers.store.write, path, teacher, examples, manifest)
+        write(augment=mask, progress=False)
+        found = teachers.store.verify(path, teacher, examples, manifest, augment=mask)
         assert found["difference"] < 1e-6
-        return cache.read(path, manifest)["logits"]
+        return teachers.store.read(path, manifest)["logits"]
 
     np.testing.assert_allclose(
-        stored("cut", trim_to=(3, 5)), stored("whole"), rtol=1e-5, atol=1e-6
+        stored("cut", bucket_lengths=(3, 5)), stored("whole"), rtol=1e-5, atol=1e-6
     )
 
 
 def test_verify_computes_random_rows_again(store):
     path, manifest = store
-    found = cache.verify(path, TEACHER, EXAMPLES, manifest, rows=10)
+    found = teachers.store.verify(path, TEACHER, EXAMPLES, manifest, rows=10)
     assert found["difference"] == 0
     right = outputs().logits.argmax(-1) == EXAMPLES["labels"]
     assert found["accuracy"] == pytest.approx(right.mean())
     wrong = json.loads((path / "manifest.json").read_text())
     assert wrong["size"] == SIZE
     other = live(MODULE, 8)
-    assert cache.verify(path, other, EXAMPLES, manifest)["difference"] > 0.01
+    assert teachers.store.verify(path, other, EXAMPLES, manifest)["difference"] > 0.01
 
 
 def test_verify_knows_a_class_that_is_ruled_out(tmp_path):
     teacher = RulesOut(TEACHER, 1)
-    manifest = cache.describe(teacher, EXAMPLES, **OF)
-    cache.write(tmp_path, teacher, EXAMPLES, manifest, progress=False)
-    assert cache.verify(tmp_path, teacher, EXAMPLES, manifest)["difference"] == 0
+    manifest = teachers.store.describe(teacher, EXAMPLES, **OF)
+    teachers.store.write(tmp_path, teacher, EXAMPLES, manifest, progress=False)
+    assert (
+        teachers.store.verify(tmp_path, teacher, EXAMPLES, manifest)["difference"] == 0
+    )
     other = RulesOut(TEACHER, 2)
-    found = cache.verify(tmp_path, other, EXAMPLES, manifest)
+    found = teachers.store.verify(tmp_path, other, EXAMPLES, manifest)
     assert found["difference"] == np.inf

@@ -162,7 +162,7 @@ def test_a_checkpoint_of_another_model_is_refused(saved):
 
 
 def test_a_checkpoint_of_another_run_is_refused(saved):
-    message = "belongs to another run: teacher was None, is now 'abc'"
+    message = "belongs to another run: teacher was None, is now 'abc' .jaxdistill "
     with pytest.raises(CheckpointError, match=message):
         reopen(saved, teacher="abc").restore(state_at(0))
     assert reopen(saved).steps() == [1, 2]

@@ -13,7 +13,6 @@ from test_report import summary
 
 from jaxdistill import cli, data, models, report, teachers, train
 from jaxdistill.teachers import fingerprints
-from jaxdistill.teachers import store as cache
 from jaxdistill.train import RunDir, RunError, saved
 
 
@@ -125,40 +124,40 @@ def random_model(module, width: int = 64):
 def finished(tmp_path):
     """What is there of a run of a teacher and another network on the digits."""
     config = {"data": "digits", "validation": HELD, "batch_size": 32}
-    log = RunDir(tmp_path / "run", config)
-    train.save_model(log, "teacher", random_model(TEACHER))
-    train.save_model(log, "other", random_model(OTHER))
-    train.save_model(log, "foreign", random_model(NormNet()))
+    run_dir = RunDir(tmp_path / "run", config)
+    train.save_model(run_dir, "teacher", random_model(TEACHER))
+    train.save_model(run_dir, "other", random_model(OTHER))
+    train.save_model(run_dir, "foreign", random_model(NormNet()))
     return tmp_path / "run"
 
 
-def store(run, to, *flags):
-    cli.main(["cache", str(run), "--to", str(to), "--no-progress", *flags])
+def store(folder, to, *flags):
+    cli.main(["store", str(folder), "--to", str(to), "--no-progress", *flags])
 
 
 def test_a_runs_teacher_is_stored_and_read_back(finished, tmp_path, capsys):
     store(finished, tmp_path / "s", "--verify")
     assert capsys.readouterr().out.startswith(
         f"{tmp_path / 's'}: teacher's outputs on 100 images (digits, train, 900 held "
-        "out); recomputed rows differ by 0 of the largest, accuracy "
+        "out); recomputed examples differ by 0 of the largest, accuracy "
     )
-    teacher, examples, manifest = saved.load_lesson(finished)
+    teacher, examples, manifest = saved.load_store_source(finished)
     assert teacher.module == TEACHER
     images = DIGITS.inputs(data.holdout(DIGITS.train, HELD)[0])
     np.testing.assert_array_equal(examples["inputs"], images["inputs"])
     assert (manifest.batch_size, manifest.devices, manifest.compute) == (32, 1, None)
-    found = cache.read(tmp_path / "s", manifest)["logits"][:, 0]
+    found = teachers.store.read(tmp_path / "s", manifest)["logits"][:, 0]
     expected = teacher({**images, "mask": np.ones(100)}).logits
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_options_reach_the_store(finished, tmp_path):
-    flags = ["--row", "other", "--split", "test", "--top-k", "3", "--dtype", "float16"]
+    flags = ["--arm", "other", "--split", "test", "--top-k", "3", "--dtype", "float16"]
     store(finished, tmp_path / "s", *flags, "--batch-size", "100")
-    manifest = saved.load_lesson(
+    manifest = saved.load_store_source(
         finished, "other", split="test", top_k=3, dtype="float16", batch_size=100
     ).manifest
-    arrays = cache.read(tmp_path / "s", manifest)
+    arrays = teachers.store.read(tmp_path / "s", manifest)
     assert arrays["log_probs"].dtype == np.float16
     assert arrays["ids"].shape == (data.images.DIGITS_TEST, 1, 3)
 
@@ -167,30 +166,30 @@ def test_a_bfloat16_runs_outputs_are_computed_in_it(finished):
     config = {"data": "digits", "batch_size": 32, "micro_batches": 2}
     config |= {"precision": "bfloat16"}
     (finished / "config.json").write_text(json.dumps(config))
-    manifest = saved.load_lesson(finished).manifest
+    manifest = saved.load_store_source(finished).manifest
     assert (manifest.batch_size, manifest.compute) == (16, "bfloat16")
     assert manifest.split == "train"
 
 
 def remove(name):
-    return lambda run: (run / name).unlink()
+    return lambda folder: (folder / name).unlink()
 
 
 def cut(name):
-    return lambda run: (run / name).write_bytes((run / name).read_bytes()[:-9])
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-9])
 
 
 def change(name, old, new):
-    def damage(run):
-        content = (run / name).read_bytes()
+    def damage(folder):
+        content = (folder / name).read_bytes()
         assert old in content
-        (run / name).write_bytes(content.replace(old, new))
+        (folder / name).write_bytes(content.replace(old, new))
 
     return damage
 
 
-def lose_data(run):
-    (run / "config.json").write_text("{}")
+def lose_data(folder):
+    (folder / "config.json").write_text("{}")
 
 
 RECORD, WEIGHTS = "models/teacher.json", "models/teacher.msgpack"
@@ -199,8 +198,8 @@ RECORD, WEIGHTS = "models/teacher.json", "models/teacher.msgpack"
 @pytest.mark.parametrize(
     ("damage", "flags", "sentence"),
     [
-        (None, ["--row", "tutor"], "holds no model 'tutor'; it has: foreign, other, "),
-        (None, ["--row", "foreign"], "builders.NormNet is no module of jaxdistill"),
+        (None, ["--arm", "tutor"], "holds no model 'tutor'; it has: foreign, other, "),
+        (None, ["--arm", "foreign"], "builders.NormNet is no module of jaxdistill"),
         (None, ["--top-k", "11"], "top_k must lie between 1 and the 10 classes"),
         (None, ["--batch-size", "0"], "batch_size of a store must be at least 1"),
         (remove(WEIGHTS), [], "holds no model 'teacher'; it has: foreign, other$"),
@@ -242,15 +241,15 @@ def test_images_that_the_model_does_not_take(finished, tmp_path):
 def test_a_store_of_other_outputs_is_refused(finished, tmp_path):
     store(finished, tmp_path / "s")
     with pytest.raises(SystemExit, match="holds outputs of another teacher: "):
-        store(finished, tmp_path / "s", "--row", "other")
+        store(finished, tmp_path / "s", "--arm", "other")
     with pytest.raises(SystemExit, match="holds outputs of another split: "):
         store(finished, tmp_path / "s", "--split", "test")
 
 
 def test_verify_finds_outputs_of_another_model(finished, tmp_path):
-    lesson = saved.load_lesson(finished)
-    noisy = jax.tree.map(lambda x: x + 0.1, lesson.teacher)
-    cache.write(tmp_path / "s", noisy, *lesson[1:], progress=False)
+    source = saved.load_store_source(finished)
+    noisy = jax.tree.map(lambda x: x + 0.1, source.teacher)
+    teachers.store.write(tmp_path / "s", noisy, *source[1:], progress=False)
     with pytest.raises(SystemExit, match="differs from what teacher says by "):
         store(finished, tmp_path / "s", "--verify")
 
@@ -270,21 +269,32 @@ MODULES = [
 @pytest.mark.parametrize("module", MODULES, ids=lambda m: type(m).__name__)
 def test_a_module_is_made_again_from_its_record(module, tmp_path):
     model = teachers.live(module, {"params": {"w": np.ones(2, np.float32)}})
-    train.save_model(RunDir(tmp_path, {}), "row", model)
-    found = train.load_model(tmp_path, "row")
+    train.save_model(RunDir(tmp_path, {}), "arm", model)
+    found = train.load_model(tmp_path, "arm")
     assert found.module == module
     assert hash(found.module) == hash(module)
     np.testing.assert_array_equal(found.variables["params"]["w"], [1, 1])
+
+
+def test_a_record_of_the_first_version_is_read(tmp_path):
+    module = MODULES[-1]
+    model = teachers.live(module, {"params": {"w": np.ones(2, np.float32)}})
+    train.save_model(RunDir(tmp_path, {}), "arm", model, ("teacher", model))
+    record = tmp_path / "models" / "arm.json"
+    older = record.read_text().replace("TransformerConfig", "Size")
+    record.write_text(older.replace('"arm": "teacher"', '"row": "teacher"'))
+    assert train.load_model(tmp_path, "arm").module == module
+    assert saved.read_teacher(tmp_path, "arm")["arm"] == "teacher"
 
 
 @pytest.mark.slow
 def test_a_script_leaves_what_the_command_needs(tmp_path):
     result = train_digits(tmp_path / "run", "--epochs", "1", "--evaluations", "1")
     store(tmp_path / "run", tmp_path / "s", "--verify")
-    lesson = saved.load_lesson(tmp_path / "run")
-    digest = fingerprints.of_tree(lesson.teacher.variables)
+    source = saved.load_store_source(tmp_path / "run")
+    digest = fingerprints.of_tree(source.teacher.variables)
     assert digest == result["digests"]["teacher-0"]
-    again = replace(lesson.manifest, content="0")
-    with pytest.raises(cache.CacheError, match="another content"):
-        cache.read(tmp_path / "s", again)
-    cache.read(tmp_path / "s", lesson.manifest)
+    again = replace(source.manifest, content="0")
+    with pytest.raises(teachers.store.StoreError, match="another content"):
+        teachers.store.read(tmp_path / "s", again)
+    teachers.store.read(tmp_path / "s", source.manifest)

@@ -35,18 +35,18 @@ def parity(task):
     ("comparison", "bar"), [("float64", 1e-9), ("restarted", 1e-4), ("float32", 1e-4)]
 )
 def test_200_steps_agree(parity, comparison, bar):
-    for run in parity[comparison]:
-        assert run["steps"] == 200
-        first, last = run["first_and_last_loss"]
+    for one in parity[comparison]:
+        assert one["steps"] == 200
+        first, last = one["first_and_last_loss"]
         assert last < first / 2  # it trained: two constants would agree too
-        assert run["loss"] < bar
-        assert run["params"] < bar
+        assert one["loss"] < bar
+        assert one["params"] < bar
 
 
 def test_another_weight_is_seen(task):
     """The bar above is one a wrong loss does not pass."""
     wrong = Task(replace(task.config, parity_steps=2, soft_weight=0.31))
-    wrong.torch_loss, wrong.taught = task.torch_loss, task.taught
+    wrong.torch_loss, wrong.teacher_variables = task.torch_loss, task.teacher_variables
     assert pytorch_parity.side_by_side(wrong, 0, "float64")["loss"] > 1e-4
 
 
@@ -68,11 +68,11 @@ def test_the_articles_images_are_ours(task):
 
 
 def test_all_parts_and_their_table(tmp_path, capsys):
-    run, saved = tmp_path / "run", tmp_path / "saved"
-    run.mkdir()
-    (run / "summary.json").write_text('{"an earlier part": 1}')
+    folder, saved = tmp_path / "run", tmp_path / "saved"
+    folder.mkdir()
+    (folder / "summary.json").write_text('{"an earlier part": 1}')
     compare_pytorch.execute(
-        Config(smoke=True, run_dir=str(run), save=saved, threads=1, progress=False)
+        Config(smoke=True, run_dir=str(folder), save=saved, threads=1, progress=False)
     )
     summary = json.loads((saved / "summary.json").read_text())
     assert set(summary) == {"an earlier part", "parity", "accuracy"}
@@ -81,7 +81,7 @@ def test_all_parts_and_their_table(tmp_path, capsys):
     assert re.search(r"^- float64: .*of a loss \d\.\de-\d+ ", text, re.M)
     assert re.search(r"^- test accuracy after 2 epochs, %: jaxdistill ", text, re.M)
     assert text in capsys.readouterr().out
-    assert json.loads((run / "env.json").read_text())["versions"]["torch"]
+    assert json.loads((folder / "env.json").read_text())["versions"]["torch"]
 
 
 def test_a_compiler_that_fails_is_said(monkeypatch):

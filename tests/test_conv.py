@@ -28,7 +28,7 @@ def test_shapes_and_parameters():
         ConvNet().init_with_output, jax.random.key(0), images
     )
     expected = [(2, 14, 14, 32), (2, 7, 7, 64), (2, 128)]
-    assert [h.shape for h in found.hiddens] == expected
+    assert [h.shape for h in found.hidden_states] == expected
     assert found.logits.shape == (2, 10)
     convolutions = (9 * 32 + 32) + (9 * 32 * 64 + 64)
     dense = (7 * 7 * 64 * 128 + 128) + (128 * 10 + 10)
@@ -51,7 +51,7 @@ def test_dropout_only_in_training():
     assert_identical(model.apply(variables, images), plain)
     rngs = {"dropout": jax.random.key(2)}
     found = model.apply(variables, images, train=True, rngs=rngs)
-    assert_identical(found.hiddens, plain.hiddens)
+    assert_identical(found.hidden_states, plain.hidden_states)
     assert not np.allclose(found.logits, plain.logits)
 
 
@@ -91,7 +91,7 @@ def test_values_are_those_of_torch(norm):
     variables = pretrained.from_torch(network.state_dict(), like)
     found, _ = apply(model, variables, ours)
     x = images
-    for layer, value in zip(network, (*found.hiddens, found.logits), strict=True):
+    for layer, value in zip(network, (*found.hidden_states, found.logits), strict=True):
         x = layer(x)
         axes = (0, 2, 3, 1) if x.ndim == 4 else (0, 1)
         np.testing.assert_allclose(value, x.detach().permute(axes), atol=1e-5)

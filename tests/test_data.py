@@ -314,14 +314,14 @@ class TestBatches:
         batches = Batches(size, batch_size, seed=1)
         for epoch in range(3):
             at = epoch * batches.steps_per_epoch
-            rows = batches.rows(at, at + batches.steps_per_epoch)
+            rows = batches.indices(at, at + batches.steps_per_epoch)
             assert rows["index"].shape == (batches.steps_per_epoch, batch_size)
             real = rows["index"][rows["mask"] > 0]
             assert sorted(real.tolist()) == list(range(size))
             assert rows["mask"].sum() == size
 
     def test_padding_repeats_a_valid_row_at_the_end(self):
-        rows = Batches(7, 4).rows(0, 2)
+        rows = Batches(7, 4).indices(0, 2)
         np.testing.assert_array_equal(rows["mask"], [[1, 1, 1, 1], [1, 1, 1, 0]])
         assert rows["index"][1, 3] in rows["index"][1, :3]
         assert (rows["index"].dtype, rows["mask"].dtype) == (np.int32, np.float32)
@@ -331,29 +331,29 @@ class TestBatches:
     )
     def test_rows_are_a_window_of_all_epochs(self, start, stop):
         batches = Batches(10, 4, seed=3)  # three batches an epoch
-        whole = batches.rows(0, 9)
-        part = batches.rows(start, stop)
+        whole = batches.indices(0, 9)
+        part = batches.indices(start, stop)
         for key in ("index", "mask"):
             np.testing.assert_array_equal(part[key], whole[key][start:stop])
             np.testing.assert_array_equal(
-                np.concatenate([batches.rows(i, i + 1)[key] for i in range(9)]),
+                np.concatenate([batches.indices(i, i + 1)[key] for i in range(9)]),
                 whole[key],
             )
 
     def test_texts_of_like_length_share_batches_in_random_order(self):
         lengths = np.random.default_rng(0).integers(3, 48, 1_001)
         batches = Batches(1_001, 10, seed=2, lengths=tuple(lengths.tolist()))
-        rows = batches.rows(0, 101)
+        rows = batches.indices(0, 101)
         real = rows["index"][rows["mask"] > 0]
         assert sorted(real.tolist()) == list(range(1_001))
         found = lengths[rows["index"][:-1]]
         assert np.ptp(found, axis=1).mean() < 3  # of 45 in all
         assert np.corrcoef(np.arange(100), found.mean(1))[0, 1] < 0.3
-        again = batches.rows(101, 202)
+        again = batches.indices(101, 202)
         sharing = [len({*a} & {*b}) for a in rows["index"] for b in again["index"]]
         assert max(sharing) < 10  # each epoch mixes them anew
         # A resumed run sees the very batches that were left; the last is of any length.
-        part = batches.rows(40, 140)["index"]
+        part = batches.indices(40, 140)["index"]
         np.testing.assert_array_equal(part[:61], rows["index"][40:])
         np.testing.assert_array_equal(part[61:], again["index"][:39])
 
@@ -361,7 +361,7 @@ class TestBatches:
     def test_of_few_texts_too_each_epoch_has_other_batches(self, size):
         batches = Batches(size, 10, lengths=tuple(range(size)))
         count = batches.steps_per_epoch
-        rows = batches.rows(0, 2 * count)["index"]
+        rows = batches.indices(0, 2 * count)["index"]
         first, second = ({*map(frozenset, x)} for x in np.split(rows, [count]))
         assert not first & second
 
@@ -370,16 +370,18 @@ class TestBatches:
             Batches(3, 1, lengths=(1, 2))
 
     def test_the_order_is_the_seeds_and_the_epochs(self):
-        first = Batches(50, 50, seed=0).rows(0, 2)["index"]
-        again = Batches(50, 50, seed=0).rows(0, 2)["index"]
-        other = Batches(50, 50, seed=1).rows(0, 2)["index"]
+        first = Batches(50, 50, seed=0).indices(0, 2)["index"]
+        again = Batches(50, 50, seed=0).indices(0, 2)["index"]
+        other = Batches(50, 50, seed=1).indices(0, 2)["index"]
         np.testing.assert_array_equal(first, again)
         assert (first[0] != first[1]).any()
         assert (first != other).any(axis=1).all()
 
     def test_every_position_of_an_example_is_as_likely(self):
         """A chi-squared over 400 seeds, its 99.99% quantile for 9 degrees is 33.7."""
-        firsts = [Batches(10, 10, seed=s).rows(0, 1)["index"][0, 0] for s in range(400)]
+        firsts = [
+            Batches(10, 10, seed=s).indices(0, 1)["index"][0, 0] for s in range(400)
+        ]
         counts = np.bincount(firsts, minlength=10)
         assert ((counts - 40) ** 2 / 40).sum() < 33.7
 
@@ -393,7 +395,7 @@ class TestBatches:
     def test_iterate_gives_the_batches_of_rows(self):
         examples = {"inputs": np.arange(7.0), "labels": np.arange(7) % 3}
         batches = Batches(7, 3, seed=2)
-        rows = batches.rows(3, 6)  # the second epoch
+        rows = batches.indices(3, 6)  # the second epoch
         for i, batch in enumerate(batches.iterate(examples, epoch=1)):
             np.testing.assert_array_equal(batch["index"], rows["index"][i])
             np.testing.assert_array_equal(batch["mask"], rows["mask"][i])
@@ -418,10 +420,10 @@ class TestBatches:
 def test_known_labels_lie_all_over_every_epoch():
     """The draw of the labels is no epoch's order."""
     examples = {"inputs": np.arange(1000.0), "labels": np.arange(1000) % 10}
-    taught = SimpleNamespace(teacher="teacher")
+    distilled = SimpleNamespace(teacher="teacher")
     for seed in (0, 3):
-        known = few_labels(examples, 100)(taught, seed)["labelled"]
-        rows = Batches(1000, 100, seed).rows(0, 50)
+        known = few_labels(examples, 100)(distilled, seed)["labelled"]
+        rows = Batches(1000, 100, seed).indices(0, 50)
         found = known[rows["index"]].sum(1)
         assert found.sum() == 500
         assert found.max() < 25

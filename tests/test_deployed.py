@@ -17,8 +17,8 @@ def test_the_table_says_all_that_the_summary_has():
             "per_second": None,
         }
 
-    row = {
-        "row": "label_smoothing",
+    arm = {
+        "arm": "label_smoothing",
         "kind": "tflite",
         "runtime": "ai-edge-litert",
         "examples": 1797,
@@ -43,7 +43,7 @@ def test_the_table_says_all_that_the_summary_has():
             "versions": {"ai-edge-litert": "2.3.0"},
         },
     }
-    summary = {"rows": {"x": row}, "deployed": how}
+    summary = {"arms": {"x": arm}, "deployed": how}
     text = deployed.table(summary)
     line = text.splitlines()[2]
     assert line == (
@@ -61,7 +61,7 @@ def test_the_table_says_all_that_the_summary_has():
         "1 core of Abacus, Linux, Python 3.11.7, ai-edge-litert 2.3.0.",
     ):
         assert said in text
-    for each in row["threads"]["1"]:
+    for each in arm["threads"]["1"]:
         each |= {"memory_before": None, "memory": None}
     text = deployed.table(summary)
     assert text.splitlines()[2].split(" | ")[8] == "-"

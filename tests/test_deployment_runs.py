@@ -21,7 +21,7 @@ from jaxdistill.train import RunDir
 
 pytest.importorskip("flatbuffers", reason="flatbuffers is not installed")
 
-ROWS = ("teacher", "distilled")
+ARMS = ("teacher", "distilled")
 RUNTIMES = {"stablehlo": "jax", "onnx": "onnxruntime", "tflite": "ai-edge-litert"}
 
 
@@ -34,11 +34,11 @@ def _quick(monkeypatch):
 def run(tmp_path, monkeypatch):
     """What the command needs of a finished run on the digits; one thread is all."""
     monkeypatch.setattr(finished, "cores", lambda: 1)
-    log = RunDir(tmp_path / "run", {"data": "digits", "validation": 900})
+    run_dir = RunDir(tmp_path / "run", {"data": "digits", "validation": 900})
     small = models.MLP((4, 10))
     params = small.init(jax.random.key(0), np.zeros((1, 64), np.float32))
-    train.save_model(log, "teacher", trained())
-    train.save_model(log, "distilled", teachers.live(small, params))
+    train.save_model(run_dir, "teacher", trained())
+    train.save_model(run_dir, "distilled", teachers.live(small, params))
     return tmp_path / "run"
 
 
@@ -51,29 +51,29 @@ def measure(run, *flags) -> dict:
 def test_the_command_measures_a_run(run, capsys):
     flags = ["--to", "stablehlo", "--rounds", "2"]
     summary = measure(run, *flags, "--save", str(run.parent / "kept"))
-    rows = summary["rows"]
-    assert [*rows] == ["teacher stablehlo", "distilled stablehlo"]  # no scratch here
+    arms = summary["arms"]
+    assert [*arms] == ["teacher stablehlo", "distilled stablehlo"]  # no scratch here
     assert summary["lines"] == {
         "teacher": ["teacher stablehlo"],
         "distilled": ["distilled stablehlo"],
     }
-    row = rows["distilled stablehlo"]
+    arm = arms["distilled stablehlo"]
     manifest = runtimes.read_manifest(
         run / "deployment" / "artefacts" / "distilled.stablehlo"
     )
-    assert row["accuracy"] == {
+    assert arm["accuracy"] == {
         "mean": manifest["check"]["accuracy"],
         "std": 0.0,
         "n": 1,
     }
-    assert row["examples"] == 797
-    assert row["cost"]["parameters"] == 64 * 4 + 4 + 4 * 10 + 10
-    assert row["cost"]["flops"] == pytest.approx(2 * (64 * 4 + 4 * 10), rel=0.1)
-    assert row["cost"]["bytes"] == manifest["bytes"]
-    rounds = row["threads"]["1"]
+    assert arm["examples"] == 797
+    assert arm["cost"]["parameters"] == 64 * 4 + 4 + 4 * 10 + 10
+    assert arm["cost"]["flops"] == pytest.approx(2 * (64 * 4 + 4 * 10), rel=0.1)
+    assert arm["cost"]["bytes"] == manifest["bytes"]
+    rounds = arm["threads"]["1"]
     assert len(rounds) == 2
     p50 = [each["latency_us"]["p50"] for each in rounds]
-    assert row["cost"]["latency_us"] == pytest.approx(sum(p50) / 2)
+    assert arm["cost"]["latency_us"] == pytest.approx(sum(p50) / 2)
 
     folder = run / "deployment"
     table = deployed.table(summary)
@@ -89,15 +89,15 @@ def test_the_command_measures_a_run(run, capsys):
 def test_floats_and_int8_with_one_thread_and_with_two(run, to, monkeypatch):
     needs(to)
     monkeypatch.setattr(finished, "cores", lambda: 2)
-    summary = measure(run, "--to", to, "--rows", "teacher", "--int8", "dynamic")
-    whole, int8 = summary["rows"].values()
+    summary = measure(run, "--to", to, "--arms", "teacher", "--int8", "dynamic")
+    whole, int8 = summary["arms"].values()
     assert [whole["kind"], int8["kind"]] == [to, f"{to} int8 dynamic"]
     assert int8["cost"]["bytes"] < whole["cost"]["bytes"]
     assert int8["cost"]["flops"] == whole["cost"]["flops"]
     assert abs(int8["accuracy"]["mean"] - whole["accuracy"]["mean"]) < 0.05
-    for row in (whole, int8):
-        assert [*row["threads"]] == ["1", "2"]
-        for threads, (found,) in row["threads"].items():
+    for arm in (whole, int8):
+        assert [*arm["threads"]] == ["1", "2"]
+        for threads, (found,) in arm["threads"].items():
             assert found["threads"] == int(threads)
             assert found["runtime"] == RUNTIMES[to]
             assert found["per_second"] > 0
@@ -108,19 +108,19 @@ def test_floats_and_int8_with_one_thread_and_with_two(run, to, monkeypatch):
 def test_int8_that_cannot_be_had_is_said(run):
     """TensorFlow leaves matrices as small as the student's."""
     needs("tflite")
-    flags = ["--to", "tflite", "--rows", "distilled", "--int8", "dynamic"]
+    flags = ["--to", "tflite", "--arms", "distilled", "--int8", "dynamic"]
     summary = measure(run, *flags)
-    assert [*summary["rows"]] == ["distilled tflite"]
+    assert [*summary["arms"]] == ["distilled tflite"]
     why = summary["deployed"]["left_out"]["distilled tflite int8 dynamic"]
     assert why.startswith("int8 changed nothing")
     said = f"- Left out: distilled tflite int8 dynamic: {why}.\n"
     assert said in deployed.table(summary)
 
 
-def obtain(run, row="distilled"):
-    subject = export.from_run(run, row)
+def obtain(run, arm="distilled"):
+    subject = export.from_run(run, arm)
     folder = run / "deployment"
-    made = artefacts.obtain(subject, run, folder, row, "stablehlo", None, 64)
+    made = artefacts.obtain(subject, run, folder, arm, "stablehlo", None, 64)
     return made.path, made.path.stat().st_mtime_ns
 
 
@@ -144,7 +144,9 @@ def test_what_is_of_another_student_or_damaged_is_exported_again(run):
     runtimes.read(path)
     _, written = obtain(run)
     train.save_model(
-        RunDir(run, {"data": "digits", "validation": 900}), "distilled", trained()
+        RunDir(run, {"data": "digits", "validation": 900}),
+        "distilled",
+        trained(),
     )
     assert obtain(run)[1] > written
     fingerprint = runtimes.read_manifest(path)["student"]["fingerprint"]
@@ -154,8 +156,8 @@ def test_what_is_of_another_student_or_damaged_is_exported_again(run):
 def test_formats_that_are_not_installed(run, monkeypatch):
     for package in PACKAGES["onnx"][:1] + PACKAGES["tflite"]:
         monkeypatch.setitem(sys.modules, package, None)
-    summary = measure(run, "--rows", "distilled")
-    assert [*summary["rows"]] == ["distilled stablehlo"]
+    summary = measure(run, "--arms", "distilled")
+    assert [*summary["arms"]] == ["distilled stablehlo"]
     out = summary["deployed"]["left_out"]
     assert "jax2onnx" in out["onnx"]
     assert out["onnx"].endswith("is not installed: pip install 'jaxdistill[onnx]'")
@@ -182,13 +184,13 @@ def test_a_row_that_cannot_be_exported_leaves_the_others(failure, run, monkeypat
 
     monkeypatch.setattr(artefact, "write", fails)
     summary = measure(run, "--to", "stablehlo")
-    assert [*summary["rows"]] == [*summary["lines"]["distilled"]]
+    assert [*summary["arms"]] == [*summary["lines"]["distilled"]]
     assert [*summary["lines"]] == ["distilled"]
     assert summary["deployed"]["left_out"] == {
         "teacher stablehlo": "MLP cannot be exported"
     }
     with pytest.raises(SystemExit, match="nothing was exported: MLP cannot be exp"):
-        measure(run, "--to", "stablehlo", "--rows", "teacher")
+        measure(run, "--to", "stablehlo", "--arms", "teacher")
 
 
 def test_a_file_that_does_not_run_leaves_the_others(run, monkeypatch):
@@ -201,7 +203,7 @@ def test_a_file_that_does_not_run_leaves_the_others(run, monkeypatch):
 
     monkeypatch.setattr(check, "run_fresh", fails)
     summary = measure(run, "--to", "stablehlo")
-    assert [*summary["rows"]] == ["distilled stablehlo"]
+    assert [*summary["arms"]] == ["distilled stablehlo"]
     assert summary["deployed"]["left_out"] == {"teacher stablehlo": "it does not run"}
 
 
@@ -216,13 +218,13 @@ def test_a_measurement_that_fails_leaves_the_others(run, monkeypatch):
 
     monkeypatch.setattr(finished, "measure", fails)
     summary = measure(run, "--to", "stablehlo")
-    (row,) = summary["rows"].values()
-    assert row["row"] == "distilled"
+    (arm,) = summary["arms"].values()
+    assert arm["arm"] == "distilled"
     assert summary["lines"] == {"distilled": ["distilled stablehlo"]}
-    assert row["cost"]["latency_us"] is None
-    assert row["threads"]["1"] == []
-    assert row["threads"]["2"][0]["latency_us"]["p50"] > 0
-    labels = [f"{name} stablehlo, threads {n}" for name in ROWS for n in (1, 2)]
+    assert arm["cost"]["latency_us"] is None
+    assert arm["threads"]["1"] == []
+    assert arm["threads"]["2"][0]["latency_us"]["p50"] > 0
+    labels = [f"{name} stablehlo, threads {n}" for name in ARMS for n in (1, 2)]
     assert summary["deployed"]["left_out"] == dict.fromkeys(
         labels[:3], "JAX takes all cores"
     )
@@ -231,7 +233,7 @@ def test_a_measurement_that_fails_leaves_the_others(run, monkeypatch):
     assert "-" not in line[12:]
     assert (run / "deployment" / "frontier.png").exists()
     with pytest.raises(SystemExit, match="nothing was measured: JAX takes all cores"):
-        measure(run, "--to", "stablehlo", "--rows", "teacher")
+        measure(run, "--to", "stablehlo", "--arms", "teacher")
 
 
 @pytest.mark.parametrize(
@@ -240,8 +242,8 @@ def test_a_measurement_that_fails_leaves_the_others(run, monkeypatch):
         (["--rounds", "0"], "--rounds must be at least 1, got 0"),
         (["--repeats", "0"], "--repeats must be at least 1, got 0"),
         (
-            ["--rows", "teacher", "other"],
-            "run holds no model other; name --rows that it has: distilled, teacher",
+            ["--arms", "teacher", "other"],
+            "run holds no model other; name --arms that it has: distilled, teacher",
         ),
     ],
 )
@@ -263,6 +265,6 @@ def test_runs_without_what_is_measured(run, tmp_path):
             (run / "models" / f"{name}.{suffix}").rename(
                 run / "models" / f"{name}-2.{suffix}"
             )
-    said = "holds no model none of teacher, scratch, distilled; name --rows that it has"
+    said = "holds no model none of teacher, scratch, distilled; name --arms that it has"
     with pytest.raises(SystemExit, match=said):
         cli.main(["benchmark", str(run)])

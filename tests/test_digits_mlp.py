@@ -22,7 +22,7 @@ from jaxdistill.teachers import fingerprints
 from jaxdistill.train import loop, parse, saved
 from jaxdistill.train.run_dir import read_records
 
-ROWS = ["teacher", "scratch", "distilled"]
+ARMS = ["teacher", "scratch", "distilled"]
 STEPS = 4 * 15  # epochs times batches of 48 in 700 images
 # No dropout: its draws differ under pmap. 48 divides over the 8 virtual devices.
 TINY = ["--epochs", "4", "--evaluations", "2", "--batch-size", "48"]
@@ -71,20 +71,20 @@ class TestRunDirectory:
     def test_summary_has_every_row_and_pair(self, finished):
         directory, summary = finished
         assert json.loads((directory / "summary.json").read_text()) == summary
-        assert list(summary["rows"]) == ROWS
-        assert set(summary["digests"]) == {f"{row}-{i}" for row in ROWS for i in (0, 1)}
+        assert list(summary["arms"]) == ARMS
+        assert set(summary["digests"]) == {f"{arm}-{i}" for arm in ARMS for i in (0, 1)}
         assert list(summary["paired"]["distilled"]) == ["scratch"]
-        for row in summary["rows"].values():
-            assert row["accuracy"]["n"] == 2
-            assert 0 < row["accuracy"]["mean"] < 1
-            assert len(row["class_error"]) == 10
-        assert summary["rows"]["teacher"]["agreement"]["mean"] == 1
+        for arm in summary["arms"].values():
+            assert arm["accuracy"]["n"] == 2
+            assert 0 < arm["accuracy"]["mean"] < 1
+            assert len(arm["class_error"]) == 10
+        assert summary["arms"]["teacher"]["agreement"]["mean"] == 1
 
     def test_summary_states_the_sizes(self, finished):
-        rows = finished[1]["rows"]
-        assert rows["teacher"]["cost"]["parameters"] == 65 * 256 + 257 * 128 + 129 * 10
-        assert rows["scratch"]["cost"]["parameters"] == 65 * 8 + 9 * 10
-        assert rows["distilled"]["cost"]["parameters"] == 65 * 8 + 9 * 10
+        arms = finished[1]["arms"]
+        assert arms["teacher"]["cost"]["parameters"] == 65 * 256 + 257 * 128 + 129 * 10
+        assert arms["scratch"]["cost"]["parameters"] == 65 * 8 + 9 * 10
+        assert arms["distilled"]["cost"]["parameters"] == 65 * 8 + 9 * 10
 
     def test_config_has_every_setting_that_changes_the_result(self, finished):
         config = json.loads((finished[0] / "config.json").read_text())
@@ -112,7 +112,7 @@ class TestRunDirectory:
             steps = {p.name for p in (finished[0] / "checkpoints" / fit).iterdir()}
             assert {str(STEPS // 2), str(STEPS)} <= steps
 
-    @pytest.mark.parametrize("name", ROWS)
+    @pytest.mark.parametrize("name", ARMS)
     def test_saved_weights_are_the_ones_tested(self, finished, name):
         directory, summary = finished
         digest = fingerprints.of_tree(model(directory, name))
@@ -121,9 +121,9 @@ class TestRunDirectory:
     def test_figures_and_table(self, finished, capsys):
         directory, summary = finished
         table = (directory / "table.md").read_text()
-        for row in ROWS:
-            mean = 100 * summary["rows"][row]["accuracy"]["mean"]
-            assert f"| {row} | {mean:.2f} ± " in table
+        for arm in ARMS:
+            mean = 100 * summary["arms"][arm]["accuracy"]["mean"]
+            assert f"| {arm} | {mean:.2f} ± " in table
         assert "distilled minus scratch: " in table
         for name in ("curves.png", "comparison.png"):
             assert (directory / name).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
@@ -131,7 +131,7 @@ class TestRunDirectory:
 
 def test_the_same_command_again_retrains_nothing(finished, monkeypatch, capsys):
     directory, summary = finished
-    log = (directory / "metrics.jsonl").read_bytes()
+    run_dir = (directory / "metrics.jsonl").read_bytes()
 
     def never(*_):
         raise AssertionError("a finished training was trained again")
@@ -140,7 +140,7 @@ def test_the_same_command_again_retrains_nothing(finished, monkeypatch, capsys):
     again = run(directory, seeds=2)
     assert again["digests"] == summary["digests"]
     assert again["seeds"] == summary["seeds"]
-    assert (directory / "metrics.jsonl").read_bytes() == log
+    assert (directory / "metrics.jsonl").read_bytes() == run_dir
     assert (directory / "table.md").read_text() in capsys.readouterr().out
 
 
@@ -148,7 +148,7 @@ def test_seeds_together_train_as_one_after_another(finished, tmp_path, capsys):
     """Weights, labels, teachers and batches are each seed's own, in one program."""
     directory, one_by_one = finished
     summary = run(tmp_path / "run", "--stored", parallel="seeds", seeds=2)
-    for name in ROWS:
+    for name in ARMS:
         found, expected = (model(d, name) for d in (tmp_path / "run", directory))
         assert largest_difference(found, expected) < 1e-3
         for mine, theirs in zip(
@@ -169,14 +169,14 @@ def test_seeds_together_train_as_one_after_another(finished, tmp_path, capsys):
 @pytest.mark.parametrize("kind", ["mesh", "pmap"])
 def test_eight_devices_train_the_same_networks(finished, kind, tmp_path):
     run(tmp_path / "run", parallel=kind)
-    for name in ROWS:
+    for name in ARMS:
         one, many = model(finished[0], name), model(tmp_path / "run", name)
         for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
             np.testing.assert_allclose(a, b, atol=2e-4)
-    taught = saved.read_teacher(tmp_path / "run", "distilled")
+    source = saved.read_teacher(tmp_path / "run", "distilled")
     teacher = train.load_model(tmp_path / "run", "teacher")
     fingerprint = fingerprints.of_model(teacher)
-    assert taught == {"row": "teacher", "fingerprint": fingerprint}
+    assert source == {"arm": "teacher", "fingerprint": fingerprint}
 
 
 JIT, MESH = ["--parallel", "jit"], ["--parallel", "mesh"]
@@ -315,20 +315,20 @@ class TestArticlePreset:
         assert {name: asdict(self.config)[name] for name in recipe} == recipe
         assert sources._PIXELS["mnist"] == (0.1307, 0.3081)
 
-    def test_rows(self):
-        rows = digits_mlp.rows(self.config, steps=10)
-        assert list(rows) == [*ROWS, "label_smoothing", "untrained_teacher"]
-        assert rows["teacher"].module.features == (512, 256, 10)
-        for name in rows:
+    def test_arms(self):
+        arms = digits_mlp.arms(self.config, steps=10)
+        assert list(arms) == [*ARMS, "label_smoothing", "untrained_teacher"]
+        assert arms["teacher"].module.features == (512, 256, 10)
+        for name in arms:
             if name != "teacher":
-                assert rows[name].module.features == (128, 64, 10)
+                assert arms[name].module.features == (128, 64, 10)
         both = (
             "combine({'hard': (0.7, hard_labels()), "
             "'soft': (0.3, soft_targets(temperature=2.0))})"
         )
-        assert repr(rows["distilled"].objective) == both
-        assert repr(rows["untrained_teacher"].objective) == both
-        assert repr(rows["scratch"].objective) == (
+        assert repr(arms["distilled"].objective) == both
+        assert repr(arms["untrained_teacher"].objective) == both
+        assert repr(arms["scratch"].objective) == (
             "combine({'hard': (1.0, hard_labels())})"
         )
 

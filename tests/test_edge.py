@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The edge experiment on the shipped digits: its rows, its files, its resume."""
+"""The edge experiment on the shipped digits: its arms, its files, its resume."""
 
 import json
 
@@ -52,13 +52,13 @@ def test_every_row_is_a_file_that_answered_the_test(run):
     floats = ["teacher", *kinds]
     eight = [f"{name}_int8" for name in floats]
     aware = ["scratch_8_aware", "distilled_8_aware"]
-    assert {*summary["rows"]} == {*floats, *eight, *aware}
-    for name, row in summary["rows"].items():
+    assert {*summary["arms"]} == {*floats, *eight, *aware}
+    for name, arm in summary["arms"].items():
         manifest = runtimes.read_manifest(folder / "export" / f"{name}-0.onnx")
         assert manifest["int8"] == (None if name in floats else "static")
         assert summary["seeds"][name][0]["accuracy"] == manifest["check"]["accuracy"]
-        assert row["cost"]["bytes"] == manifest["bytes"]
-        assert row["accuracy"]["n"] == 2
+        assert arm["cost"]["bytes"] == manifest["bytes"]
+        assert arm["accuracy"]["n"] == 2
 
 
 def test_settings_are_chosen_on_images_that_no_trial_has_seen(run):
@@ -89,7 +89,7 @@ def test_settings_are_chosen_on_images_that_no_trial_has_seen(run):
 
 
 def test_every_row_takes_what_was_chosen(tmp_path):
-    """In eight bits what was for the float row of its kind."""
+    """In eight bits what was for the float arm of its kind."""
     pytest.importorskip("qwix", reason="qwix is not installed")
     named = [(k, w) for w in (16, 8) for k in ("scratch", "distilled")]
     chosen = {
@@ -103,29 +103,29 @@ def test_every_row_takes_what_was_chosen(tmp_path):
     }
     (tmp_path / "chosen.json").write_text(json.dumps({"chosen": chosen}))
     config = edge.Config(preset="digits", widths=(16, 8), run_dir=str(tmp_path))
-    rows = edge.Task(config).rows
-    assert len(rows) == 7
+    arms = edge.Task(config).arms
+    assert len(arms) == 7
     for name, setting in chosen.items():
         for kind in ("", "_aware") if name.endswith("_8") else ("",):
-            row = rows[f"{name}{kind}"]
-            step, _ = row.optimizer.update(1.0, row.optimizer.init(0.0), 0.0)
+            arm = arms[f"{name}{kind}"]
+            step, _ = arm.optimizer.update(1.0, arm.optimizer.init(0.0), 0.0)
             assert -step == pytest.approx(setting["learning_rate"], rel=1e-4)
             distilled = name.startswith("distilled")
-            assert row.teacher == ("teacher" if distilled else None)
-            weights = {k: weight for k, (weight, _) in row.objective.terms.items()}
+            assert arm.teacher == ("teacher" if distilled else None)
+            weights = {k: weight for k, (weight, _) in arm.objective.terms.items()}
             assert weights == ({"hard": 0.25, "soft": 0.75} if distilled else HARD)
             said = f"temperature={setting['temperature']}"
-            assert (said in repr(row.objective)) == distilled
+            assert (said in repr(arm.objective)) == distilled
 
 
 def test_latency_is_the_median_of_turns(run, measured):
     """One round more is not counted; all are of the first seed."""
     names = [name.removesuffix("-0") for name, _ in measured]
-    rows, (_, summary) = 12, run
-    assert names == 2 * names[:rows] + names[rows - 1 :: -1] + names[:rows]
-    for name in names[:rows]:
+    arms, (_, summary) = 12, run
+    assert names == 2 * names[:arms] + names[arms - 1 :: -1] + names[:arms]
+    for name in names[:arms]:
         times = [p50 for file, p50 in measured if file == f"{name}-0"][1:]
-        found = summary["rows"][name]["cost"]["latency_us"]
+        found = summary["arms"][name]["cost"]["latency_us"]
         assert found == sorted(times)[1]
 
 
@@ -170,8 +170,8 @@ def test_the_floats_of_the_first_seed_can_be_exported(run):
         known = manifest["student"]["fingerprint"]
         assert fingerprints.of_model(subject.student) == known
         assert subject.accuracy == summary["seeds"][name][0]["accuracy"]
-        taught = subject.about["teacher"]
-        assert (taught is not None) == (name == "distilled_8")
+        source = subject.about["teacher"]
+        assert (source is not None) == (name == "distilled_8")
     teacher = train.load_model(folder, "teacher")
-    assert taught["fingerprint"] == fingerprints.of_model(teacher)
+    assert source["fingerprint"] == fingerprints.of_model(teacher)
     assert not (folder / "models" / "distilled_8_aware.json").exists()

@@ -84,9 +84,9 @@ def assert_agrees(found, expected):
 
 @pytest.mark.parametrize(("kind", "count"), SOME)
 def test_every_metric_is_exact_over_padded_batches_and_devices(kind, count):
-    run = choose(kind, count)
-    evaluate = Evaluator(run, EXAMPLES, batch_size=16)
-    student, teacher, ensemble = map(run.place, (STUDENT, TEACHER, ENSEMBLE))
+    partitioner = choose(kind, count)
+    evaluate = Evaluator(partitioner, EXAMPLES, batch_size=16)
+    student, teacher, ensemble = map(partitioner.place, (STUDENT, TEACHER, ENSEMBLE))
     assert_agrees(evaluate(student, teacher), by_hand(STUDENT, TEACHER))
     if count < 8:
         assert_agrees(evaluate(student, ensemble), by_hand(STUDENT, ENSEMBLE))
@@ -155,7 +155,7 @@ def test_masked_classes_leave_the_kl_finite():
         def __call__(self, inputs, mask=None, train=False):
             row = np.array(self.features, np.float32)
             logits = np.broadcast_to(row, (inputs.shape[0], len(row)))
-            return models.mlp.Outputs(jax.numpy.asarray(logits))
+            return Outputs(jax.numpy.asarray(logits))
 
     def constant(*logits):
         return teachers.live(Constant(logits), {})

@@ -28,8 +28,8 @@ from jaxdistill.runtimes import ArtefactError
 )
 def test_an_artefact_that_differs_is_not_left(change, sentence, tmp_path, monkeypatch):
     needs("stablehlo")
-    run = check.run_fresh
-    monkeypatch.setattr(check, "run_fresh", lambda *files: change(run(*files)))
+    real = check.run_fresh
+    monkeypatch.setattr(check, "run_fresh", lambda *files: change(real(*files)))
     with pytest.raises(ExportError, match=sentence):
         export.write(digits(), tmp_path / "m", to="stablehlo")
     assert list(tmp_path.iterdir()) == []

@@ -32,12 +32,12 @@ def test_nothing_else_is_said(run, to, capfd):
 @pytest.fixture
 def run(tmp_path):
     """What the command needs of a finished run on the digits."""
-    log = RunDir(tmp_path / "run", {"data": "digits", "validation": 900})
+    run_dir = RunDir(tmp_path / "run", {"data": "digits", "validation": 900})
     teacher = teachers.live(models.MLP((3,)), {"params": {}})
-    train.save_model(log, "distilled", trained(), ("teacher", teacher))
-    train.save_model(log, "teacher", teacher)
-    train.save_model(log, "mine", trained())
-    log.write("summary.json", {})
+    train.save_model(run_dir, "distilled", trained(), ("teacher", teacher))
+    train.save_model(run_dir, "teacher", teacher)
+    train.save_model(run_dir, "mine", trained())
+    run_dir.write("summary.json", {})
     return tmp_path / "run"
 
 
@@ -53,9 +53,9 @@ def test_the_command_exports_a_runs_student(run, to, capsys):
     model = trained()
     assert manifest["student"]["fingerprint"] == fingerprints.of_model(model)
     record = json.loads((run / "models" / "teacher.json").read_text())
-    taught = {"row": "teacher", "fingerprint": record["fingerprint"]}
-    assert manifest["teacher"] == taught
-    assert manifest["run"]["row"] == "distilled"
+    source = {"arm": "teacher", "fingerprint": record["fingerprint"]}
+    assert manifest["teacher"] == source
+    assert manifest["run"]["arm"] == "distilled"
     assert manifest["run"]["config"] == {"data": "digits", "validation": 900}
     assert manifest["classes"] == [str(i) for i in range(10)]
     assert manifest["inputs"]["images"]["dtype"] == "uint8"
@@ -73,17 +73,17 @@ def test_the_command_exports_a_runs_student(run, to, capsys):
     assert accuracy == found["accuracy"] > 0.85
 
 
-def test_what_taught_a_row(run):
-    assert export.from_run(run, "distilled").about["teacher"]["row"] == "teacher"
-    for row in ("teacher", "mine"):
-        assert export.from_run(run, row).about["teacher"] is None
+def test_what_taught_a_arm(run):
+    assert export.from_run(run, "distilled").about["teacher"]["arm"] == "teacher"
+    for arm in ("teacher", "mine"):
+        assert export.from_run(run, arm).about["teacher"] is None
     # Older records do not tell.
     models = run / "models"
     record = json.loads((models / "distilled.json").read_text())
     del record["teacher"]
-    for row, taught in [("distilled", True), ("teacher", False), ("scratch_8", False)]:
-        (models / f"{row}.json").write_text(json.dumps(record))
-        assert (saved.read_teacher(run, row) is not None) == taught
+    for arm, source in [("distilled", True), ("teacher", False), ("scratch_8", False)]:
+        (models / f"{arm}.json").write_text(json.dumps(record))
+        assert (saved.read_teacher(run, arm) is not None) == source
     (models / "teacher.json").write_text("{")
     with pytest.raises(RunError, match=r"models/teacher.json is damaged\Z"):
         export.from_run(run, "distilled")
@@ -95,7 +95,7 @@ def test_a_run_that_recorded_another_accuracy(run):
     (run / "summary.json").write_text(json.dumps(summary))
     with pytest.raises(SystemExit, match="its run recorded 50.0%: the run has another"):
         cli.main(["export", str(run), "--to", "stablehlo"])
-    cli.main(["export", str(run), "--to", "stablehlo", "--row", "mine"])
+    cli.main(["export", str(run), "--to", "stablehlo", "--arm", "mine"])
     (run / "summary.json").write_text('{"seeds": 1}')
     with pytest.raises(SystemExit, match=r"error: .*summary.json is damaged\Z"):
         cli.main(["export", str(run), "--to", "stablehlo"])
@@ -106,7 +106,14 @@ def test_an_output_in_object_storage(run, monkeypatch):
     said = "error: gs://b/student is no local file: export to one, and copy it"
     with pytest.raises(SystemExit, match=said):
         cli.main(
-            ["export", str(run), "--to", "stablehlo", "--output", "gs://b/student"]
+            [
+                "export",
+                str(run),
+                "--to",
+                "stablehlo",
+                "--output",
+                "gs://b/student",
+            ]
         )
     assert [path.name for path in run.parent.iterdir()] == ["run"]
 
@@ -114,7 +121,7 @@ def test_an_output_in_object_storage(run, monkeypatch):
 def test_the_run_is_known_by_its_files(run):
     first = export.from_run(run)
     assert export.from_run(run).about == first.about
-    (run / "summary.json").write_text('{"rows": 1}')
+    (run / "summary.json").write_text('{"arms": 1}')
     assert export.from_run(run).about["run"]["digest"] != first.about["run"]["digest"]
 
 
@@ -131,10 +138,10 @@ def test_calibration_is_of_training_images_alone(run):
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--row", "scratch"], "holds no model 'scratch'; it has: distilled, mine"),
+        (["--arm", "scratch"], "holds no model 'scratch'; it has: distilled, mine"),
         (["--int8", "dynamic"], "StableHLO has no int8 here: export to onnx or tflite"),
         (
-            ["--row", "teacher"],
+            ["--arm", "teacher"],
             "MLP does not take the examples, images \\[797, 8, 8\\]: ",
         ),
     ],
@@ -167,24 +174,24 @@ def text_run(tmp_path, monkeypatch):
     library = pytest.importorskip("tokenizers", reason="tokenizers is not installed")
     folder = tmp_path / "sst2"
     folder.mkdir()
-    rows = "\n".join(f"{line}\t{int('fine' in line)}" for line in SENTENCES)
+    arms = "\n".join(f"{line}\t{int('fine' in line)}" for line in SENTENCES)
     turned = "\n".join(f"{int('fine' in line)}\t{line}" for line in SENTENCES)
     for name in ("train.tsv", "dev.tsv"):
-        (folder / name).write_text(f"sentence\tlabel\n{rows}\n")
+        (folder / name).write_text(f"sentence\tlabel\n{arms}\n")
     (folder / "test_sentences.tsv").write_text(f"label\tcontent\n{turned}\n")
     names = ("train.tsv", "dev.tsv", "test_sentences.tsv")
     monkeypatch.setattr(data.texts, "COUNTS", dict.fromkeys(names, len(SENTENCES)))
-    log = RunDir(tmp_path / "run", {"preset": "sst2", "test_length": 9})
+    run_dir = RunDir(tmp_path / "run", {"preset": "sst2", "test_length": 9})
     two = models.BertClassifier(models.Encoder(SIZE), 2)
-    train.save_model(log, "transformer", subject(two, texts()).model)
+    train.save_model(run_dir, "transformer", subject(two, texts()).model)
     tokenizer = pretrained.train_wordpiece(SENTENCES, SIZE.vocab)
     assert isinstance(tokenizer, library.Tokenizer)
-    log.write_bytes("tokenizer.json", tokenizer.to_str().encode())
+    run_dir.write_bytes("tokenizer.json", tokenizer.to_str().encode())
     return tmp_path / "run"
 
 
 def command(run, to="stablehlo"):
-    flags = ["--row", "transformer", "--data-dir", str(run.parent)]
+    flags = ["--arm", "transformer", "--data-dir", str(run.parent)]
     cli.main(["export", str(run), "--to", to, *flags])
     return run / "export" / f"transformer.{to}"
 

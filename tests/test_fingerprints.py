@@ -17,7 +17,7 @@ from flax import struct
 from flax.core import freeze
 
 from jaxdistill import models, teachers
-from jaxdistill.teachers import fingerprints, live
+from jaxdistill.teachers import fingerprints
 
 TREE = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "n": np.int32(3)}
 
@@ -73,9 +73,9 @@ def test_of_model_knows_what_the_weights_do_not():
     found = [
         vit(),
         vit(heads=4),
-        live.ensemble([vit()]),
-        live.mean_logits([vit()]),
-        live.mean_logits([vit(heads=4)]),
+        teachers.ensemble([vit()]),
+        teachers.mean_logits([vit()]),
+        teachers.mean_logits([vit(heads=4)]),
     ]
     assert len({fingerprints.of_tree(teacher) for teacher in found[:2]}) == 1
     assert len({fingerprints.of_model(teacher) for teacher in found}) == len(found)

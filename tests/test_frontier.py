@@ -34,6 +34,7 @@ LINES = {"distilled": ["kd_large", "kd_small"]}
 def drawn(monkeypatch):
     """The figure itself, in place of its PNG."""
     kept: list = []
+    real = figures.to_png
     monkeypatch.setattr(figures, "to_png", lambda figure: kept.append(figure) or b"")
 
     def draw(rows, lines):
@@ -42,7 +43,7 @@ def drawn(monkeypatch):
 
     yield draw
     for figure in kept:
-        figures.to_png(figure)
+        real(figure)
 
 
 def labels(figure) -> list[str]:
@@ -117,7 +118,7 @@ def test_each_kind_has_its_mark(drawn):
 
 
 def test_a_line_of_what_is_no_row():
-    with pytest.raises(ValueError, match=r"\Alines join what are no rows: a, b\Z"):
+    with pytest.raises(ValueError, match=r"\Alines join what are no arms: a, b\Z"):
         figures.draw_frontier(ROWS, {"x": ["b", "teacher"], "y": ["a"]})
 
 

@@ -33,9 +33,9 @@ def minutes(run_dir):
 
 
 def test_each_part_leaves_a_summary_that_report_rebuilds(run_dir):
-    rows = summary(run_dir, "triple")["rows"]
-    assert list(rows) == ["teacher", "scratch", "distilled"]
-    assert rows["teacher"]["errors"]["n"] == 2
+    arms = summary(run_dir, "triple")["arms"]
+    assert list(arms) == ["teacher", "scratch", "distilled"]
+    assert arms["teacher"]["errors"]["n"] == 2
     chosen = json.loads((run_dir / "triple" / "chosen.json").read_text())
     assert set(chosen["rates"].values()) <= {1e-3, 3e-3}
     widths = summary(run_dir, "temperature")["series"]
@@ -44,7 +44,7 @@ def test_each_part_leaves_a_summary_that_report_rebuilds(run_dir):
         "16_units": ["1", "4"],
     }
     assert [len(v["1"]) for v in widths.values()] == [2, 1]
-    assert len(summary(run_dir, "beyond")["rows"]) == 11
+    assert len(summary(run_dir, "beyond")["arms"]) == 11
     said = (run_dir / "beyond" / "chosen.md").read_text()
     assert said.startswith("Best on the validation images, in one training without")
     assert re.search(r"temperature and rate of matching 4 and 0\.00[13], conv", said)

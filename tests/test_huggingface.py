@@ -118,11 +118,11 @@ def test_everything_equals_transformers(saved, scan, dtype, bound):
         module, variables = pretrained.load(folder, scan=scan)
         variables = jax.tree.map(lambda x: x.astype(dtype), variables)
         found = jax.jit(module.apply)(variables, inputs)
-        assert found.hiddens[-1].dtype == dtype
-        embeddings, *hiddens = expected.hidden_states
+        assert found.hidden_states[-1].dtype == dtype
+        embeddings, *hidden_states = expected.hidden_states
         pairs = [
             (found.extras["embeddings"][0], embeddings),
-            *zip(found.hiddens, hiddens, strict=True),
+            *zip(found.hidden_states, hidden_states, strict=True),
             *zip(found.attentions, expected.attentions, strict=True),
         ]
         if "logits" in expected:  # a body's own are none
@@ -144,7 +144,7 @@ def test_given_positions_and_types_are_those_that_are_read(saved):
     with torch.no_grad():
         given = {name: torch.tensor(array) for name, array in inputs.items()}
         expected = model(**given, output_hidden_states=True).hidden_states[-1]
-    np.testing.assert_allclose(found.hiddens[-1], expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found.hidden_states[-1], expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("scan", [False, True], ids=["loop", "scan"])

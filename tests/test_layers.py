@@ -39,7 +39,9 @@ def test_the_first_layers_give_the_teachers_first_states(scan):
     given = stack_layers(PARAMS) if scan else PARAMS
     student = run(bert(2, scan), take_layers(given, (0, 1)))
     teacher = run(bert(4), PARAMS)
-    for mine, theirs in zip(student.hiddens, teacher.hiddens[:2], strict=True):
+    for mine, theirs in zip(
+        student.hidden_states, teacher.hidden_states[:2], strict=True
+    ):
         np.testing.assert_allclose(mine, theirs, atol=1e-6)
 
 
@@ -70,7 +72,7 @@ def test_types_can_be_dropped():
     expected = run(bert(2), take_layers(PARAMS, (0, 3)))
     found = run(student, params)
     np.testing.assert_allclose(found.logits, expected.logits, atol=1e-6)
-    for mine, theirs in zip(found.hiddens, expected.hiddens, strict=True):
+    for mine, theirs in zip(found.hidden_states, expected.hidden_states, strict=True):
         np.testing.assert_allclose(mine, theirs, atol=1e-6)
     beside = {"student": PARAMS, "projector": {}}
     assert "segments" not in drop_types(beside)["student"]["encoder"]

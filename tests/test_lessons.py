@@ -38,9 +38,9 @@ def test_a_step_is_bit_equal_to_live(kind, dtype, parts, tmp_path):
     )
     step = way.compile(scan_train(step), batch_axis=1)
     teacher = way.place(TEACHER)
-    lessons = TeacherStores(way, tmp_path, dtype, (), progress=False)
-    taught = lessons.of(EXAMPLES, teacher, BATCH // parts)
-    assert lessons.of(EXAMPLES, teacher, BATCH // parts) is taught
+    stores = TeacherStores(way, tmp_path, dtype, (), progress=False)
+    stored = stores.of(EXAMPLES, teacher, BATCH // parts)
+    assert stores.of(EXAMPLES, teacher, BATCH // parts) is stored
 
     def train(teacher, examples):
         index = np.random.default_rng(1).permutation(SIZE).reshape(-1, BATCH)
@@ -49,7 +49,7 @@ def test_a_step_is_bit_equal_to_live(kind, dtype, parts, tmp_path):
         resident = (teacher, way.replicate(examples))
         return way.fetch(step(state, resident, way.split(rows, 1))[0]).params
 
-    assert_identical(train(StoredTeacher(), taught), train(teacher, EXAMPLES))
+    assert_identical(train(StoredTeacher(), stored), train(teacher, EXAMPLES))
     manifest = json.loads(next(tmp_path.glob("*/manifest.json")).read_text())
     found = [manifest[name] for name in ("batch_size", "devices", "compute")]
     assert found == [BATCH // parts, len(way.devices), dtype]
@@ -58,8 +58,8 @@ def test_a_step_is_bit_equal_to_live(kind, dtype, parts, tmp_path):
 def test_other_devices_have_outputs_of_their_own(tmp_path):
     for count in (1, 2):
         way = parallel.choose("auto", jax.devices()[:count])
-        lessons = TeacherStores(way, tmp_path, None, (), progress=False)
-        lessons.of(EXAMPLES, way.place(TEACHER), BATCH)
+        stores = TeacherStores(way, tmp_path, None, (), progress=False)
+        stores.of(EXAMPLES, way.place(TEACHER), BATCH)
         assert len(list(tmp_path.iterdir())) == count
 
 

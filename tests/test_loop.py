@@ -36,28 +36,28 @@ class Job:
             "inputs": draw.normal(size=(SIZE, 3)).astype(np.float32),
             "labels": draw.integers(0, 4, SIZE).astype(np.int32),
         }
-        self.run = parallel.jit()
+        self.partitioner = parallel.jit()
         student = models.student(models.MLP((5, 4), dropout=0.5))
         optimizer = optax.adam(rate)
         objective = combine({"hard": (1.0, hard_labels())})
         step = make_train_step(student, objective, optimizer)
-        self.step = self.run.compile(scan_train(step), batch_axis=1)
+        self.step = self.partitioner.compile(scan_train(step), batch_axis=1)
         self.batches = Batches(SIZE, BATCH)
         example = next(self.batches.iterate(self.examples, 0))
         self.state = init_state(jax.random.key(0), student, optimizer, example)
         self.checkpoints = Checkpoints(path / "checkpoints")
-        self.log = RunDir(path, {"seed": 0})
+        self.run_dir = RunDir(path, {"seed": 0})
 
     def fit(self, steps=24, **settings):
         return fit(
             self.state,
             self.step,
-            run=self.run,
-            examples=self.run.place(self.examples),
+            partitioner=self.partitioner,
+            examples=self.partitioner.place(self.examples),
             batches=self.batches,
             steps=steps,
             checkpoints=self.checkpoints,
-            log=self.log,
+            run_dir=self.run_dir,
             progress=False,
             **settings,
         )
@@ -105,7 +105,7 @@ def test_a_run_goes_on_at_another_cadence(tmp_path):
     job.fit(steps=10, evaluate_every=10)
     state = job.fit(evaluate_every=6)
     assert int(state.step) == 24
-    assert [r["step"] for r in job.log.records] == [10, 12, 18, 24]
+    assert [r["step"] for r in job.run_dir.records] == [10, 12, 18, 24]
     jax.tree.map(
         partial(np.testing.assert_allclose, rtol=1e-4), state.params, expected.params
     )
@@ -137,9 +137,9 @@ def test_logs_evaluates_and_saves_at_its_cadence(tmp_path):
     state = job.fit(evaluate=evaluate, evaluate_every=12, steps_per_dispatch=6)
     assert int(state.step) == 24
     assert seen == [12, 24]
-    assert [r["step"] for r in job.log.records] == [6, 12, 18, 24]
-    assert [r["epoch"] for r in job.log.records] == [1, 2, 3, 4]
-    assert ["accuracy" in r for r in job.log.records] == [False, True, False, True]
+    assert [r["step"] for r in job.run_dir.records] == [6, 12, 18, 24]
+    assert [r["epoch"] for r in job.run_dir.records] == [1, 2, 3, 4]
+    assert ["accuracy" in r for r in job.run_dir.records] == [False, True, False, True]
     assert job.checkpoints.steps() == [12, 24]
 
 
@@ -147,11 +147,11 @@ def test_the_logged_loss_is_the_mean_over_real_examples(tmp_path):
     """At rate 0 with no dropout draws to compare, one epoch sees each example once."""
     job = Job(tmp_path, rate=0.0)
     job.fit(steps=6)
-    record = job.log.records[-1]
+    record = job.run_dir.records[-1]
     state, sums = job.step(
-        job.run.place(job.state),
-        (None, job.run.place(job.examples)),
-        job.run.split(job.batches.rows(0, 6), 1),
+        job.partitioner.place(job.state),
+        (None, job.partitioner.place(job.examples)),
+        job.partitioner.split(job.batches.indices(0, 6), 1),
     )
     total, count = (np.asarray(x, np.float64).sum() for x in sums["hard"])
     assert count == SIZE
@@ -176,8 +176,8 @@ def test_an_interrupted_fit_resumes_bit_for_bit_and_rewrites_its_log(tmp_path):
     resumed = Job(tmp_path / "b")
     assert resumed.checkpoints.steps()[-1] == 12
     assert parameters(resumed.fit()) == parameters(expected)
-    assert resumed.log.records == whole.log.records
-    assert Job(tmp_path / "b").log.records == whole.log.records
+    assert resumed.run_dir.records == whole.run_dir.records
+    assert Job(tmp_path / "b").run_dir.records == whole.run_dir.records
 
 
 def test_a_finished_fit_is_restored_and_not_repeated(tmp_path):
@@ -191,17 +191,17 @@ def test_nan_names_its_step_and_keeps_the_last_good_checkpoint(tmp_path):
     job = Job(tmp_path)
     job.fit(steps=6)
     poisoned = job.examples["inputs"].copy()
-    row = job.batches.rows(6, 12)
+    row = job.batches.indices(6, 12)
     poisoned[row["index"][2, 0]] = np.nan
     job.examples["inputs"] = poisoned
     with pytest.raises(NonFiniteLoss, match=r"fit: the loss is nan at step 9; stopped"):
         job.fit()
     assert job.checkpoints.steps() == [6]
-    assert [r["step"] for r in job.log.records] == [6]
+    assert [r["step"] for r in job.run_dir.records] == [6]
 
 
 def test_a_batch_that_does_not_divide_over_the_devices_is_refused(tmp_path):
     job = Job(tmp_path)
-    job.run = parallel.mesh(jax.devices()[:8])
+    job.partitioner = parallel.mesh(jax.devices()[:8])
     with pytest.raises(ValueError, match="a batch of 4 does not divide over 8 devices"):
         job.fit()

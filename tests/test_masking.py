@@ -30,8 +30,8 @@ PREPARE = mask_tokens(MASK, VOCAB, SPECIAL)
 WORDS = (KEEP * BATCH["mask"][:, None] > 0) & ~np.isin(IDS, (*SPECIAL, MASK))
 
 
-def masked(prepare=PREPARE, batch=BATCH, key=KEY):
-    found = prepare(batch, key)
+def masked(augment=PREPARE, batch=BATCH, key=KEY):
+    found = augment(batch, key)
     return found, np.asarray(found["inputs"]["input_ids"]), found["token_mask"] > 0
 
 

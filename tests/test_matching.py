@@ -20,7 +20,6 @@ from jaxdistill.objectives import (
     on_scores,
     uniform,
 )
-from jaxdistill.teachers import live
 from jaxdistill.train import init_state, make_train_step
 from jaxdistill.types import Outputs, padding_mask
 
@@ -32,13 +31,13 @@ def normal(seed, *shape):
 
 
 def outputs(seed, *shapes, **more):
-    hiddens = tuple(normal(seed + i, *shape) for i, shape in enumerate(shapes))
-    return Outputs(normal(seed, 4, CLASSES), hiddens, **more)
+    hidden_states = tuple(normal(seed + i, *shape) for i, shape in enumerate(shapes))
+    return Outputs(normal(seed, 4, CLASSES), hidden_states, **more)
 
 
 STATES = [(4, 6), (4, 6), (4, 6)]
 STUDENT, TEACHER = outputs(0, *STATES[:2]), outputs(10, *STATES)
-STORED = TEACHER.replace(hiddens={1: TEACHER.hiddens[1]})
+STORED = TEACHER.replace(hidden_states={1: TEACHER.hidden_states[1]})
 
 
 @pytest.mark.parametrize(
@@ -52,7 +51,7 @@ def test_uniform_ends_at_the_last_layer(student, teacher, layers):
 def test_hidden_states_add_up_over_the_layer_map():
     term = on_hidden_states(losses.hint_mse, ((0, 1), (-1, -1)))
     values, mask = term(STUDENT, TEACHER, BATCH, 0)
-    mine, theirs = STUDENT.hiddens, TEACHER.hiddens
+    mine, theirs = STUDENT.hidden_states, TEACHER.hidden_states
     expected = losses.hint_mse(mine[0], theirs[1]) + losses.hint_mse(mine[1], theirs[2])
     np.testing.assert_allclose(values, expected, rtol=1e-6)
     np.testing.assert_array_equal(mask, BATCH["mask"])
@@ -66,7 +65,7 @@ def test_a_stored_layer_teaches_as_a_live_one():
 
 def test_relations_get_the_batchs_mask_and_labels():
     values, _ = on_hidden_states(losses.linear_cka, last())(STUDENT, TEACHER, BATCH, 0)
-    pair = STUDENT.hiddens[-1], TEACHER.hiddens[-1]
+    pair = STUDENT.hidden_states[-1], TEACHER.hidden_states[-1]
     np.testing.assert_allclose(values, losses.linear_cka(*pair, BATCH["mask"]))
     values, _ = on_hidden_states(losses.contrastive, last())(STUDENT, TEACHER, BATCH, 0)
     expected = losses.contrastive(*pair, BATCH["labels"], BATCH["mask"])
@@ -77,7 +76,9 @@ def test_feature_maps_count_once_an_example():
     student, teacher = outputs(0, (4, 3, 3, 5)), outputs(1, (4, 3, 3, 5))
     values, mask = on_hidden_states(losses.hint_mse, last())(student, teacher, BATCH, 0)
     assert values.shape == mask.shape == (4,)
-    expected = ((student.hiddens[0] - teacher.hiddens[0]) ** 2).mean((1, 2, 3))
+    expected = ((student.hidden_states[0] - teacher.hidden_states[0]) ** 2).mean(
+        (1, 2, 3)
+    )
     np.testing.assert_allclose(values, expected, rtol=1e-5)
 
 
@@ -158,13 +159,15 @@ def test_scores_are_those_whose_softmax_is_the_attention():
 def test_a_projection_is_of_a_layer_that_is_there():
     for layer in (2, -3):
         with pytest.raises(ValueError, match=f"of layer {layer} of the student, which"):
-            models.Projector(((layer, 5),)).init(jax.random.key(0), STUDENT.hiddens)
+            models.Projector(((layer, 5),)).init(
+                jax.random.key(0), STUDENT.hidden_states
+            )
 
 
 def test_a_layer_has_one_projection():
     projector = models.Projector(((-1, 5), (1, 5)))
     with pytest.raises(ValueError, match="layer 1 of the student has two projections"):
-        projector.init(jax.random.key(0), STUDENT.hiddens)
+        projector.init(jax.random.key(0), STUDENT.hidden_states)
 
 
 def test_projected_embeddings_are_compared_in_place_of_narrow_ones():
@@ -185,7 +188,10 @@ def test_settings_may_be_schedules_and_print_as_written():
     )
     values, _ = term(STUDENT, TEACHER, BATCH, 3)
     expected = losses.correlation_congruence(
-        STUDENT.hiddens[-1], TEACHER.hiddens[-1], BATCH["mask"], gamma=0.1 * 3
+        STUDENT.hidden_states[-1],
+        TEACHER.hidden_states[-1],
+        BATCH["mask"],
+        gamma=0.1 * 3,
     )
     np.testing.assert_allclose(values, expected, rtol=1e-6)
     assert repr(on_hidden_states(losses.hint_mse, uniform(1, 3))) == (
@@ -252,8 +258,8 @@ def test_a_projector_trains_beside_its_student_and_is_left_behind():
     assert (moved.params["projector"]["layer_0"]["kernel"] != kernel).any()
     alone = narrow.apply({"params": state.params["student"]}, BATCH["inputs"])
     dense = state.params["projector"]["layer_0"]
-    projected = alone.hiddens[0] @ dense["kernel"] + dense["bias"][None]
-    expected = losses.hint_mse(projected, teacher(BATCH).hiddens[0])
+    projected = alone.hidden_states[0] @ dense["kernel"] + dense["bias"][None]
+    expected = losses.hint_mse(projected, teacher(BATCH).hidden_states[0])
     total, count = metrics["hint"]
     np.testing.assert_allclose(total, expected @ BATCH["mask"], rtol=1e-5)
     finished = models.trained(module, state)
@@ -289,7 +295,7 @@ def test_the_first_of_several_peers_is_what_is_left():
 
 def test_stripping_leaves_other_modules_alone():
     module, variables = models.MLP((3,)), {"params": {"student": 1}}
-    assert models.adapters.strip(module, variables) == (module, variables)
+    assert models.apply.strip(module, variables) == (module, variables)
 
 
 @pytest.mark.parametrize("members", [2, 3])
@@ -330,8 +336,8 @@ def test_mean_logits_are_one_teacher():
         teachers.live(module, module.init(jax.random.key(i), BATCH["inputs"]))
         for i in range(3)
     ]
-    found = live.mean_logits(members)(BATCH).logits
+    found = teachers.mean_logits(members)(BATCH).logits
     expected = jnp.stack([member(BATCH).logits for member in members]).mean(0)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="at least one teacher"):
-        live.mean_logits([])
+        teachers.mean_logits([])

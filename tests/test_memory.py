@@ -42,26 +42,30 @@ class Job:
         student = models.student(models.MLP((WIDTH, 4)))
         optimizer, objective = optax.sgd(0.1), combine({"hard": (1.0, hard_labels())})
         first = next(Batches(SIZE, BATCH).iterate(self.examples, 0))
-        if kind == "cells":
-            cells = sweep.grid(seed=range(4))
-            self.run = sweep.choose(cells, jax.devices()[:2])
+        if kind == "trials":
+            trials = sweep.grid(seed=range(4))
+            self.partitioner = sweep.choose(trials, jax.devices()[:2])
             step = sweep.make_sweep_step(
                 student, lambda c: objective, lambda c: optimizer
             )
-            self.step = sweep.compile_sweep(self.run, step, cells)
-            self.state = sweep.init_states(cells, student, lambda c: optimizer, first)
+            self.step = sweep.compile_sweep(self.partitioner, step, trials)
+            self.state = sweep.init_states(trials, student, lambda c: optimizer, first)
             return
         devices = jax.devices()[: 1 if kind == "jit" else 2]
-        self.run = parallel.choose(kind, devices)
+        self.partitioner = parallel.choose(kind, devices)
         step = make_train_step(student, objective, optimizer, **settings)
-        self.step = self.run.compile(scan_train(step), batch_axis=1)
+        self.step = self.partitioner.compile(scan_train(step), batch_axis=1)
         self.state = init_state(jax.random.key(0), student, optimizer, first)
 
     def given(self, size):
         """A dispatch's arguments, placed."""
-        rows = Batches(SIZE, size).rows(0, 2)
-        examples = self.run.replicate(self.examples)
-        return self.run.place(self.state), (None, examples), self.run.split(rows, 1)
+        rows = Batches(SIZE, size).indices(0, 2)
+        examples = self.partitioner.replicate(self.examples)
+        return (
+            self.partitioner.place(self.state),
+            (None, examples),
+            self.partitioner.split(rows, 1),
+        )
 
     def needs(self, size):
         """Bytes of the program itself, from arrays: none of `memory`'s shapes."""
@@ -92,13 +96,13 @@ class Job:
             device_kind="TPU v9",
             memory_stats=lambda: stats or None,
         )
-        count = len(self.run.devices)
+        count = len(self.partitioner.devices)
         with pytest.raises(OutOfMemory) as raised:
             fit(
                 self.state,
                 Full(),
-                run=replace(self.run, devices=(device,) * count),
-                examples=self.run.replicate(self.examples),
+                partitioner=replace(self.partitioner, devices=(device,) * count),
+                examples=self.partitioner.replicate(self.examples),
                 batches=Batches(SIZE, batch),
                 steps=4,
                 progress=False,
@@ -107,14 +111,16 @@ class Job:
         return str(raised.value)
 
 
-@pytest.mark.parametrize("kind", ["jit", "mesh", "fsdp", "pmap", "cells"])
+@pytest.mark.parametrize("kind", ["jit", "mesh", "fsdp", "pmap", "trials"])
 def test_names_nearly_the_largest_batch_that_fits(kind):
     """The limit is what the program takes at 192."""
     job = Job(kind)
     limit = job.needs(192)
-    fits = memory.largest(job.run, job.step, job.given(BATCH), {"bytes_limit": limit})
+    fits = memory.largest(
+        job.partitioner, job.step, job.given(BATCH), {"bytes_limit": limit}
+    )
     assert 176 <= fits <= 208
-    assert fits % (1 if kind == "cells" else len(job.run.devices)) == 0
+    assert fits % (1 if kind == "trials" else len(job.partitioner.devices)) == 0
     assert job.needs(fits) <= 1.01 * limit
 
 
@@ -126,14 +132,16 @@ def test_the_count_is_right_where_the_need_has_a_floor(limit, monkeypatch):
     def needs(size):
         return 100_000 + max(800_000, 40_000 * size)
 
-    def count(run, step, given, size):
+    def count(partitioner, step, given, size):
         asked.append(size)
         if size == 256 and limit == 9_000_000:  # as a TPU's compiler
             exhausted()
         return needs(size), 50_000
 
     monkeypatch.setattr(memory, "_needs", count)
-    fits = memory.largest(job.run, job.step, job.given(BATCH), {"bytes_limit": limit})
+    fits = memory.largest(
+        job.partitioner, job.step, job.given(BATCH), {"bytes_limit": limit}
+    )
     assert needs(fits) <= limit < needs(2 * fits + 2)
     assert len(asked) <= 6
 
@@ -155,10 +163,10 @@ def test_fit_says_it_in_one_sentence():
 def test_what_else_lies_on_the_device_stays_there():
     job = Job("jit")
     given, limit = job.given(BATCH), job.needs(192)
-    alone = memory.largest(job.run, job.step, given, {"bytes_limit": limit})
+    alone = memory.largest(job.partitioner, job.step, given, {"bytes_limit": limit})
     arguments = sum(x.nbytes for x in jax.tree.leaves(given))
     stats = {"bytes_limit": limit + 10**9, "bytes_in_use": arguments + 10**9}
-    assert abs(memory.largest(job.run, job.step, given, stats) - alone) <= 16
+    assert abs(memory.largest(job.partitioner, job.step, given, stats) - alone) <= 16
 
 
 def test_an_unknown_limit_gives_a_guess_that_says_so():
@@ -185,8 +193,8 @@ def test_where_no_batch_fits_it_says_so(batch, limit):
     )
 
 
-def test_a_sweep_may_also_take_fewer_cells():
-    assert Job("cells").fails().endswith("try 128, which is a guess, or fewer cells")
+def test_a_sweep_may_also_take_fewer_trials():
+    assert Job("trials").fails().endswith("try 128, which is a guess, or fewer trials")
 
 
 def test_another_failure_comes_out_as_itself():
@@ -199,8 +207,8 @@ def test_another_failure_comes_out_as_itself():
         fit(
             job.state,
             broken,
-            run=job.run,
-            examples=job.run.replicate(job.examples),
+            partitioner=job.partitioner,
+            examples=job.partitioner.replicate(job.examples),
             batches=Batches(SIZE, BATCH),
             steps=4,
             progress=False,

@@ -50,9 +50,9 @@ def test_every_method_is_a_step_that_teaches(name):
     step = make_train_step(student, objective, optimizer)
     teacher = teachers.live(TEACHER, TEACHER.init(jax.random.key(1), IMAGES))
     moved, metrics = jax.jit(step)(state.replace(step=5), teacher, BATCH)
-    taught = set(metrics) - {"hard", "loss"}
-    assert bool(taught) == (name not in ("scratch", "label_smoothing"))
-    for term in {"hard", *taught}:
+    terms = set(metrics) - {"hard", "loss"}
+    assert bool(terms) == (name not in ("scratch", "label_smoothing"))
+    for term in {"hard", *terms}:
         total, count = metrics[term]
         assert total > 0
         assert count == 8
@@ -62,12 +62,12 @@ def test_every_method_is_a_step_that_teaches(name):
 
 def test_a_search_and_a_table(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(method_table, "TIMED_STEPS", 2)
-    run = tmp_path / "run"
-    argv = [*SMALL, "--run-dir", str(run), "--methods", "kd"]
+    folder = tmp_path / "run"
+    argv = [*SMALL, "--run-dir", str(folder), "--methods", "kd"]
     methods = {name: METHODS[name] for name in ("scratch", "kd")}
     summary = method_table.main(argv)
-    assert list(summary["rows"]) == ["teacher", *methods]
-    scores = json.loads((run / "search.json").read_text())
+    assert list(summary["arms"]) == ["teacher", *methods]
+    scores = json.loads((folder / "search.json").read_text())
     assert set(scores) == set(methods)
     for name, trials in scores.items():
         paper = METHODS[name].weight
@@ -75,7 +75,7 @@ def test_a_search_and_a_table(tmp_path, capsys, monkeypatch):
         assert weights[:3] == [paper, paper / 3, paper * 3]
         assert len(set(weights)) == 5
     assert set(summary["paired"]["kd"]) == {"scratch"}
-    assert summary["rows"]["kd"]["cost"]["step_ms"] > 0
+    assert summary["arms"]["kd"]["cost"]["step_ms"] > 0
     assert "| kd | " in capsys.readouterr().out
     again = method_table.main(argv)  # everything is there already
     assert again["digests"] == summary["digests"]
@@ -86,7 +86,7 @@ def test_the_ensemble_has_the_seeds_own_teacher(tmp_path):
     config = method_table.replace(config, run_dir=str(tmp_path), progress=False)
     task = method_table.Task(config)
     members = task.others(0, 1.0)["ensemble_teacher"].members
-    own = task.study.train("teacher", task.teacher_row(), 0)
+    own = task.study.train("teacher", task.teacher_arm(), 0)
     assert len(members) == 3
     digests = [fingerprints.of_tree(member.variables) for member in members]
     assert digests[0] == fingerprints.of_tree(own.variables)
@@ -107,15 +107,15 @@ def test_teachers_that_are_no_rows_teach_and_are_timed(tmp_path, monkeypatch):
     """An ensemble, an assistant between the two, and a first generation."""
     timed = {}
 
-    def spy(study, rows, trained, steps):
-        timed.update({k: trained.get(row.teacher) for k, row in rows.items()})
-        return dict.fromkeys(rows, 1.0)
+    def spy(study, arms, trained, steps):
+        timed.update({k: trained.get(arm.teacher) for k, arm in arms.items()})
+        return dict.fromkeys(arms, 1.0)
 
     monkeypatch.setattr(comparison, "_step_ms", spy)
     names = ("ensemble", "assistant", "born_again")
     argv = [*SMALL, "--trials", "1", "--run-dir", str(tmp_path), "--methods", *names]
-    rows = method_table.main(argv)["rows"]
-    assert list(rows) == ["teacher", "assistant_teacher", "scratch", "kd", *names]
+    arms = method_table.main(argv)["arms"]
+    assert list(arms) == ["teacher", "assistant_teacher", "scratch", "kd", *names]
     assert isinstance(timed["ensemble"], live.Ensemble)
     widths = {k: v.module.features for k, v in timed.items() if hasattr(v, "module")}
     assert widths["assistant_teacher"] == widths["kd"] == (16, 32)
@@ -123,12 +123,12 @@ def test_teachers_that_are_no_rows_teach_and_are_timed(tmp_path, monkeypatch):
     assert widths["born_again"] == (8, 16)
 
 
-def test_a_given_teacher_is_no_row(tmp_path):
+def test_a_given_teacher_is_no_arm(tmp_path):
     config = method_table.Config(data="digits", images=96, validation=100)
     task = method_table.Task(method_table.replace(config, run_dir=str(tmp_path)))
-    rows, given = {"teacher": task.teacher_row()}, {"teacher": None}
-    with pytest.raises(ValueError, match=r"\['teacher'\] are rows, and given"):
-        compare(task.study, rows, 1, given=lambda seed: given)
+    arms, given = {"teacher": task.teacher_arm()}, {"teacher": None}
+    with pytest.raises(ValueError, match=r"\['teacher'\] are arms, and given"):
+        compare(task.study, arms, 1, given=lambda seed: given)
 
 
 def test_unknown_methods_are_named(tmp_path):

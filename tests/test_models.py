@@ -21,12 +21,12 @@ def test_mlp_shapes_parameters_and_hiddens():
     count = sum(x.size for x in jax.tree.leaves(variables))
     assert count == (6 * 7 + 7) + (7 * 4 + 4) + (4 * 3 + 3)
     assert outputs.logits.shape == (5, 3)
-    assert [h.shape for h in outputs.hiddens] == [(5, 7), (5, 4)]
+    assert [h.shape for h in outputs.hidden_states] == [(5, 7), (5, 4)]
 
     params = jax.tree.map(np.asarray, variables["params"])
     layers = [params[f"Dense_{i}"] for i in range(3)]
     x = np.asarray(images).reshape(5, -1)
-    for layer, hidden in zip(layers[:-1], outputs.hiddens, strict=True):
+    for layer, hidden in zip(layers[:-1], outputs.hidden_states, strict=True):
         x = np.maximum(x @ layer["kernel"] + layer["bias"], 0)
         np.testing.assert_allclose(hidden, x, atol=1e-5)
     logits = x @ layers[-1]["kernel"] + layers[-1]["bias"]

@@ -115,15 +115,15 @@ def test_padded_examples_are_refused():
 @pytest.fixture
 def study(tmp_path):
     def make(together):
-        run = parallel.jit()
+        partitioner = parallel.jit()
         examples = {name: batch(12)[name] for name in ("inputs", "labels")}
         return Study(
-            run,
+            partitioner,
             RunDir(tmp_path / str(together), {}),
             examples=lambda row, seed: examples,
             steps=4,
             batch_size=4,
-            test=Evaluator(run, examples, metrics=language),
+            test=Evaluator(partitioner, examples, metrics=language),
             evaluations=1,
             stored=True,
             together=together,
@@ -146,7 +146,7 @@ def test_seeds_together_draw_as_one_after_another(study):
             a.variables,
             b.variables,
         )
-    assert not (one.log.path / "outputs").exists()
+    assert not (one.run_dir.path / "outputs").exists()
 
 
 @pytest.mark.parametrize(
@@ -164,13 +164,16 @@ def test_bad_settings_are_refused(options, said):
 @lru_cache
 def after_a_step(kind, count):
     """Parameters after a step, and how many tokens the teacher judged."""
-    student, run = models.student(MODULE), parallel.choose(kind, jax.devices()[:count])
+    student, partitioner = (
+        models.student(MODULE),
+        parallel.choose(kind, jax.devices()[:count]),
+    )
     step = train.make_train_step(
         student, OBJECTIVE, SGD, rollout=on_policy(MODULE, prompt=PROMPT)
     )
-    placed = run.place(state()), run.place(teacher())
-    moved, metrics = run.compile(step)(*placed, run.split(batch(), 0))
-    return run.fetch(moved).params, int(run.fetch(metrics)["soft"][1])
+    placed = partitioner.place(state()), partitioner.place(teacher())
+    moved, metrics = partitioner.compile(step)(*placed, partitioner.split(batch(), 0))
+    return partitioner.fetch(moved).params, int(partitioner.fetch(metrics)["soft"][1])
 
 
 @pytest.mark.parametrize("kind", ["mesh", "pmap", "fsdp"])

@@ -20,7 +20,6 @@ from jaxdistill.objectives import (
     teacher_labels,
 )
 from jaxdistill.parallel import jit
-from jaxdistill.teachers import store as cache
 from jaxdistill.train import Evaluator, language
 
 VOCAB, LENGTHS = 23, np.array([3, 2, 3, 1])
@@ -132,4 +131,4 @@ def test_a_text_that_is_all_padding_is_refused():
     with pytest.raises(DataError, match="row 2 is all padding"):
         Evaluator(jit(), given)
     with pytest.raises(DataError, match="row 2 is all padding"):
-        cache.describe(teacher, given, data="", split="", transform="")
+        teachers.store.describe(teacher, given, data="", split="", transform="")

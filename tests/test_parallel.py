@@ -81,10 +81,16 @@ def problem(name, kind="jit"):
 @lru_cache
 def after_a_step(name, kind, count=1):
     """The state (opt_state is the gradient) and metrics, on the host."""
-    run = choose(kind, count)
+    partitioner = choose(kind, count)
     step, state, teacher, batch = problem(name, kind)
-    state, teacher, batch = run.place(state), run.place(teacher), run.split(batch)
-    return jax.device_get(run.fetch(run.compile(step)(state, teacher, batch)))
+    state, teacher, batch = (
+        partitioner.place(state),
+        partitioner.place(teacher),
+        partitioner.split(batch),
+    )
+    return jax.device_get(
+        partitioner.fetch(partitioner.compile(step)(state, teacher, batch))
+    )
 
 
 @pytest.mark.parametrize(
@@ -114,12 +120,12 @@ def test_dropout_under_pmap_draws_on_each_device_its_own():
     batch = {k: np.repeat(v[:1], 2, axis=0) for k, v in make_batch(0, 2).items()}
     sizes = []
     for count in (1, 2):
-        run = choose("pmap", count)
+        partitioner = choose("pmap", count)
         rows = {key: value[:count] for key, value in batch.items()}
-        state = run.place(start(DROPPING, batch))
-        step = run.compile(train_step(DROPPING))
-        state, _ = step(state, run.place(live(MLP)), run.split(rows))
-        sizes.append(run.fetch(state).opt_state)
+        state = partitioner.place(start(DROPPING, batch))
+        step = partitioner.compile(train_step(DROPPING))
+        state, _ = step(state, partitioner.place(live(MLP)), partitioner.split(rows))
+        sizes.append(partitioner.fetch(state).opt_state)
     assert largest_difference(*sizes) > 0.01
 
 
@@ -127,10 +133,16 @@ def test_dropout_under_pmap_draws_on_each_device_its_own():
 @pytest.mark.parametrize("count", [1, 2])
 def test_comparing_examples_within_devices_warns(kind, count):
     """Warnings are errors here: a mesh compares all, and so does one device."""
-    run, batch = choose(kind, count), make_batch(0, 8)
+    partitioner, batch = choose(kind, count), make_batch(0, 8)
     objective = combine({"dist": (1.0, on_logits(losses.dist))})
-    step = run.compile(make_train_step(models.student(MLP), objective, RECORDER))
-    arguments = run.place(start(MLP, batch)), run.place(live(MLP)), run.split(batch)
+    step = partitioner.compile(
+        make_train_step(models.student(MLP), objective, RECORDER)
+    )
+    arguments = (
+        partitioner.place(start(MLP, batch)),
+        partitioner.place(live(MLP)),
+        partitioner.split(batch),
+    )
     said = r"^dist: .* 2 parts of a batch \(micro-batches 1, devices under pmap 2\)"
     warns = (kind, count) == ("pmap", 2)
     with pytest.warns(UserWarning, match=said) if warns else nullcontext():
@@ -141,13 +153,18 @@ def test_comparing_examples_within_devices_warns(kind, count):
 def test_many_steps_in_one_dispatch_agree(kind):
     """Over a resident data set, the last batch of an epoch being padded."""
     examples = make_batch(3, 27)
-    rows = Batches(27, 8, seed=1).rows(0, 6)
+    rows = Batches(27, 8, seed=1).indices(0, 6)
 
-    def trained(run):
-        resident = run.place({k: examples[k] for k in ("inputs", "labels")})
-        step = run.compile(scan_train(train_step(MLP)), batch_axis=1)
-        state, teacher = run.place(start(MLP, examples)), run.place(live(MLP))
-        return run.fetch(step(state, (teacher, resident), run.split(rows, 1)))
+    def trained(partitioner):
+        resident = partitioner.place({k: examples[k] for k in ("inputs", "labels")})
+        step = partitioner.compile(scan_train(train_step(MLP)), batch_axis=1)
+        state, teacher = (
+            partitioner.place(start(MLP, examples)),
+            partitioner.place(live(MLP)),
+        )
+        return partitioner.fetch(
+            step(state, (teacher, resident), partitioner.split(rows, 1))
+        )
 
     state, metrics = trained(choose(kind, 2))
     expected, expected_metrics = trained(choose("jit"))
@@ -162,7 +179,7 @@ def test_many_steps_in_one_dispatch_agree(kind):
 
 @pytest.mark.parametrize("count", [1, 2, 8])
 def test_pmap_adds_up_over_devices(count):
-    run = choose("pmap", count)
+    partitioner = choose("pmap", count)
 
     def add(whole, scale, split, *, replica):
         local = scale * split["x"].sum(0)
@@ -172,8 +189,12 @@ def test_pmap_adds_up_over_devices(count):
         return replica.sum({"sum": local, "devices": jnp.ones(()), "keys": keys})
 
     x = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
-    whole = run.place({"rng": jax.random.key(0)})
-    found = run.fetch(run.compile(add)(whole, run.place(2.0), run.split({"x": x})))
+    whole = partitioner.place({"rng": jax.random.key(0)})
+    found = partitioner.fetch(
+        partitioner.compile(add)(
+            whole, partitioner.place(2.0), partitioner.split({"x": x})
+        )
+    )
     np.testing.assert_allclose(found["sum"], 2 * x.sum(0), rtol=1e-5)
     assert found["devices"] == count
     assert len(np.unique(found["keys"], axis=0)) == count
@@ -181,21 +202,21 @@ def test_pmap_adds_up_over_devices(count):
 
 @pytest.mark.parametrize(("kind", "count"), SOME)
 def test_donation_does_not_eat_the_callers_arrays(kind, count):
-    run = choose(kind, count)
+    partitioner = choose(kind, count)
     mine = {"host": np.arange(4.0, dtype=np.float32), "device": jnp.arange(8.0)}
-    step = run.compile(
+    step = partitioner.compile(
         lambda x, _, y, *, replica=None: jax.tree.map(lambda v: v + 1, x)
     )
-    x, placed = run.split(np.zeros(8, np.float32)), run.place(mine)
+    x, placed = partitioner.split(np.zeros(8, np.float32)), partitioner.place(mine)
     first = step(placed, None, x)
     second = step(first, None, x)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((placed, first)))
     np.testing.assert_array_equal(mine["host"], np.arange(4))
     np.testing.assert_array_equal(mine["device"], np.arange(8))
-    np.testing.assert_array_equal(run.fetch(second)["device"], np.arange(8) + 2)
-    again = run.compile(lambda x, _, y, *, replica=None: x, donate=False)
+    np.testing.assert_array_equal(partitioner.fetch(second)["device"], np.arange(8) + 2)
+    again = partitioner.compile(lambda x, _, y, *, replica=None: x, donate=False)
     again(second, None, x)
-    np.testing.assert_array_equal(run.fetch(second)["host"], np.arange(4) + 2)
+    np.testing.assert_array_equal(partitioner.fetch(second)["host"], np.arange(4) + 2)
 
 
 def test_split_gives_each_device_its_rows():
@@ -210,18 +231,18 @@ def test_split_gives_each_device_its_rows():
 
 @pytest.mark.parametrize("kind", ["mesh", "pmap"])
 def test_a_batch_must_divide_over_the_devices(kind):
-    run = choose(kind, 8)
-    run.check_batch(16)
+    partitioner = choose(kind, 8)
+    partitioner.check_batch(16)
     with pytest.raises(
         ValueError,
         match="a batch of 12 does not divide over 8 devices; take a multiple",
     ):
-        run.check_batch(12)
+        partitioner.check_batch(12)
     with pytest.raises(ValueError, match="does not divide over 8 devices"):
         fit(
             start(MLP, make_batch(0, 8)),
             None,
-            run=run,
+            partitioner=partitioner,
             examples=None,
             batches=Batches(24, 12),
             steps=2,
@@ -256,7 +277,12 @@ def compilations():
 def test_nothing_compiles_after_the_first_epoch(kind, count, compilations):
     """Dispatches of 2 and 3 steps, five to an epoch, an evaluation each: the step is
     traced once per shape, and later epochs compile nothing."""
-    run, examples, traced, so_far = choose(kind, count), make_batch(0, 38), [], []
+    partitioner, examples, traced, so_far = (
+        choose(kind, count),
+        make_batch(0, 38),
+        [],
+        [],
+    )
     single = train_step(MLP, optax.adam(0.01))
 
     def counted(state, resident, rows):
@@ -270,12 +296,12 @@ def test_nothing_compiles_after_the_first_epoch(kind, count, compilations):
     score = jax.jit(optax.tree.norm)
     fit(
         start(MLP, examples, optax.adam(0.01)),
-        run.compile(counted, batch_axis=1),
-        run=run,
-        examples=run.place({k: examples[k] for k in ("inputs", "labels")}),
+        partitioner.compile(counted, batch_axis=1),
+        partitioner=partitioner,
+        examples=partitioner.place({k: examples[k] for k in ("inputs", "labels")}),
         batches=Batches(38, 8),
         steps=20,
-        teacher=run.place(live(MLP)),
+        teacher=partitioner.place(live(MLP)),
         evaluate=evaluate,
         steps_per_dispatch=3,
         progress=False,

@@ -47,7 +47,7 @@ def test_the_body_is_what_was_trained(name, alone, scan, tmp_path):
     with torch.no_grad():
         given = {name: torch.tensor(array) for name, array in inputs.items()}
         expected = inner(**given).last_hidden_state
-    np.testing.assert_allclose(found.hiddens[-1], expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found.hidden_states[-1], expected, rtol=0, atol=1e-5)
 
 
 def test_the_body_under_two_heads_is_read(tmp_path):

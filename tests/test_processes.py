@@ -52,16 +52,18 @@ def examples() -> dict:
 
 def train_job(kind: str, directory: Path | None = None, pause: float = 0.0, step=None):
     """50 steps of SGD under a live teacher; the state, and its scores on all data."""
-    run, data = parallel.choose(kind), examples()
+    partitioner, data = parallel.choose(kind), examples()
     if kind == "fsdp":
-        run = parallel.fsdp(rule=parallel.cut_width(len(run.devices), smallest=1))
+        partitioner = parallel.fsdp(
+            rule=parallel.cut_width(len(partitioner.devices), smallest=1)
+        )
     student, optimizer = models.student(MLP), optax.sgd(0.3, momentum=0.9)
     batch = next(Batches(SIZE, BATCH).iterate(data, 0))
     state = init_state(jax.random.key(0), student, optimizer, batch)
     other = init_state(jax.random.key(1), student, optimizer, batch)
-    teacher = run.place(models.trained(MLP, other))
+    teacher = partitioner.place(models.trained(MLP, other))
     objective = combine({"hard": (0.5, hard_labels()), "soft": (0.5, soft_targets())})
-    evaluator = Evaluator(run, data)
+    evaluator = Evaluator(partitioner, data)
 
     def evaluate(placed):
         time.sleep(pause)
@@ -70,22 +72,22 @@ def train_job(kind: str, directory: Path | None = None, pause: float = 0.0, step
     state = fit(
         state,
         step
-        or run.compile(
+        or partitioner.compile(
             scan_train(make_train_step(student, objective, optimizer)), batch_axis=1
         ),
-        run=run,
-        examples=run.replicate(data),
+        partitioner=partitioner,
+        examples=partitioner.replicate(data),
         batches=Batches(SIZE, BATCH),
         steps=STEPS,
         teacher=teacher,
         evaluate=evaluate,
         evaluate_every=EVERY,
         checkpoints=directory and Checkpoints(directory / kind, best="accuracy"),
-        log=directory and RunDir(directory, {}),
+        run_dir=directory and RunDir(directory, {}),
         name=kind,
         progress=False,
     )
-    return jax.device_get(state), evaluate(run.place(state))
+    return jax.device_get(state), evaluate(partitioner.place(state))
 
 
 def exhausted(*_):
@@ -102,9 +104,11 @@ def attempt(function) -> str:
 
 def work(job, directory: Path, compiled: Path, port: int, count: int, index: int):
     """One of the processes: begins and ends as a script does, with a job between."""
-    log = os.open(directory / f"{index}.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+    run_dir = os.open(
+        directory / f"{index}.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND
+    )
+    os.dup2(run_dir, 1)
+    os.dup2(run_dir, 2)
     os.environ["XLA_FLAGS"] = CPUS
     os.environ["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{port}"
     os.environ["JAX_NUM_PROCESSES"] = str(count)
@@ -120,22 +124,22 @@ def work(job, directory: Path, compiled: Path, port: int, count: int, index: int
 
 def train_every_way(directory: Path, index: int) -> None:
     """And what is refused; the findings of each process go into a file of its own."""
-    count, run = jax.process_count(), parallel.mesh()
+    count, partitioner = jax.process_count(), parallel.mesh()
 
     def fail():
         raise ValueError("on purpose")
 
-    own, rows = run.own(BATCH), np.arange(BATCH, dtype=np.float32)
-    squares = run.compile(lambda a, b, x: (x**2).sum(), donate=False)
+    own, rows = partitioner.own(BATCH), np.arange(BATCH, dtype=np.float32)
+    squares = partitioner.compile(lambda a, b, x: (x**2).sum(), donate=False)
     settings = {"seed": 0, "learning_rate": 0.1 if index == 1 else 0.2}
     found: dict = {
         "own": [own.start, own.stop],
-        "squares": float(run.fetch(squares(0, 0, run.join(rows[own])))),
+        "squares": float(partitioner.fetch(squares(0, 0, partitioner.join(rows[own])))),
         "settings": attempt(lambda: processes.start(True, settings)),
         "examples": attempt(lambda: processes.check_examples(count - 1)),
         "first": attempt(lambda: processes.on_first(fail)),
         "jit": attempt(lambda: parallel.choose("jit")),
-        "batch": attempt(lambda: run.check_batch(count)),
+        "batch": attempt(lambda: partitioner.check_batch(count)),
         "memory": attempt(lambda: train_job("mesh", step=exhausted)),
     }
     for kind in KINDS[count]:

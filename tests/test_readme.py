@@ -30,7 +30,7 @@ def test_the_model_of_ones_own_trains_and_streams():
     exec(compile(own, "README.md", "exec"), scope)
     assert int(scope["state"].step) == scope["batches"].steps_per_epoch
     assert np.isfinite(scope["metrics"]["loss"][0])
-    moved = jax.tree.leaves(scope["run"].fetch(scope["state"]).params)
+    moved = jax.tree.leaves(scope["partitioner"].fetch(scope["state"]).params)
     assert any(np.abs(leaf).max() > 0 for leaf in moved)
 
     pytest.importorskip("grain", reason="grain is not installed")
@@ -72,8 +72,8 @@ def test_a_runtime_alone_runs_what_is_exported(tmp_path, monkeypatch):
     digits = data.load("digits")
     module = models.MLP((4, 10))
     params = module.init(jax.random.key(0), digits.inputs(digits.test)["inputs"])
-    log = RunDir(tmp_path / "runs" / "digits", {"data": "digits"})
-    train.save_model(log, "distilled", teachers.live(module, params))
+    run_dir = RunDir(tmp_path / "runs" / "digits", {"data": "digits"})
+    train.save_model(run_dir, "distilled", teachers.live(module, params))
     export, benchmark = re.findall(
         r"^jaxdistill (.*runs/digits.*)$", README, flags=re.M
     )

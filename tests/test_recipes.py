@@ -50,7 +50,9 @@ def side(seed, width, heads, depth, wide):
     def draw(size):
         return rng.normal(size=(*KEEP.shape, size))
 
-    found = {name: [draw(width) for _ in range(depth)] for name in (*NAMES, "hiddens")}
+    found = {
+        name: [draw(width) for _ in range(depth)] for name in (*NAMES, "hidden_states")
+    }
     found |= {"embeddings": [draw(width)], "logits": [2 * draw(WORDS)]}
     found |= {"projected": [draw(wide) for _ in range(depth)]}
     found |= {"projected_embeddings": [draw(wide)]}
@@ -66,7 +68,7 @@ def outputs(arrays, projected=False):
         extras["projected_embeddings"] = arrays["projected_embeddings"]
     return Outputs(
         arrays["logits"][0],
-        arrays["hiddens"],
+        arrays["hidden_states"],
         arrays["attentions"],
         arrays["projected"] if projected else (),
         extras,
@@ -96,7 +98,7 @@ def tinybert(student, teacher):
             mine = scores(s["queries"][i], s["keys"][i], 2)
             theirs = scores(t["queries"][j], t["keys"][j], 2)
             total += ((mine - theirs) ** 2).mean((0, 2)).sum()
-            total += ((s["projected"][i] - t["hiddens"][j]) ** 2).mean(-1).sum()
+            total += ((s["projected"][i] - t["hidden_states"][j]) ** 2).mean(-1).sum()
         gap = s["projected_embeddings"][0] - t["embeddings"][0]
         total += (gap**2).mean(-1).sum()
     return total / sum(LENGTHS[:3])
@@ -118,7 +120,7 @@ def distilbert(student, teacher):
         soft += 4 * kl(softmax(v / 2), softmax(z / 2)).sum()
         at = np.arange(len(z)), BATCH["labels"][b, : len(z)]
         masked -= CHOSEN[b, : len(z)] @ np.log(softmax(z)[at])
-        x, y = s["projected"][-1], t["hiddens"][-1]
+        x, y = s["projected"][-1], t["hidden_states"][-1]
         norms = np.linalg.norm(x, axis=-1) * np.linalg.norm(y, axis=-1)
         cosine += (1 - (x * y).sum(-1) / norms).sum()
     tokens = sum(LENGTHS[:3])
@@ -324,8 +326,8 @@ def test_a_step_moves_every_part_that_the_objective_sees(objective, unmoved):
     batch = {"inputs": inputs, "mask": np.float32([1, 1, 1, 1, 1, 1, 1, 0])}
     student = models.student(SMALL)
     state = train.init_state(jax.random.key(1), student, RECORDER, batch)
-    prepare = mask_tokens(2, 23, (0, 1), share=0.5)
-    train_step = train.make_train_step(student, objective, RECORDER, prepare=prepare)
+    augment = mask_tokens(2, 23, (0, 1), share=0.5)
+    train_step = train.make_train_step(student, objective, RECORDER, augment=augment)
     moved, metrics = jax.jit(train_step)(state, large(), batch)
     assert all(np.isfinite(total) and total > 0 for total, _ in metrics.values())
     if "masked" in metrics:

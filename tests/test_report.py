@@ -116,7 +116,7 @@ class TestTable:
         for name in list(accuracy)[1:]:
             others = ["scratch"] if name == "kd" else ["scratch", "kd"]
             gaps[name] = {o: paired(accuracy[name], accuracy[o]) for o in others}
-        text = report.table({"rows": {}, "paired": gaps})
+        text = report.table({"arms": {}, "paired": gaps})
         lines = text.splitlines()
         assert "| points above (5 paired seeds) | scratch | kd |" in lines
         (kd,) = [line for line in lines if line.startswith("| kd |")]
@@ -133,7 +133,7 @@ class TestTable:
             nll[f"m{i}"] = 2.0 + change + 0.001 * rng.normal(size=5)
         gaps = {k: {"scratch": paired(v, nll["scratch"])} for k, v in nll.items()}
         del gaps["scratch"]
-        text = report.table({"measure": "nll", "rows": {}, "paired": gaps})
+        text = report.table({"measure": "nll", "arms": {}, "paired": gaps})
         assert "| nats above, lower is better (5 paired seeds) | scratch |" in text
         assert "\n- below scratch: m0, m1\n- above scratch: m2, m3\n" in text
 
@@ -143,7 +143,7 @@ class TestTable:
             scratch = 0.8 + 0.001 * rng.normal(size=5)
             better = scratch + (0.02 if i else 0.0) + 0.001 * rng.normal(size=5)
             gaps[f"kd_{i}"] = {f"scratch_{i}": paired(better, scratch)}
-        lines = report.table({"rows": {}, "paired": gaps}).splitlines()
+        lines = report.table({"arms": {}, "paired": gaps}).splitlines()
         assert "|  | against | points above (5 paired seeds) |" in lines
         listed = [line for line in lines if line.startswith("| kd ")]
         assert len(listed) == 5
@@ -159,12 +159,12 @@ class TestTable:
 
     def test_what_was_not_measured_is_a_dash(self):
         found = summary()
-        del found["rows"]["teacher"]["agreement"]
+        del found["arms"]["teacher"]["agreement"]
         assert "| teacher | 96.00 ± 1.00 | - | 0.0400" in report.table(found)
         assert "agreement" not in report.table(summary(agreement=False))
 
     def test_class_errors_are_means_over_seeds(self):
-        rows = summary()["rows"]
+        rows = summary()["arms"]
         np.testing.assert_allclose(rows["teacher"]["class_error"], [0.04, 0])
 
 
@@ -222,17 +222,26 @@ class TestWrite:
         assert report.write(target) == report.write(directory)
 
     def test_a_scripts_own_tables_are_kept_as_they_are(self, tmp_path):
-        run, target = tmp_path / "run", tmp_path / "kept"
-        run.mkdir()
-        (run / "summary.json").write_text('{"storage": 1, "compute": 2}')
+        folder, target = tmp_path / "run", tmp_path / "kept"
+        folder.mkdir()
+        (folder / "summary.json").write_text('{"storage": 1, "compute": 2}')
         with pytest.raises(ValueError, match="no table, .* but storage, compute"):
-            report.write(run)
+            report.write(folder)
         for name, text in {"a.md": "first\n", "b.md": "second\n"}.items():
-            (run / name).write_text(text)
-        (run / "a.png").write_bytes(b"figure")
-        report.save(run, target)
+            (folder / name).write_text(text)
+        (folder / "a.png").write_bytes(b"figure")
+        report.save(folder, target)
         assert report.write(target) == "first\n\nsecond\n"
         assert (target / "a.png").read_bytes() == b"figure"
+
+    def test_a_summary_of_the_first_version_is_read(self, directory):
+        """It called the arms rows; the table is the same."""
+        expected = report.write(directory)
+        path = directory / "summary.json"
+        older = json.loads(path.read_text())
+        older["rows"] = older.pop("arms")
+        path.write_text(json.dumps(older))
+        assert report.write(directory) == expected
 
     def test_save_refuses_large_files(self, directory, tmp_path_factory):
         (directory / "metrics.jsonl").write_text(" " * (report.tables.LARGEST + 1))
@@ -286,9 +295,9 @@ class TestPages:
 
 class TestRun:
     def test_a_line_cut_short_is_dropped(self, tmp_path):
-        run = RunDir(tmp_path, {"seed": 0})
+        run_dir = RunDir(tmp_path, {"seed": 0})
         for step in (1, 2):
-            run.log({"fit": "a", "step": step})
+            run_dir.log({"fit": "a", "step": step})
         path = tmp_path / "metrics.jsonl"
         path.write_text(path.read_text()[:-5])
         again = RunDir(tmp_path, {"seed": 0})
@@ -299,11 +308,11 @@ class TestRun:
         assert [r["step"] for r in again.records] == [1, 2]
 
     def test_rewind_touches_one_training(self, tmp_path):
-        run = RunDir(tmp_path, {})
+        run_dir = RunDir(tmp_path, {})
         for fit in ("a", "b"):
             for step in (1, 2, 3):
-                run.log({"fit": fit, "step": step})
-        run.rewind("a", 1)
+                run_dir.log({"fit": fit, "step": step})
+        run_dir.rewind("a", 1)
         kept = [(r["fit"], r["step"]) for r in RunDir(tmp_path, {}).records]
         assert kept == [("a", 1), ("b", 1), ("b", 2), ("b", 3)]
 
@@ -325,10 +334,10 @@ class TestRun:
         assert json.loads((tmp_path / "config.json").read_text()) == {"seed": 1}
 
     def test_files_are_replaced_whole(self, tmp_path):
-        run = RunDir(tmp_path, {})
-        run.write("summary.json", {"a": 1})
+        run_dir = RunDir(tmp_path, {})
+        run_dir.write("summary.json", {"a": 1})
         with pytest.raises(TypeError):
-            run.write("summary.json", {"a": object()})
+            run_dir.write("summary.json", {"a": object()})
         assert json.loads((tmp_path / "summary.json").read_text()) == {"a": 1}
-        run.write_bytes("models/a.bin", b"\0\1")
+        run_dir.write_bytes("models/a.bin", b"\0\1")
         assert (tmp_path / "models" / "a.bin").read_bytes() == b"\0\1"

@@ -66,7 +66,7 @@ def test_imagenet_networks_have_the_published_sizes(depth):
 
 
 @pytest.mark.parametrize(
-    ("model", "side", "hiddens"),
+    ("model", "side", "hidden_states"),
     [
         (
             resnet_cifar(20),
@@ -93,10 +93,12 @@ def test_imagenet_networks_have_the_published_sizes(depth):
     ids=["cifar", "wide", "imagenet"],
 )
 @pytest.mark.parametrize("channels", [(), (3,)], ids=["grey", "colour"])
-def test_hiddens_are_the_stages_and_the_pooled_vector(model, side, hiddens, channels):
+def test_hiddens_are_the_stages_and_the_pooled_vector(
+    model, side, hidden_states, channels
+):
     images = jax.ShapeDtypeStruct((2, side, side, *channels), jnp.float32)
     found, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
-    assert [h.shape for h in found.hiddens] == hiddens
+    assert [h.shape for h in found.hidden_states] == hidden_states
     assert found.logits.shape == (2, 10)
 
 
@@ -210,9 +212,9 @@ def test_values_are_those_of_torch(model, side):
         stem, *stages, head = network
         with torch.no_grad():
             x = stem(images)
-            for stage, hidden in zip(stages, found.hiddens[:-1], strict=True):
+            for stage, hidden in zip(stages, found.hidden_states[:-1], strict=True):
                 x = stage(x)
                 close(hidden, x.permute(0, 2, 3, 1))
             x = x.mean((2, 3))
-            close(found.hiddens[-1], x)
+            close(found.hidden_states[-1], x)
             close(found.logits, head(x))

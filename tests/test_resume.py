@@ -18,13 +18,13 @@ SETTINGS = ["--seeds", "1", "--epochs", "4", "--evaluations", "8", "--parallel",
 PRELOAD = ["experiments.digits_mlp", "matplotlib.pyplot", "scipy.special"]
 
 
-def run(directory: str, log: str) -> None:
+def run(directory: str, run_dir: str) -> None:
     """What a user's command does but for its figures, in a process of its own."""
     from experiments import digits_mlp
     from jaxdistill.report import tables as report
 
     report.write = lambda directory: ""
-    with open(log, "a") as file:
+    with open(run_dir, "a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     digits_mlp.main([*SETTINGS, "--run-dir", directory, "--no-progress"])

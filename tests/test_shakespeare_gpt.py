@@ -34,31 +34,33 @@ def test_all_objectives_are_compared_with_scratch(run_dir):
     summary = json.loads((run_dir / "summary.json").read_text())
     names = ["forward_kl", "reverse_kl", "jsd", "total_variation", "top_k"]
     names += ["sequence_level", "on_policy"]
-    assert list(summary["rows"]) == ["teacher", "nanogpt", "scratch", *names]
+    assert list(summary["arms"]) == ["teacher", "nanogpt", "scratch", *names]
     assert {k: list(v) for k, v in summary["paired"].items()} == {
         name: ["scratch", *shakespeare_gpt.AGAINST.get(name, [])] for name in names
     }
     assert list(summary["paired"]["on_policy"]) == ["scratch", "reverse_kl"]
     assert list(summary["paired"]["top_k"]) == ["scratch", "forward_kl"]
-    row = summary["rows"]["forward_kl"]
-    assert row["kl"]["mean"] > 0
+    arm = summary["arms"]["forward_kl"]
+    assert arm["kl"]["mean"] > 0
     # Each seed's exponential, before the mean.
     logs = [np.log(seed["perplexity"]) for seed in summary["seeds"]["forward_kl"]]
     nll = [seed["nll"] for seed in summary["seeds"]["forward_kl"]]
     np.testing.assert_allclose(logs, nll, rtol=1e-6)
-    assert summary["rows"]["teacher"]["kl"]["mean"] == pytest.approx(0, abs=1e-6)
+    assert summary["arms"]["teacher"]["kl"]["mean"] == pytest.approx(0, abs=1e-6)
 
 
 def test_every_row_is_judged_on_what_it_writes_itself(run_dir, task):
-    rows = json.loads((run_dir / "summary.json").read_text())["rows"]
-    assert rows["teacher"].pop("own_kl")["mean"] == pytest.approx(0, abs=1e-6)
-    del rows["teacher"]
-    assert all(row["own_kl"]["mean"] > 0 for row in rows.values())
+    arms = json.loads((run_dir / "summary.json").read_text())["arms"]
+    assert arms["teacher"].pop("own_kl")["mean"] == pytest.approx(0, abs=1e-6)
+    del arms["teacher"]
+    assert all(arm["own_kl"]["mean"] > 0 for arm in arms.values())
     assert "| reverse KL on own text, nats |" in (run_dir / "table.md").read_text()
     # The same again, the key being fixed.
     seed, judged = json.loads((run_dir / "summary.json").read_text())["seeds"], []
     for name in ("teacher", "scratch"):
-        judged.append(task.study.run.place(task.study.train(name, task.rows[name], 0)))
+        judged.append(
+            task.study.partitioner.place(task.study.train(name, task.arms[name], 0))
+        )
     found = task.judge(judged[1], judged[0])["own_kl"]
     assert found == pytest.approx(seed["scratch"][0]["own_kl"], rel=1e-5)
 
@@ -84,11 +86,11 @@ def test_the_student_writes_once_it_can(task, tmp_path):
     """No batch of the first 40% of 20 steps is its own, and all later ones are."""
     config = replace(task.config, own_share=1.0, run_dir=str(tmp_path))
     task = shakespeare_task.Task(config)
-    row = task.rows["on_policy"]
+    arm = task.arms["on_policy"]
     batch = jax.tree.map(lambda x: x[:2], task.train)
-    state = task.study.fresh(row, 0)
+    state = task.study.fresh(arm, 0)
     own = jax.jit(
-        lambda step: row.rollout(state.replace(step=step), batch, jax.random.key(0))
+        lambda step: arm.rollout(state.replace(step=step), batch, jax.random.key(0))
     )
     for step, given in ((0, True), (7, True), (8, False), (19, False)):
         found = own(step)
@@ -106,8 +108,8 @@ def test_a_share_is_a_share(task, tmp_path, name):
 
 def test_a_preset_without_a_reference_has_no_row_for_it(task, tmp_path):
     config = replace(task.config, run_dir=str(tmp_path), reference_steps=0)
-    rows = shakespeare_task.Task(config).rows
-    assert list(rows) == [name for name in task.rows if name != "nanogpt"]
+    arms = shakespeare_task.Task(config).arms
+    assert list(arms) == [name for name in task.arms if name != "nanogpt"]
     assert shakespeare_gpt.PRESETS["wikitext2"].reference_steps == 0
 
 

@@ -78,40 +78,44 @@ def step(module):
     return make_train_step(models.student(module), HARD_AND_SOFT, OPTIMIZER)
 
 
-def trained(run, module, steps: int = 5):
-    state, taught = run.place(fresh(module)), run.place(teacher())
-    compiled = run.compile(step(module))
+def trained(partitioner, module, steps: int = 5):
+    state, placed = partitioner.place(fresh(module)), partitioner.place(teacher())
+    compiled = partitioner.compile(step(module))
     for seed in range(steps):
-        state, metrics = compiled(state, taught, run.split(batch(seed)))
+        state, metrics = compiled(state, placed, partitioner.split(batch(seed)))
     return state, metrics
 
 
 @lru_cache
 def program(shards: int, devices: int = 8):
     """The compiled step of a scanned student under a scanned teacher."""
-    run = fsdp(shards, devices)
-    arguments = run.place(fresh(STACK)), run.place(teacher()), run.split(batch())
-    return run.compile(step(STACK)).lower(*arguments).compile()
+    partitioner = fsdp(shards, devices)
+    arguments = (
+        partitioner.place(fresh(STACK)),
+        partitioner.place(teacher()),
+        partitioner.split(batch()),
+    )
+    return partitioner.compile(step(STACK)).lower(*arguments).compile()
 
 
 @pytest.mark.parametrize("module", [STACK, STUDENT], ids=["scanned", "mlp"])
 @pytest.mark.parametrize("shards", [4, 8])
 def test_equals_one_device(module, shards):
-    run = fsdp(shards)
-    state, metrics = trained(run, module)
+    partitioner = fsdp(shards)
+    state, metrics = trained(partitioner, module)
     expected, expected_metrics = trained(parallel.jit(), module)
-    assert largest_difference(run.fetch(state.params), expected.params) <= 2e-6
+    assert largest_difference(partitioner.fetch(state.params), expected.params) <= 2e-6
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5),
-        run.fetch(metrics),
+        partitioner.fetch(metrics),
         expected_metrics,
     )
 
 
 def test_nothing_large_is_copied_before_or_after_steps():
-    run = fsdp()
-    state, _ = trained(run, STACK)
-    for tree in (run.place(fresh(STACK)), run.place(teacher()), state):
+    partitioner = fsdp()
+    state, _ = trained(partitioner, STACK)
+    for tree in (partitioner.place(fresh(STACK)), partitioner.place(teacher()), state):
         leaves = [x for x in jax.tree.leaves(tree) if x.size >= SMALLEST]
         assert len(leaves) >= 3
         for leaf in leaves:
@@ -148,11 +152,11 @@ def test_a_checkpoint_is_read_where_it_is_needed(devices, kind, tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(state, {"epoch": 1})
     checkpoints.wait()
-    run = fsdp(devices, devices) if kind == "fsdp" else parallel.jit()
-    places = run.shardings(fresh(STACK))
+    partitioner = fsdp(devices, devices) if kind == "fsdp" else parallel.jit()
+    places = partitioner.shardings(fresh(STACK))
     found, position = checkpoints.restore(fresh(STACK), shardings=places)
     assert position == {"epoch": 1}
-    assert_identical(run.fetch(found), fsdp().fetch(state))
+    assert_identical(partitioner.fetch(found), fsdp().fetch(state))
     for leaf, place in zip(*map(jax.tree.leaves, (found, places)), strict=True):
         assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
     checkpoints.close()
@@ -161,18 +165,18 @@ def test_a_checkpoint_is_read_where_it_is_needed(devices, kind, tmp_path):
 def test_a_finished_training_comes_back_whole(tmp_path):
     """Trained now, or found as it was, and not in parts on the devices."""
     found = []
-    run, examples = fsdp(), {k: v for k, v in batch().items() if k != "mask"}
+    partitioner, examples = fsdp(), {k: v for k, v in batch().items() if k != "mask"}
     size = len(examples["labels"])
     for _ in range(2):
         checkpoints = Checkpoints(tmp_path)
         state = fit(
             fresh(STUDENT),
-            run.compile(scan_train(step(STUDENT)), batch_axis=1),
-            run=run,
-            examples=run.replicate(examples),
+            partitioner.compile(scan_train(step(STUDENT)), batch_axis=1),
+            partitioner=partitioner,
+            examples=partitioner.replicate(examples),
             batches=Batches(size, size),
             steps=2,
-            teacher=run.place(teacher()),
+            teacher=partitioner.place(teacher()),
             checkpoints=checkpoints,
             progress=False,
         )
@@ -185,15 +189,15 @@ def test_a_finished_training_comes_back_whole(tmp_path):
 
 def test_a_state_is_drawn_in_parts():
     """For what no device could hold; the numbers are those drawn on one."""
-    run = fsdp()
+    partitioner = fsdp()
 
     def draw():
         return init_state(jax.random.key(0), models.student(STACK), OPTIMIZER, batch())
 
-    places = run.shardings(jax.eval_shape(draw))
+    places = partitioner.shardings(jax.eval_shape(draw))
     state = jax.jit(draw, out_shardings=places)()
-    expected = run.fetch(fresh(STACK))
-    assert largest_difference(run.fetch(state.params), expected.params) <= 1e-6
+    expected = partitioner.fetch(fresh(STACK))
+    assert largest_difference(partitioner.fetch(state.params), expected.params) <= 1e-6
     kernel = state.params["layers"]["Dense_0"]["kernel"]
     assert kernel.addressable_shards[0].data.size == kernel.size // 8
 

@@ -31,11 +31,11 @@ def task():
 
 
 def test_the_scan_by_hand_trains_as_ours_does(task):
-    taught, rows = task.drawn("teacher"), task.batches(0).rows(0, 20)
-    state, step, data = loops.bare(task, taught)
+    variables, rows = task.drawn("teacher"), task.batches(0).indices(0, 20)
+    state, step, data = loops.bare(task, variables)
     (params, _), metrics = jax.jit(bare_jax.scan(step))(state, *data, rows)
-    live = task.run.place(task.teacher(taught))
-    ours = task.run.place(task.fresh("student", 0))
+    live = task.partitioner.place(task.teacher(variables))
+    ours = task.partitioner.place(task.fresh("student", 0))
     ours, found = task.step("student")(ours, (live, task.placed), rows)
     np.testing.assert_allclose(metrics[0], found["loss"][0], rtol=1e-4)
     for i, (kernel, bias) in enumerate(params):
@@ -55,13 +55,13 @@ def test_ours_costs_what_the_scan_by_hand_does(task):
 
 def test_every_loop_trains(task):
     """Each epoch's loss falls: the loops do the work they are timed on."""
-    taught = task.taught(0)
+    variables = task.teacher_variables(0)
     jobs = {}
     for found, _ in (
-        loops.torch_loops(task, taught, compiled=False),
-        loops.keras_loops(task, taught),
-        loops.bare_loops(task, taught),
-        loops.our_loops(task, taught, students=4),
+        loops.torch_loops(task, variables, compiled=False),
+        loops.keras_loops(task, variables),
+        loops.bare_loops(task, variables),
+        loops.our_loops(task, variables, students=4),
     ):
         jobs |= found
     assert {loops.STEPS, loops.SCANNED, loops.LIVE, loops.STORED} <= set(jobs)
@@ -82,8 +82,8 @@ def test_every_loop_trains(task):
 
 @pytest.mark.parametrize("students", [1, 4, 8, 16, 32])
 def test_a_sweep_has_as_many_students_as_it_is_asked_for(students):
-    cells = loops.cells_for(students)
-    assert {len(values) for values in cells.values()} == {students}
+    trials = loops.cells_for(students)
+    assert {len(values) for values in trials.values()} == {students}
 
 
 def test_the_resnets_loops_do_the_same_work():
@@ -97,10 +97,10 @@ def test_the_resnets_loops_do_the_same_work():
 
 
 def test_all_parts_and_their_tables(tmp_path):
-    run, saved = tmp_path / "run", tmp_path / "saved"
+    folder, saved = tmp_path / "run", tmp_path / "saved"
     benchmark.execute(
         benchmark.Config(
-            smoke=True, run_dir=str(run), save=saved, threads=1, progress=False
+            smoke=True, run_dir=str(folder), save=saved, threads=1, progress=False
         )
     )
     summary = json.loads((saved / "summary.json").read_text())

@@ -16,10 +16,10 @@ pytest.importorskip("tokenizers", reason="tokenizers is not installed")
 pytestmark = pytest.mark.slow
 
 SMOKE = ["--smoke", "--no-progress", "--no-compilation-cache"]
-ROWS = ["teacher", "transformer_scratch", "transformer", "bilstm_scratch", "bilstm"]
-ROWS += ["bag_scratch", "bag", "transformer_masked_scratch", "transformer_masked"]
-ROWS += ["bilstm_masked_scratch", "bilstm_masked"]
-ROWS += ["transformer_stages", "drawn", "layers"]
+ARMS = ["teacher", "transformer_scratch", "transformer", "bilstm_scratch", "bilstm"]
+ARMS += ["bag_scratch", "bag", "transformer_masked_scratch", "transformer_masked"]
+ARMS += ["bilstm_masked_scratch", "bilstm_masked"]
+ARMS += ["transformer_stages", "drawn", "layers"]
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +31,8 @@ def run_dir(tmp_path_factory):
 
 def test_all_students_are_compared(run_dir):
     summary = json.loads((run_dir / "summary.json").read_text())
-    assert list(summary["rows"]) == ROWS
-    assert summary["rows"]["layers"]["validation"]["n"] == 2
+    assert list(summary["arms"]) == ARMS
+    assert summary["arms"]["layers"]["validation"]["n"] == 2
     assert set(summary["paired"]["transformer_stages"]) == {
         "transformer_scratch",
         "transformer",
@@ -73,18 +73,18 @@ def test_a_pretrained_teacher_is_where_the_students_start(tmp_path):
     tokenizer.save(str(folder / "tokenizer.json"))
     options = {**sst2_bert.SMOKE, "teacher": str(folder), "run_dir": str(tmp_path)}
     task = sst2_task.Task(sst2_bert.Config(smoke=True, progress=False, **options))
-    rows = task.rows()
-    start = task.study.fresh(rows["teacher"], 0)
+    arms = task.arms()
+    start = task.study.fresh(arms["teacher"], 0)
     of_file = variables["params"]["encoder"]
     jax.tree.map(np.testing.assert_array_equal, start.params["encoder"], of_file)
-    teacher = task.study.train("teacher", rows["teacher"], 0)
-    student = task.study.fresh(rows["layers"], 0, teacher)
+    teacher = task.study.train("teacher", arms["teacher"], 0)
+    student = task.study.fresh(arms["layers"], 0, teacher)
     expected = models.take_layers(teacher.variables["params"], (0, 2))
     jax.tree.map(np.testing.assert_array_equal, student.params, expected)
 
     options |= {"teacher_epochs": 0, "run_dir": str(tmp_path / "as it is")}
     task = sst2_task.Task(sst2_bert.Config(smoke=True, progress=False, **options))
-    teacher = task.study.train("teacher", task.rows()["teacher"], 0)
+    teacher = task.study.train("teacher", task.arms()["teacher"], 0)
     jax.tree.map(np.testing.assert_array_equal, teacher.variables, variables)
     task.classes = 3
     with pytest.raises(ValueError, match="has 2 classes, the texts 3"):
@@ -109,11 +109,11 @@ def test_a_decoder_is_no_teacher_here(tmp_path):
 def test_the_second_stage_starts_as_the_first_ended(run_dir):
     options = {**sst2_bert.SMOKE, "run_dir": str(run_dir)}
     task = sst2_task.Task(sst2_bert.Config(smoke=True, progress=False, **options))
-    rows = task.rows()
-    teacher = task.study.train("teacher", rows["teacher"], 0)
-    row = rows["transformer_stages"]
-    drawn = task.study.fresh(rows["transformer"], 0)
-    found = task.study.fresh(row, 0, teacher)
+    arms = task.arms()
+    teacher = task.study.train("teacher", arms["teacher"], 0)
+    arm = arms["transformer_stages"]
+    drawn = task.study.fresh(arms["transformer"], 0)
+    found = task.study.fresh(arm, 0, teacher)
     words = [state.params["encoder"]["words"]["embedding"] for state in (drawn, found)]
     assert not np.array_equal(*words)
     assert jax.tree.structure(drawn.params) == jax.tree.structure(found.params)
@@ -148,7 +148,7 @@ def test_a_second_stage_without_steps_is_refused(tmp_path):
     config = replace(given, stage_epochs=2, run_dir=str(tmp_path))
     message = r"stage_epochs \(2\) must be fewer than epochs \(2\)"
     with pytest.raises(ValueError, match=message):
-        sst2_task.Task(config).rows()
+        sst2_task.Task(config).arms()
 
 
 def test_no_texts_is_one_sentence(tmp_path):

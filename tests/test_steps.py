@@ -70,10 +70,10 @@ def test_the_loss_is_the_weighted_sum_of_masked_means(tokens):
     _, metrics = one_step(module, batch)
     state = start(module, batch)
     student = module.apply({"params": state.params}, batch["inputs"])
-    lesson = live(module, tokens=tokens)(batch)
+    teacher_outputs = live(module, tokens=tokens)(batch)
     loss = 0
     for name, (weight, values, mask) in HARD_AND_SOFT(
-        student, lesson, batch, 0
+        student, teacher_outputs, batch, 0
     ).items():
         values, mask = np.asarray(values, np.float64), np.asarray(mask, np.float64)
         np.testing.assert_allclose(metrics[name][0], (values * mask).sum(), rtol=1e-5)
@@ -215,19 +215,19 @@ def test_dropout_differs_by_step_and_repeats_by_seed():
 def test_teacher_and_student_see_the_prepared_batch():
     """Prepared is as if the data had come so, and noise differs from step to step."""
 
-    def prepare(batch, rng):
+    def augment(batch, rng):
         noise = jax.random.normal(rng, batch["inputs"].shape)
         return {**batch, "inputs": batch["inputs"] + noise}
 
     batch, student, teacher = make_batch(0, 8), models.student(MLP), live(MLP)
     plain = jax.jit(train_step(MLP))
-    noisy = jax.jit(make_train_step(student, HARD_AND_SOFT, RECORDER, prepare=prepare))
+    noisy = jax.jit(make_train_step(student, HARD_AND_SOFT, RECORDER, augment=augment))
     state = start(MLP, batch)
     losses = []
     for number in range(2):
         state = state.replace(step=jnp.int32(number))
         rng = jax.random.fold_in(jax.random.fold_in(state.rng, number), steps.AUGMENT)
-        expected = plain(state, teacher, prepare(batch, rng))[1]
+        expected = plain(state, teacher, augment(batch, rng))[1]
         found = noisy(state, teacher, batch)[1]
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), found, expected)
         losses.append(found["loss"][0])

@@ -95,7 +95,7 @@ class TestOrder:
             total, at = 3 * batches.steps_per_epoch, 0
             while at < total:  # windows that cross the ends of epochs
                 stop = min(at + 4, total)
-                assert_same(stream.rows(at, stop), expected, slice(at, stop))
+                assert_same(stream.indices(at, stop), expected, slice(at, stop))
                 at = stop
 
     @pytest.mark.parametrize("workers", [1, 2, 3])
@@ -103,8 +103,8 @@ class TestOrder:
         batches = Batches(SIZE, BATCH, seed=1)
         expected = epochs(batches, EXAMPLES, 3)
         with Stream(images(), batches, scale, workers=workers) as stream:
-            assert_same(stream.rows(2, 9), expected, slice(2, 9))
-            assert_same(stream.rows(9, 18), expected, slice(9, 18))
+            assert_same(stream.indices(2, 9), expected, slice(2, 9))
+            assert_same(stream.indices(9, 18), expected, slice(9, 18))
             assert len(multiprocessing.active_children()) == workers
 
     def test_any_step_may_come_next(self):
@@ -112,7 +112,7 @@ class TestOrder:
         expected = epochs(batches, EXAMPLES, 2)
         with Stream(images(), batches, scale, threads=3) as stream:
             for start, stop in [(7, 9), (0, 1), (11, 12), (9, 11), (11, 12)]:
-                assert_same(stream.rows(start, stop), expected, slice(start, stop))
+                assert_same(stream.indices(start, stop), expected, slice(start, stop))
 
     @pytest.mark.parametrize("count", [1, 2, 4])
     def test_parts_make_up_the_batch(self, count):
@@ -120,7 +120,7 @@ class TestOrder:
         parts = []
         for index in range(count):
             with Stream(images(), batches, scale, part=(index, count)) as stream:
-                parts.append(stream.rows(3, 9))
+                parts.append(stream.indices(3, 9))
                 assert stream.batch_size == BATCH
         rows = {k: np.concatenate([p[k] for p in parts], axis=1) for k in parts[0]}
         assert_same(rows, epochs(batches, EXAMPLES, 2), slice(3, 9))
@@ -138,8 +138,8 @@ class TestOrder:
 
         batches = Batches(SIZE, BATCH)
         with Stream(Source(), batches, part=(1, 2)) as stream:
-            stream.rows(5, 7)
-        padded, whole = batches.rows(5, 7)["index"][:, 2:].tolist()
+            stream.indices(5, 7)
+        padded, whole = batches.indices(5, 7)["index"][:, 2:].tolist()
         assert padded[0] == padded[1]
         assert read[:3] == [padded[0], *whole]
 
@@ -153,8 +153,8 @@ class TestOrder:
 
         batches = Batches(3, 2)
         with Stream(Source(), batches) as stream:
-            rows = stream.rows(0, 2)
-        index = batches.rows(0, 2)["index"]
+            rows = stream.indices(0, 2)
+        index = batches.indices(0, 2)["index"]
         np.testing.assert_array_equal(rows["inputs"]["ids"][..., 1], index)
         np.testing.assert_array_equal(rows["inputs"]["more"], index)
         np.testing.assert_array_equal(rows["labels"], -index)
@@ -185,7 +185,7 @@ class TestSources:
         batches = Batches(SIZE, BATCH)
         records = sources.ArrayRecordDataSource(path)
         with Stream(records, batches, decode, workers=workers) as stream:
-            assert_same(stream.rows(0, 6), epochs(batches, EXAMPLES, 1))
+            assert_same(stream.indices(0, 6), epochs(batches, EXAMPLES, 1))
 
     @pytest.mark.parametrize("workers", [0, 1])
     def test_tfds(self, workers, tmp_path):
@@ -233,12 +233,12 @@ class TestSources:
 
         batches = Batches(SIZE, BATCH, seed=2)
         with Stream(source, batches, decode, workers=workers) as stream:
-            assert_same(stream.rows(0, 6), epochs(batches, examples, 1))
+            assert_same(stream.indices(0, 6), epochs(batches, examples, 1))
 
 
 class TestErrors:
     def test_a_text_that_is_all_padding_is_named(self):
-        bad = int(Batches(SIZE, BATCH).rows(4, 5)["index"][0, 1])
+        bad = int(Batches(SIZE, BATCH).indices(4, 5)["index"][0, 1])
         keep = np.ones((SIZE, 2), np.int32)
         keep[bad] = 0
         source = {"ids": np.zeros((SIZE, 2), np.int32), "keep": keep}
@@ -248,13 +248,13 @@ class TestErrors:
             return {"inputs": inputs}
 
         with Stream(source, Batches(SIZE, BATCH), transform) as stream:
-            stream.rows(0, 4)
+            stream.indices(0, 4)
             with fails(f"record {bad} cannot .*: DataError: row 0 is all padding: .*"):
-                stream.rows(4, 5)
+                stream.indices(4, 5)
 
     @pytest.mark.parametrize("workers", [0, 2])
     def test_a_record_that_fails_is_named(self, workers, no_process_left):
-        bad = int(Batches(SIZE, BATCH).rows(4, 5)["index"][0, 1])
+        bad = int(Batches(SIZE, BATCH).indices(4, 5)["index"][0, 1])
 
         def transform(record):
             if record["labels"] == -1:
@@ -264,11 +264,11 @@ class TestErrors:
         source = images()
         source["labels"][bad] = -1
         with Stream(source, Batches(SIZE, BATCH), transform, workers=workers) as stream:
-            stream.rows(0, 4)
+            stream.indices(0, 4)
             with fails(
                 f"record {bad} cannot be read or transformed: OSError: truncated"
             ):
-                stream.rows(4, 6)
+                stream.indices(4, 6)
             assert multiprocessing.active_children() == []
 
     def test_a_damaged_file(self, tmp_path):
@@ -288,10 +288,10 @@ class TestErrors:
             Stream(source, Batches(64, 8), lambda r: {"inputs": r[0]}) as stream,
             fails(r"record \d+ cannot be read or transformed: .*"),
         ):
-            stream.rows(0, 8)
+            stream.indices(0, 8)
 
     def test_records_of_unequal_shape(self):
-        bad = int(Batches(SIZE, BATCH).rows(0, 1)["index"][0, 2])
+        bad = int(Batches(SIZE, BATCH).indices(0, 1)["index"][0, 2])
 
         def transform(record):
             wide = record["labels"] == -1
@@ -306,10 +306,10 @@ class TestErrors:
                 r"\d+ of {'inputs': \(3, 1\)}: a batch needs the same of all"
             ),
         ):
-            stream.rows(0, 1)
+            stream.indices(0, 1)
 
     def test_batches_of_unequal_shape(self):
-        first = set(Batches(8, 4).rows(0, 1)["index"][0].tolist())
+        first = set(Batches(8, 4).indices(0, 1)["index"][0].tolist())
         source = {"labels": np.arange(8)}
         transform = lambda r: {"inputs": np.zeros(2 - (r["labels"] in first))}  # noqa: E731
         with (
@@ -319,16 +319,16 @@ class TestErrors:
                 r"before \(4, 1\)"
             ),
         ):
-            stream.rows(0, 2)
+            stream.indices(0, 2)
 
     def test_a_worker_that_dies_is_no_hang(self, no_process_left):
         with Stream(images(), Batches(SIZE, BATCH), workers=1) as stream:
-            stream.rows(0, 2)
+            stream.indices(0, 2)
             (worker,) = multiprocessing.active_children()
             os.kill(worker.pid, signal.SIGKILL)
             with fails(r"reading stopped in steps \d+ to \d+: .*exit code -9.*"):
                 for at in range(2, 100):
-                    stream.rows(at, at + 1)
+                    stream.indices(at, at + 1)
 
     def test_what_cannot_be_sent_to_a_worker(self, no_process_left):
         lock = multiprocessing.get_context("spawn").Lock()
@@ -337,7 +337,7 @@ class TestErrors:
             Stream(images(), Batches(SIZE, BATCH), transform, workers=1) as stream,
             fails("reading stopped in steps 0 to 1: .*inheritance.*"),
         ):
-            stream.rows(0, 1)
+            stream.indices(0, 1)
 
     @pytest.mark.parametrize(
         ("settings", "sentence"),
@@ -359,7 +359,7 @@ class TestErrors:
             Stream(images(), Batches(SIZE, BATCH)) as stream,
             fails(f"there are no steps from {start} to {stop}"),
         ):
-            stream.rows(start, stop)
+            stream.indices(start, stop)
 
     def test_a_source_of_another_size(self):
         with fails("the source has 22 records, the batches are of 21"):
@@ -371,20 +371,20 @@ class TestErrors:
             Stream(images(), Batches(SIZE, BATCH)) as stream,
             fails(r"streaming needs grain \(pip install 'jaxdistill\[data\]'\)"),
         ):
-            stream.rows(0, 1)
+            stream.indices(0, 1)
 
 
 class Job:
     """A small training over a stream, or over the same examples on the device."""
 
-    def __init__(self, kind="jit", workers=0, streamed=True, prepare=None):
+    def __init__(self, kind="jit", workers=0, streamed=True, augment=None):
         self.batches = Batches(SIZE, 8 if kind != "jit" else BATCH)
-        self.run = parallel.choose(kind, jax.devices()[:8])
+        self.partitioner = parallel.choose(kind, jax.devices()[:8])
         student = models.student(models.MLP((5, 4), dropout=0.5))
         optimizer = optax.adam(0.1)
         objective = combine({"hard": (1.0, hard_labels())})
-        step = make_train_step(student, objective, optimizer, prepare=prepare)
-        self.step = self.run.compile(scan_train(step), batch_axis=1)
+        step = make_train_step(student, objective, optimizer, augment=augment)
+        self.step = self.partitioner.compile(scan_train(step), batch_axis=1)
         example = next(self.batches.iterate(EXAMPLES, 0))
         self.state = init_state(jax.random.key(0), student, optimizer, example)
         self.stream = Stream(images(), self.batches, scale, workers=workers)
@@ -396,8 +396,8 @@ class Job:
             return fit(
                 self.state,
                 self.step,
-                run=self.run,
-                examples={} if self.streamed else self.run.place(EXAMPLES),
+                partitioner=self.partitioner,
+                examples={} if self.streamed else self.partitioner.place(EXAMPLES),
                 batches=self.stream if self.streamed else self.batches,
                 steps=steps,
                 **settings,
@@ -412,9 +412,9 @@ class TestFit:
         assert_identical(Job(kind).fit(), resident)
 
     def test_with_workers_and_augmentation(self, no_process_left):
-        prepare = augment.chain(augment.shift(1, 0.0), augment.flip())
-        resident = Job(streamed=False, prepare=prepare).fit()
-        assert_identical(Job(workers=2, prepare=prepare).fit(), resident)
+        both = augment.chain(augment.shift(1, 0.0), augment.flip())
+        resident = Job(streamed=False, augment=both).fit()
+        assert_identical(Job(workers=2, augment=both).fit(), resident)
 
     @pytest.mark.parametrize("workers", [0, 2])
     def test_resumes_in_the_middle_of_an_epoch(self, workers, tmp_path):
@@ -442,7 +442,7 @@ class TestFit:
         self, workers, tmp_path, no_process_left
     ):
         job = Job(workers=workers)
-        bad = int(job.batches.rows(5, 6)["index"][0, 0])
+        bad = int(job.batches.indices(5, 6)["index"][0, 0])
         source = images()
         source["labels"][bad] = -1
 
@@ -457,16 +457,19 @@ class TestFit:
             transform,
             workers=workers,
         )
-        log, checkpoints = RunDir(tmp_path, {}), Checkpoints(tmp_path / "checkpoints")
+        run_dir, checkpoints = (
+            RunDir(tmp_path, {}),
+            Checkpoints(tmp_path / "checkpoints"),
+        )
         sentence = f"record {bad} cannot be read or transformed: ValueError: no label"
         with fails(sentence):
-            job.fit(log=log, checkpoints=checkpoints, checkpoint_every=1)
-        assert [record["step"] for record in log.records] == [3]
+            job.fit(run_dir=run_dir, checkpoints=checkpoints, checkpoint_every=1)
+        assert [record["step"] for record in run_dir.records] == [3]
         assert checkpoints.steps() == [3]
 
     def test_the_next_batches_are_read_before_the_last_results_are_waited_for(self):
         job, seen = Job(), []
-        rows, step, fetch = job.stream.rows, job.step, job.run.fetch
+        rows, step, fetch = job.stream.indices, job.step, job.partitioner.fetch
 
         def spy(name, function):
             def call(*arguments):
@@ -475,10 +478,10 @@ class TestFit:
 
             return call
 
-        job.stream.rows = spy("read", rows)
+        job.stream.indices = spy("read", rows)
         job.step = spy("step", step)
-        job.run = parallel.Partitioner(
-            **{**vars(job.run), "fetch": spy("fetch", fetch)}
+        job.partitioner = parallel.Partitioner(
+            **{**vars(job.partitioner), "fetch": spy("fetch", fetch)}
         )
         job.fit(steps=9, steps_per_dispatch=3)
         assert seen == [
@@ -496,13 +499,13 @@ class TestFit:
 
     def test_a_dispatch_is_short_unless_told(self):
         job, seen = Job(), []
-        rows = job.stream.rows
+        rows = job.stream.indices
 
         def spy(start, stop):
             seen.append(stop - start)
             return rows(start, stop)
 
-        job.stream.rows = spy
+        job.stream.indices = spy
         job.fit(steps=60, evaluate_every=60, steps_per_dispatch=None)
         assert sum(seen) == 60
         assert max(seen) <= STREAMED_PER_DISPATCH == 8

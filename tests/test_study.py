@@ -18,25 +18,25 @@ MODULE = models.MLP((8, 10))
 SOURCE = data.load("digits")
 EXAMPLES = {k: v[:48] for k, v in SOURCE.inputs(SOURCE.train).items()}
 LABELS = combine({"hard": (1.0, hard_labels())})
-ROW = Arm(
+ARM = Arm(
     MODULE,
     combine({"soft": (1.0, soft_targets())}),
     optax.sgd(0.0),
-    prepare=shift(2, SOURCE.background),
+    augment=shift(2, SOURCE.background),
     views=3,
 )
 
 
 @pytest.fixture
 def study(tmp_path):
-    run = parallel.jit()
+    partitioner = parallel.jit()
     return Study(
-        run,
+        partitioner,
         RunDir(tmp_path, {}),
-        examples=lambda row, seed: EXAMPLES,
+        examples=lambda arm, seed: EXAMPLES,
         steps=12,
         batch_size=16,
-        test=Evaluator(run, EXAMPLES),
+        test=Evaluator(partitioner, EXAMPLES),
         evaluations=2,
         stored=True,
         progress=False,
@@ -44,68 +44,68 @@ def study(tmp_path):
 
 
 def loss(study, name):
-    return [r["loss"] for r in study.log.records if r["fit"] == f"{name}-0"]
+    return [r["loss"] for r in study.run_dir.records if r["fit"] == f"{name}-0"]
 
 
 def test_stored_views_are_those_that_the_student_sees(study):
     """A student that is its own teacher, and stays it, differs on other images only."""
-    itself = study.run.place(models.trained(MODULE, study.fresh(ROW, 0)))
-    study.train("same", ROW, 0, itself)
+    itself = study.partitioner.place(models.trained(MODULE, study.fresh(ARM, 0)))
+    study.train("same", ARM, 0, itself)
     np.testing.assert_allclose(loss(study, "same"), 0, atol=1e-6)
-    study.train("unshifted", ROW._replace(prepare=None, views=0), 0, itself)
+    study.train("unshifted", ARM._replace(augment=None, views=0), 0, itself)
     np.testing.assert_allclose(loss(study, "unshifted"), 0, atol=1e-6)
-    assert len(list((study.log.path / "outputs").iterdir())) == 2
+    assert len(list((study.run_dir.path / "outputs").iterdir())) == 2
 
 
 def test_each_augmentation_has_its_own_views(study):
-    itself = study.run.place(models.trained(MODULE, study.fresh(ROW, 0)))
-    rows = {"two": ROW, "one": ROW._replace(prepare=shift(1, SOURCE.background))}
-    rows["still"] = ROW._replace(prepare=None, views=0)
-    for name, row in rows.items():
-        study.train(name, row._replace(views=min(row.views, 1)), 0, itself)
+    itself = study.partitioner.place(models.trained(MODULE, study.fresh(ARM, 0)))
+    arms = {"two": ARM, "one": ARM._replace(augment=shift(1, SOURCE.background))}
+    arms["still"] = ARM._replace(augment=None, views=0)
+    for name, arm in arms.items():
+        study.train(name, arm._replace(views=min(arm.views, 1)), 0, itself)
         np.testing.assert_allclose(loss(study, name), 0, atol=1e-6)
-    assert len(list((study.log.path / "outputs").iterdir())) == 3
+    assert len(list((study.run_dir.path / "outputs").iterdir())) == 3
 
 
 def test_another_number_of_steps_is_another_training(study):
-    itself = study.run.place(models.trained(MODULE, study.fresh(ROW, 0)))
-    study.train("same", ROW, 0, itself)
-    for row in (ROW._replace(steps=15), ROW._replace(views=2)):
+    itself = study.partitioner.place(models.trained(MODULE, study.fresh(ARM, 0)))
+    study.train("same", ARM, 0, itself)
+    for arm in (ARM._replace(steps=15), ARM._replace(views=2)):
         with pytest.raises(CheckpointError):
-            study.train("same", row, 0, itself)
+            study.train("same", arm, 0, itself)
 
 
 def test_steps_are_timed_on_stored_views(study):
-    rows = {"teacher": ROW._replace(teacher=None, prepare=None, views=0)}
-    rows["teacher"] = rows["teacher"]._replace(
+    arms = {"teacher": ARM._replace(teacher=None, augment=None, views=0)}
+    arms["teacher"] = arms["teacher"]._replace(
         objective=combine({"hard": (1.0, hard_labels())})
     )
-    rows["distilled"] = ROW._replace(teacher="teacher")
-    summary = compare(study, rows, 1, pairs={}, timed_steps=2)
-    assert summary["rows"]["distilled"]["cost"]["step_ms"] > 0
-    # What taught each is kept beside it.
-    fingerprint = fingerprints.of_model(train.load_model(study.log.path, "teacher"))
-    taught = {"row": "teacher", "fingerprint": fingerprint}
-    assert saved.read_teacher(study.log.path, "distilled") == taught
-    assert saved.read_teacher(study.log.path, "teacher") is None
+    arms["distilled"] = ARM._replace(teacher="teacher")
+    summary = compare(study, arms, 1, pairs={}, timed_steps=2)
+    assert summary["arms"]["distilled"]["cost"]["step_ms"] > 0
+    # What source each is kept beside it.
+    fingerprint = fingerprints.of_model(train.load_model(study.run_dir.path, "teacher"))
+    source = {"arm": "teacher", "fingerprint": fingerprint}
+    assert saved.read_teacher(study.run_dir.path, "distilled") == source
+    assert saved.read_teacher(study.run_dir.path, "teacher") is None
 
 
 def test_the_mean_of_two_teachers_has_views(study):
-    members = [models.trained(MODULE, study.fresh(ROW, seed)) for seed in (0, 1)]
-    mean = study.run.place(mean_logits(members))
-    study.train("mean", ROW, 0, mean)
+    members = [models.trained(MODULE, study.fresh(ARM, seed)) for seed in (0, 1)]
+    mean = study.partitioner.place(mean_logits(members))
+    study.train("mean", ARM, 0, mean)
     assert min(loss(study, "mean")) > 1e-3
 
 
 @pytest.mark.parametrize(
-    ("row", "teacher"),
-    [(ROW, lambda model: ensemble([model])), (ROW, lambda model: None)]
-    + [(ROW._replace(prepare=None), lambda model: model)],
+    ("arm", "teacher"),
+    [(ARM, lambda model: ensemble([model])), (ARM, lambda model: None)]
+    + [(ARM._replace(augment=None), lambda model: model)],
 )
-def test_views_need_what_is_stored(study, row, teacher):
-    model = models.trained(MODULE, study.fresh(ROW, 0))
+def test_views_need_what_is_stored(study, arm, teacher):
+    model = models.trained(MODULE, study.fresh(ARM, 0))
     with pytest.raises(ValueError, match="views needs an augmentation and one teacher"):
-        study.train("bad", row, 0, study.run.place(teacher(model)))
+        study.train("bad", arm, 0, study.partitioner.place(teacher(model)))
 
 
 def test_texts_are_trained_on_unless_one_is_all_padding(tmp_path):
@@ -114,24 +114,24 @@ def test_texts_are_trained_on_unless_one_is_all_padding(tmp_path):
     ids = rng.integers(0, 9, (32, 5)).astype(np.int32)
     inputs = {"input_ids": ids, "attention_mask": keep}
     examples = {"inputs": inputs, "labels": (ids[:, 0] > 4).astype(np.int32)}
-    run = parallel.jit()
+    partitioner = parallel.jit()
     study = Study(
-        run,
+        partitioner,
         RunDir(tmp_path, {}),
-        examples=lambda row, seed: examples,
+        examples=lambda arm, seed: examples,
         steps=40,
         batch_size=16,
-        test=Evaluator(run, examples),
+        test=Evaluator(partitioner, examples),
         evaluations=2,
         progress=False,
     )
     hard = combine({"hard": (1.0, hard_labels())})
-    row = Arm(models.BagOfEmbeddings(9, 4, 2), hard, optax.adam(0.05))
-    study.train("scratch", row, 0)
+    arm = Arm(models.BagOfEmbeddings(9, 4, 2), hard, optax.adam(0.05))
+    study.train("scratch", arm, 0)
     assert loss(study, "scratch")[-1] < loss(study, "scratch")[0]
     keep[3] = 0
     with pytest.raises(data.DataError, match="row 3 is all padding"):
-        study.train("other", row, 0)
+        study.train("other", arm, 0)
 
 
 @pytest.fixture
@@ -142,13 +142,15 @@ def of_texts(tmp_path):
     ids = rng.integers(3, 20, (48, 9)).astype(np.int32)
     inputs = {"input_ids": ids, "attention_mask": mask}
     examples = {"inputs": inputs, "labels": rng.integers(0, 2, 48).astype(np.int32)}
-    run = parallel.jit()
+    partitioner = parallel.jit()
 
     def make(**options):
-        log = RunDir(tmp_path, {})
-        test, shared = Evaluator(run, examples), {"steps": 12, "batch_size": 8}
+        run_dir = RunDir(tmp_path, {})
+        test, shared = Evaluator(partitioner, examples), {"steps": 12, "batch_size": 8}
         shared |= {"evaluations": 2, "stored": True, "progress": False, **options}
-        return Study(run, log, examples=lambda *_: examples, test=test, **shared)
+        return Study(
+            partitioner, run_dir, examples=lambda *_: examples, test=test, **shared
+        )
 
     return make
 
@@ -158,58 +160,62 @@ def test_texts_may_be_cut_and_their_teachers_outputs_with_them(of_texts, views):
     """A student that is its own teacher, and stays it, differs by rounding."""
     hide = hide_tokens(2, (), share=0.5) if views else None
     bag = models.BagOfEmbeddings(20, 4, 2)
-    row = ROW._replace(module=bag, prepare=hide, views=views)
-    study = of_texts(trim_to=(4, 6))
-    itself = study.run.place(models.trained(bag, study.fresh(row, 0)))
-    trained = study.train("same", row, 0, itself)
+    arm = ARM._replace(module=bag, augment=hide, views=views)
+    study = of_texts(bucket_lengths=(4, 6))
+    itself = study.partitioner.place(models.trained(bag, study.fresh(arm, 0)))
+    trained = study.train("same", arm, 0, itself)
     np.testing.assert_allclose(loss(study, "same"), 0, atol=1e-6)
-    again = of_texts(trim_to=(4, 6)).train("same", row, 0, itself)
+    again = of_texts(bucket_lengths=(4, 6)).train("same", arm, 0, itself)
     jax.tree.map(np.testing.assert_array_equal, trained, again)
     with pytest.raises(CheckpointError):
-        of_texts(trim_to=(5,)).train("same", row, 0, itself)
+        of_texts(bucket_lengths=(5,)).train("same", arm, 0, itself)
 
 
 def test_seeds_together_are_not_cut(of_texts):
-    with pytest.raises(ValueError, match="together and trim_to exclude each other"):
-        of_texts(trim_to=(4,), together=True)
+    with pytest.raises(
+        ValueError, match="together and bucket_lengths exclude each other"
+    ):
+        of_texts(bucket_lengths=(4,), together=True)
 
 
 def test_a_row_may_keep_the_largest_probabilities_alone(study):
     """With all of ten classes kept it learns as from all logits; with two it does not.
 
-    And a live row asks the teacher, whatever the study does.
+    And a live arm asks the teacher, whatever the study does.
     """
-    teacher = study.run.place(models.trained(MODULE, study.fresh(ROW, 1)))
-    row = ROW._replace(prepare=None, views=0, optimizer=optax.sgd(0.1))
-    rows = {"whole": row, "live": row._replace(live=True)}
-    rows |= {f"top_{k}": row._replace(top_k=k) for k in (10, 2)}
-    for name, each in rows.items():
+    teacher = study.partitioner.place(models.trained(MODULE, study.fresh(ARM, 1)))
+    arm = ARM._replace(augment=None, views=0, optimizer=optax.sgd(0.1))
+    arms = {"whole": arm, "live": arm._replace(live=True)}
+    arms |= {f"top_{k}": arm._replace(top_k=k) for k in (10, 2)}
+    for name, each in arms.items():
         study.train(name, each, 0, teacher)
     whole = loss(study, "whole")
     np.testing.assert_allclose(loss(study, "live"), whole, rtol=1e-5)
     np.testing.assert_allclose(loss(study, "top_10"), whole, rtol=1e-4)
     assert loss(study, "top_2")[0] < 0.9 * whole[0]
-    assert len(list((study.log.path / "outputs").iterdir())) == 3
+    assert len(list((study.run_dir.path / "outputs").iterdir())) == 3
 
 
 @pytest.mark.parametrize(
     "change", [{"views": 0}, {"live": True}, {"rollout": lambda *given: given[1]}]
 )
 def test_top_k_needs_one_teachers_logits(study, change):
-    row = ROW._replace(top_k=2, **change)
-    itself = study.run.place(models.trained(MODULE, study.fresh(ROW, 0)))
-    with pytest.raises(ValueError, match="a row with top_k needs one teacher's logits"):
-        study.train("bad", row, 0, itself)
+    arm = ARM._replace(top_k=2, **change)
+    itself = study.partitioner.place(models.trained(MODULE, study.fresh(ARM, 0)))
+    with pytest.raises(
+        ValueError, match="an arm with top_k needs one teacher's logits"
+    ):
+        study.train("bad", arm, 0, itself)
 
 
 @pytest.mark.parametrize(
     "change", [{"live": True}, {"rollout": lambda state, batch, rng: batch}]
 )
 def test_views_of_a_live_teacher_are_ever_new(study, change):
-    itself = study.run.place(models.trained(MODULE, study.fresh(ROW, 0)))
-    study.train("live", ROW._replace(**change), 0, itself)
+    itself = study.partitioner.place(models.trained(MODULE, study.fresh(ARM, 0)))
+    study.train("live", ARM._replace(**change), 0, itself)
     np.testing.assert_allclose(loss(study, "live"), 0, atol=1e-6)
-    assert not (study.log.path / "outputs").exists()
+    assert not (study.run_dir.path / "outputs").exists()
 
 
 @pytest.mark.parametrize(
@@ -223,49 +229,49 @@ def test_views_of_a_live_teacher_are_ever_new(study, change):
     ids=["top_k", "live", "start", "objective"],
 )
 def test_another_lesson_is_another_training(study, change):
-    itself = study.run.place(models.trained(MODULE, study.fresh(ROW, 0)))
-    row = ROW._replace(prepare=None, views=0)
-    study.train("same", row, 0, itself)
+    itself = study.partitioner.place(models.trained(MODULE, study.fresh(ARM, 0)))
+    arm = ARM._replace(augment=None, views=0)
+    study.train("same", arm, 0, itself)
     with pytest.raises(CheckpointError):
-        study.train("same", row._replace(**change), 0, itself)
+        study.train("same", arm._replace(**change), 0, itself)
 
 
 def test_no_steps_leave_a_row_as_it_starts(study):
-    row = ROW._replace(prepare=None, views=0, steps=0)
-    found = study.train("still", row, 3)
-    expected = study.fresh(row, 3).params
+    arm = ARM._replace(augment=None, views=0, steps=0)
+    found = study.train("still", arm, 3)
+    expected = study.fresh(arm, 3).params
     jax.tree.map(np.testing.assert_array_equal, found.variables["params"], expected)
 
 
 def test_what_opens_a_finished_run_is_not_what_trained_it(study):
-    row = ROW._replace(prepare=None, views=0, objective=LABELS)
-    study.train("alone", row, 0)
-    before = (study.log.path / "env.json").read_bytes()
+    arm = ARM._replace(augment=None, views=0, objective=LABELS)
+    study.train("alone", arm, 0)
+    before = (study.run_dir.path / "env.json").read_bytes()
     assert b"first_dispatch" in before
-    RunDir(study.log.path, {})
-    assert (study.log.path / "env.json").read_bytes() == before
+    RunDir(study.run_dir.path, {})
+    assert (study.run_dir.path / "env.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(
-    ("rows", "said"),
+    ("arms", "said"),
     [
-        ({"student": ROW._replace(teacher=None)}, "none of .* is called 'teacher'"),
+        ({"student": ARM._replace(teacher=None)}, "none of .* is called 'teacher'"),
         (
-            {"teacher": ROW._replace(teacher=None), "kd": ROW._replace(teacher="tea")},
-            "kd is taught by 'tea', which is no row before it, and not given",
+            {"teacher": ARM._replace(teacher=None), "kd": ARM._replace(teacher="tea")},
+            "kd is taught by 'tea', which is no arm before it, and not given",
         ),
     ],
 )
-def test_who_is_taught_by_nobody_is_named_before_anything_trains(study, rows, said):
+def test_who_is_taught_by_nobody_is_named_before_anything_trains(study, arms, said):
     with pytest.raises(ValueError, match=said):
-        compare(study, rows, 1)
-    assert not study.log.records
+        compare(study, arms, 1)
+    assert not study.run_dir.records
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"measure": "kl"}, "rows cannot be compared by 'kl'; known: accuracy, nll"),
+        ({"measure": "kl"}, "arms cannot be compared by 'kl'; known: accuracy, nll"),
         (
             {"pairs": {"other": ["teacher"]}},
             r"\['other'\] are to be compared, and are no",
@@ -274,19 +280,19 @@ def test_who_is_taught_by_nobody_is_named_before_anything_trains(study, rows, sa
 )
 def test_what_cannot_be_compared_is_said_before_anything_trains(study, options, said):
     with pytest.raises(ValueError, match=said):
-        compare(study, {"teacher": ROW._replace(teacher=None)}, 1, **options)
-    assert not study.log.records
+        compare(study, {"teacher": ARM._replace(teacher=None)}, 1, **options)
+    assert not study.run_dir.records
 
 
 def test_a_row_may_start_from_its_teacher(study):
-    teacher = models.trained(MODULE, study.fresh(ROW, 5))
-    row = ROW._replace(
-        prepare=None,
+    teacher = models.trained(MODULE, study.fresh(ARM, 5))
+    arm = ARM._replace(
+        augment=None,
         views=0,
         start=lambda state, teacher, _: state.replace(
             params=teacher.variables["params"]
         ),
     )
-    student = study.train("started", row, 0, study.run.place(teacher))
+    student = study.train("started", arm, 0, study.partitioner.place(teacher))
     jax.tree.map(np.testing.assert_array_equal, student.variables, teacher.variables)
     np.testing.assert_allclose(loss(study, "started"), 0, atol=1e-6)

@@ -53,14 +53,14 @@ STUDENT, TEACHER = models.student(MODULE), live(models.MLP((7, CLASSES)))
 CELLS = grid(temperature=[1.0, 4.0], learning_rate=[0.05, 0.2], seed=[0, 3])
 
 
-def make_objective(cell):
-    soft = soft_targets(temperature=cell["temperature"])
+def make_objective(trial):
+    soft = soft_targets(temperature=trial["temperature"])
     return combine({"hard": (0.3, hard_labels()), "soft": (0.7, soft)})
 
 
-def make_optimizer(cell):
+def make_optimizer(trial):
     decay = optax.cosine_decay_schedule(1.0, STEPS)
-    return optax.sgd(lambda count: cell["learning_rate"] * decay(count), momentum=0.9)
+    return optax.sgd(lambda count: trial["learning_rate"] * decay(count), momentum=0.9)
 
 
 def rows(seed):
@@ -71,23 +71,23 @@ def rows(seed):
 
 
 def alone(number, order, teacher=TEACHER, examples=EXAMPLES):
-    """The cell's training, on its own."""
-    cell = {name: values[number] for name, values in CELLS.items()}
-    optimizer = make_optimizer(cell)
-    state = init_state(jax.random.key(int(cell["seed"])), STUDENT, optimizer, FIRST)
-    step = make_train_step(STUDENT, make_objective(cell), optimizer)
+    """The trial's training, on its own."""
+    trial = {name: values[number] for name, values in CELLS.items()}
+    optimizer = make_optimizer(trial)
+    state = init_state(jax.random.key(int(trial["seed"])), STUDENT, optimizer, FIRST)
+    step = make_train_step(STUDENT, make_objective(trial), optimizer)
     return jax.jit(scan_train(step))(state, (teacher, examples), order)
 
 
 STEP = make_sweep_step(STUDENT, make_objective, make_optimizer)
 
 
-def swept(order, run=None, group=None, given=(TEACHER, EXAMPLES)):
-    run = run or choose(CELLS, jax.devices()[:1])
+def swept(order, partitioner=None, group=None, given=(TEACHER, EXAMPLES)):
+    partitioner = partitioner or choose(CELLS, jax.devices()[:1])
     states = init_states(CELLS, STUDENT, make_optimizer, FIRST)
-    resident = run.replicate(given)
-    step = compile_sweep(run, STEP, CELLS, group=group)
-    return step(run.place(states), resident, run.replicate(order))
+    resident = partitioner.replicate(given)
+    step = compile_sweep(partitioner, STEP, CELLS, group=group)
+    return step(partitioner.place(states), resident, partitioner.replicate(order))
 
 
 def check(states, metrics, number, order, *given):
@@ -134,43 +134,48 @@ def test_each_cell_may_have_its_own_labels_teacher_and_batches(devices, group):
     stacked = {k: np.stack([order[k] for order in orders], 1) for k in orders[0]}
     labels = [make_batch(i, SIZE)["labels"] for i in range(count)]
     examples = [{**EXAMPLES, "labels": own} for own in labels]
-    taught_by = [live(models.MLP((7, CLASSES)), i) for i in range(count)]
-    given = stack(taught_by), stack(examples)
+    their_teachers = [live(models.MLP((7, CLASSES)), i) for i in range(count)]
+    given = stack(their_teachers), stack(examples)
     assert not isinstance(given[1]["inputs"], PerTrial)
-    run = choose(CELLS, jax.devices()[:devices])
-    states, metrics = swept(stacked, run, group, given)
+    partitioner = choose(CELLS, jax.devices()[:devices])
+    states, metrics = swept(stacked, partitioner, group, given)
     states, metrics = jax.device_get((states.replace(rng=()), metrics))
     for number in (0, 5, 7):
         check(
-            states, metrics, number, orders[number], taught_by[number], examples[number]
+            states,
+            metrics,
+            number,
+            orders[number],
+            their_teachers[number],
+            examples[number],
         )
 
 
 def test_cells_divide_over_devices():
-    run = choose(CELLS)
-    states, _ = swept(rows(0), run)
+    partitioner = choose(CELLS)
+    states, _ = swept(rows(0), partitioner)
     kernel = states.params["Dense_0"]["kernel"]
     assert {part.data.shape[0] for part in kernel.addressable_shards} == {1}
     expected, _ = swept(rows(0))
-    assert largest_difference(run.fetch(states.params), expected.params) < 1e-5
+    assert largest_difference(partitioner.fetch(states.params), expected.params) < 1e-5
 
 
-@pytest.mark.parametrize(("cells", "devices"), [(6, 6), (12, 6), (7, 7), (11, 1)])
-def test_as_many_devices_as_divide_the_cells(cells, devices):
-    assert len(choose(grid(seed=range(cells))).devices) == devices
+@pytest.mark.parametrize(("trials", "devices"), [(6, 6), (12, 6), (7, 7), (11, 1)])
+def test_as_many_devices_as_divide_the_trials(trials, devices):
+    assert len(choose(grid(seed=range(trials))).devices) == devices
 
 
 def test_over_processes_all_devices_are_used(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(ValueError, match="6 cells do not divide over 8 devices of 2"):
+    with pytest.raises(ValueError, match="6 trials do not divide over 8 devices of 2"):
         choose(grid(seed=range(6)))
 
 
 def test_seeds_are_divided_where_that_saves_time(monkeypatch):
     assert divide("jit", 5)[1] is False
     assert divide("auto", 5)[0].name == "mesh"  # eight devices of a CPU
-    run, together = divide("seeds", 5)
-    assert (run.name, together) == ("jit", True)
+    partitioner, together = divide("seeds", 5)
+    assert (partitioner.name, together) == ("jit", True)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert divide("auto", 5)[1] is True
     assert divide("auto", 1)[1] is False
@@ -182,10 +187,10 @@ def test_seeds_are_divided_where_that_saves_time(monkeypatch):
 
 @pytest.mark.parametrize(("devices", "group"), [(1, 1), (1, 3), (2, 2)])
 def test_groups_one_after_another_train_the_same(devices, group):
-    run = choose(CELLS, jax.devices()[:devices])
-    states, metrics = swept(rows(0), run, group)
+    partitioner = choose(CELLS, jax.devices()[:devices])
+    states, metrics = swept(rows(0), partitioner, group)
     expected, expected_metrics = swept(rows(0))
-    assert largest_difference(run.fetch(states.params), expected.params) < 1e-5
+    assert largest_difference(partitioner.fetch(states.params), expected.params) < 1e-5
     assert int(states.step) == STEPS
     jax.tree.map(
         partial(np.testing.assert_allclose, rtol=1e-4), metrics, expected_metrics
@@ -193,11 +198,11 @@ def test_groups_one_after_another_train_the_same(devices, group):
 
 
 def test_cells_stay_on_their_devices():
-    """Nothing is sent between devices: each trains its own cells."""
-    run = choose(CELLS, jax.devices()[:2])
-    step = compile_sweep(run, STEP, CELLS, group=2)
-    states = run.place(init_states(CELLS, STUDENT, make_optimizer, FIRST))
-    resident = run.replicate((TEACHER, EXAMPLES))
+    """Nothing is sent between devices: each trains its own trials."""
+    partitioner = choose(CELLS, jax.devices()[:2])
+    step = compile_sweep(partitioner, STEP, CELLS, group=2)
+    states = partitioner.place(init_states(CELLS, STUDENT, make_optimizer, FIRST))
+    resident = partitioner.replicate((TEACHER, EXAMPLES))
     text = jax.jit(step).lower(states, resident, rows(0)).compile().as_text()
     for name in ("all-reduce", "all-gather", "all-to-all", "collective-permute"):
         assert name not in text
@@ -223,24 +228,24 @@ def test_each_core_is_a_device(environment, devices):
 
 @pytest.mark.parametrize("devices", [1, 8])
 def test_a_sweep_trains_evaluates_and_resumes_in_fit(tmp_path, devices):
-    run = choose(CELLS, jax.devices()[:devices])
-    judge = Evaluator(run, EXAMPLES, cells=True)
+    partitioner = choose(CELLS, jax.devices()[:devices])
+    judge = Evaluator(partitioner, EXAMPLES, trials=True)
     scores = []
 
     def train(steps, folder):
         def evaluate(states):
-            scores.append([cell["nll"] for cell in judge(trained(MODULE, states))])
+            scores.append([trial["nll"] for trial in judge(trained(MODULE, states))])
             return {"nll": scores[-1]}
 
         checkpoints = Checkpoints(tmp_path / folder)
         states = fit(
             init_states(CELLS, STUDENT, make_optimizer, FIRST),
-            compile_sweep(run, STEP, CELLS),
-            run=run,
-            examples=run.replicate(EXAMPLES),
+            compile_sweep(partitioner, STEP, CELLS),
+            partitioner=partitioner,
+            examples=partitioner.replicate(EXAMPLES),
             batches=Batches(SIZE, 9),
             steps=steps,
-            teacher=run.replicate(TEACHER),
+            teacher=partitioner.replicate(TEACHER),
             evaluate=evaluate,
             checkpoints=checkpoints,
             progress=False,
@@ -260,44 +265,44 @@ def test_a_sweep_trains_evaluates_and_resumes_in_fit(tmp_path, devices):
 
 
 def test_a_cell_that_diverges_leaves_the_others_and_their_mean(tmp_path):
-    cells = grid(temperature=[1.0], learning_rate=[0.1, 1e30], seed=[0])
-    run = choose(cells, jax.devices()[:1])
-    log = RunDir(tmp_path, {})
+    trials = grid(temperature=[1.0], learning_rate=[0.1, 1e30], seed=[0])
+    partitioner = choose(trials, jax.devices()[:1])
+    run_dir = RunDir(tmp_path, {})
     states = fit(
-        init_states(cells, STUDENT, make_optimizer, FIRST),
-        compile_sweep(run, STEP, cells),
-        run=run,
+        init_states(trials, STUDENT, make_optimizer, FIRST),
+        compile_sweep(partitioner, STEP, trials),
+        partitioner=partitioner,
         examples=EXAMPLES,
         batches=Batches(SIZE, 8),
         steps=6,
         teacher=TEACHER,
-        log=log,
+        run_dir=run_dir,
         progress=False,
     )
     kernels = states.params["Dense_0"]["kernel"]
     assert np.isfinite(kernels[0]).all()
     assert not np.isfinite(kernels[1]).all()
-    assert all(np.isfinite(record["loss"]) for record in log.records)
+    assert all(np.isfinite(record["loss"]) for record in run_dir.records)
 
 
 def test_one_compilation_serves_the_grid():
     states = init_states(CELLS, STUDENT, make_optimizer, FIRST)
-    run = jax.jit(scan_sweep(STEP))
+    partitioner = jax.jit(scan_sweep(STEP))
     for temperature in (1.0, 2.0, 3.0):
-        cells = {**CELLS, "temperature": np.full(8, temperature, np.float32)}
-        run(states, (cells, TEACHER, EXAMPLES), rows(0))
-    assert run._cache_size() == 1
+        trials = {**CELLS, "temperature": np.full(8, temperature, np.float32)}
+        partitioner(states, (trials, TEACHER, EXAMPLES), rows(0))
+    assert partitioner._cache_size() == 1
 
 
 def test_a_live_teacher_runs_once_for_all():
-    """A shared batch has one teacher's forward pass, whatever the cells' number."""
+    """A shared batch has one teacher's forward pass, whatever the trials' number."""
     wide = live(models.MLP((1000, CLASSES)))
 
-    def cost(cells):
-        states = init_states(cells, STUDENT, make_optimizer, FIRST)
+    def cost(trials):
+        states = init_states(trials, STUDENT, make_optimizer, FIRST)
         batch = {k: v[:BATCH] for k, v in EXAMPLES.items()}
         batch["mask"] = np.ones(BATCH, np.float32)
-        compiled = jax.jit(STEP).lower(states, cells, wide, batch).compile()
+        compiled = jax.jit(STEP).lower(states, trials, wide, batch).compile()
         return compiled.cost_analysis()["flops"]
 
     one, two, four = (
@@ -315,7 +320,7 @@ def test_a_live_teacher_runs_once_for_all():
         (lambda: grid(seed=[]), r"none for \['seed'\]"),
         (
             lambda: init_states({"rate": np.ones(2)}, STUDENT, make_optimizer, FIRST),
-            "cells need a seed, got rate",
+            "trials need a seed, got rate",
         ),
     ],
 )

@@ -91,8 +91,8 @@ def test_any_teacher_teaches_and_nothing_of_it_moves(make):
     step = make_train_step(models.student(MLP), objective, optimizer)
 
     def loss_of(variables, state):
-        taught = jax.tree.unflatten(structure, variables)
-        return step(state, taught, BATCH)[1]["soft"][0]
+        rebuilt = jax.tree.unflatten(structure, variables)
+        return step(state, rebuilt, BATCH)[1]["soft"][0]
 
     state = start(MLP, BATCH, optimizer)
     variables, structure = jax.tree.flatten(teacher)

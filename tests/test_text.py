@@ -224,7 +224,7 @@ class TestTexts:
             data.load_texts("ag_news", tmp_path)
 
 
-def prepare(folder, name, features, splits, config=None):
+def augment(folder, name, features, splits, config=None):
     """A data set as TFDS keeps it, by a builder of TFDS's name."""
     library = pytest.importorskip("tensorflow_datasets", reason="no TFDS")
     pytest.importorskip("array_record", reason="array_record is not installed")
@@ -261,7 +261,7 @@ class TestTfds:
             "test": [{"sentence": "who knows", "label": -1}],
         }
         features = {"sentence": np.str_, "label": np.int64}
-        prepare(tmp_path, "glue", features, splits, "sst2")
+        augment(tmp_path, "glue", features, splits, "sst2")
         texts = data.load_texts("sst2", tmp_path)
         assert (len(texts.train.texts), len(texts.validation.texts)) == (4, 1)
         assert texts.test.texts == ["dull"]
@@ -283,7 +283,7 @@ class TestTfds:
             {"title": "Moon", "description": "near", "label": 3},
         ]
         features = {"title": np.str_, "description": np.str_, "label": np.int64}
-        prepare(
+        augment(
             tmp_path / "tfds", "ag_news_subset", features, {"train": rows, "test": test}
         )
         write(tmp_path / "files", AG_NEWS)
@@ -303,7 +303,7 @@ class TestTfds:
                 ("test", whole[19:]),
             )
         }
-        prepare(tmp_path / "tfds", "tiny_shakespeare", {"text": np.str_}, splits)
+        augment(tmp_path / "tfds", "tiny_shakespeare", {"text": np.str_}, splits)
         write(tmp_path / "files", {"input.txt": whole})
         for folder in ("tfds", "files"):
             found = data.load_corpus("shakespeare", tmp_path / folder)

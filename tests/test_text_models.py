@@ -59,7 +59,7 @@ def test_a_bag_of_embeddings_is_its_formula(hidden):
             x = x @ params[f"Dense_{i}"]["kernel"] + params[f"Dense_{i}"]["bias"]
             logits, x = x, np.maximum(x, 0)
             states.append(x)
-        for mine, theirs in zip(found.hiddens, states[:-1], strict=True):
+        for mine, theirs in zip(found.hidden_states, states[:-1], strict=True):
             np.testing.assert_allclose(mine[row], theirs, rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(found.logits[row], logits, rtol=1e-5, atol=1e-5)
 
@@ -109,11 +109,11 @@ def test_the_lstm_is_pytorchs():
     with torch.no_grad():
         outputs, (last, _) = torch_lstm(torch, params)(packed)
     states, _ = torch.nn.utils.rnn.pad_packed_sequence(outputs, batch_first=True)
-    np.testing.assert_allclose(found.hiddens[0], states, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found.hidden_states[0], states, rtol=1e-5, atol=1e-5)
     both = np.concatenate([last[0], last[1]], axis=-1)
     inner = both @ params["inner"]["kernel"] + params["inner"]["bias"]
     inner = np.maximum(inner, 0)
-    np.testing.assert_allclose(found.hiddens[1], inner, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found.hidden_states[1], inner, rtol=1e-5, atol=1e-5)
     head = params["classifier"]
     logits = inner @ head["kernel"] + head["bias"]
     np.testing.assert_allclose(found.logits, logits, rtol=1e-5, atol=1e-5)
@@ -181,7 +181,9 @@ def test_half_precision_is_of_all_layers(module):
     variables, given = variables_of(module), batch()["inputs"]
     plain = jax.jit(module.apply)(variables, given)
     found = jax.jit(module.apply)(cast_to_compute(variables, "bfloat16"), given)
-    assert {x.dtype for x in (found.logits, *found.hiddens)} == {jnp.bfloat16.dtype}
+    assert {x.dtype for x in (found.logits, *found.hidden_states)} == {
+        jnp.bfloat16.dtype
+    }
     np.testing.assert_allclose(found.logits, plain.logits, rtol=0.1, atol=0.05)
 
 

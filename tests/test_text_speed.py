@@ -71,7 +71,7 @@ def test_both_sides_train_alike_on_texts_of_unlike_length(torch):
     epochs = [
         torch.make_epoch(model, loss, optimizer, examples, work.batches),
         work.ours(),
-        work.ours(trim_to=(4,)),
+        work.ours(bucket_lengths=(4,)),
     ]
     found = [[epoch() for _ in range(4)] for epoch in epochs]
     for losses in found[1:]:
@@ -123,7 +123,7 @@ def test_bytes_are_those_of_the_arrays(stored):
 def test_models_of_a_text_are_trained():
     corpus = text_speed.data.Corpus("a", "abcd" * 200, "abcd" * 20, None, "")
     training = {"steps": 60, "rate": 1e-2, "seed": 0}
-    teacher, student, held = text_storage.taught(SHAPE, corpus, 1, 4, **training)
+    teacher, student, held = text_storage.trained_pair(SHAPE, corpus, 1, 4, **training)
     assert teacher.module.size.width == 2 * student.module.size.width
     batch = {**held, "mask": np.ones(4, np.float32)}
     for model in (teacher, student):

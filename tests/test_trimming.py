@@ -90,7 +90,7 @@ def test_senseless_cuts_are_refused():
     ("kind", "micro_batches"), [("jit", 2), ("mesh", 1), ("fsdp", 1), ("pmap", 1)]
 )
 def test_a_training_is_the_same(examples, kind, micro_batches):
-    run = parallel.choose(kind)
+    partitioner = parallel.choose(kind)
     # On eight devices a network that compiles faster.
     module = bert() if kind == "jit" else models.BagOfEmbeddings(20, 8, 3)
     optimizer = optax.sgd(0.1)
@@ -106,14 +106,20 @@ def test_a_training_is_the_same(examples, kind, micro_batches):
         "mask": np.ones((SIZE // BATCH, BATCH), np.float32),
     }
 
-    def train(trim_to):
+    def train(bucket_lengths):
         step = make_train_step(
-            student, objective, optimizer, micro_batches=micro_batches, trim_to=trim_to
+            student,
+            objective,
+            optimizer,
+            micro_batches=micro_batches,
+            bucket_lengths=bucket_lengths,
         )
-        step = run.compile(scan_train(step), batch_axis=1)
-        resident = (run.place(teacher), run.replicate(examples))
-        state, metrics = step(run.place(start), resident, run.split(rows, 1))
-        return run.fetch((state.params, metrics))
+        step = partitioner.compile(scan_train(step), batch_axis=1)
+        resident = (partitioner.place(teacher), partitioner.replicate(examples))
+        state, metrics = step(
+            partitioner.place(start), resident, partitioner.split(rows, 1)
+        )
+        return partitioner.fetch((state.params, metrics))
 
     whole, trimmed_too = train(()), train(TRIM_TO)
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)  # noqa: E731
@@ -145,8 +151,10 @@ def test_a_language_models_loss_is_the_same(examples, masked, top_k):
     objective = combine({"soft": (0.5, soft), "hard": (0.5, hard_labels())})
     state = init_state(jax.random.key(0), student, optimizer, batch)
 
-    def step(trim_to):
-        train = make_train_step(student, objective, optimizer, trim_to=trim_to)
+    def step(bucket_lengths):
+        train = make_train_step(
+            student, objective, optimizer, bucket_lengths=bucket_lengths
+        )
         state_, metrics = jax.jit(train)(state, teachers.StoredTeacher(), batch)
         return state_.params, metrics
 
@@ -174,12 +182,13 @@ def test_evaluation_of_cut_batches_is_the_same(examples, kind):
     """In another order too: the texts are not sorted here as they come."""
     order = np.random.default_rng(1).permutation(SIZE)
     examples = jax.tree.map(lambda x: x[order], examples)
-    run = parallel.choose(kind)
+    partitioner = parallel.choose(kind)
     batch = {**examples, "mask": np.ones(SIZE, np.float32)}
     variables = [bert().init(jax.random.key(i), batch["inputs"]) for i in (0, 1)]
-    student, teacher = (run.place(teachers.live(bert(), v)) for v in variables)
+    student, teacher = (partitioner.place(teachers.live(bert(), v)) for v in variables)
     whole, parts = (
-        Evaluator(run, examples, batch_size=BATCH, trim_to=to) for to in ((), TRIM_TO)
+        Evaluator(partitioner, examples, batch_size=BATCH, bucket_lengths=to)
+        for to in ((), TRIM_TO)
     )
     expected = whole(student, teacher)
     assert expected["kl"] > 0

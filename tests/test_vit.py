@@ -58,7 +58,7 @@ def test_deit_has_the_published_sizes(make, token):
 def test_shapes(model, tokens, shape):
     found = apply(model, *start(model, shape))
     assert found.logits.shape == (3, 5)
-    assert [h.shape for h in found.hiddens] == [(3, tokens, 8)] * 2
+    assert [h.shape for h in found.hidden_states] == [(3, tokens, 8)] * 2
     assert [a.shape for a in found.attentions] == [(3, 2, tokens, tokens)] * 2
     for attention in found.attentions:
         close(attention.sum(-1), np.ones((3, 2, tokens)))
@@ -77,7 +77,7 @@ def test_evaluation_takes_the_mean_of_the_two_heads():
 def test_each_head_reads_its_own_token():
     variables, images = start(TINY)
     found = apply(TINY, variables, images, train=True)
-    x = np.asarray(found.hiddens[-1], np.float64)
+    x = np.asarray(found.hidden_states[-1], np.float64)
     params = variables["params"]
     x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
     x = x * params["norm"]["scale"] + params["norm"]["bias"]
@@ -148,7 +148,7 @@ def test_values_are_those_of_torch():
         first = [free[k].expand(3, 1, 8) for k in ("cls_token", "dist_token")]
         x = torch.cat([*first, x], 1) + free["pos_embed"]
         for layer, hidden, attention in zip(
-            network[1:3], found.hiddens, found.attentions, strict=True
+            network[1:3], found.hidden_states, found.attentions, strict=True
         ):
             y = layer.norm1(x)
             _, weights = layer.self_attn(y, y, y, average_attn_weights=False)

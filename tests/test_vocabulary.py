@@ -328,7 +328,7 @@ def test_mutual_learning_of_one_factored_student_is_refused():
 def test_several_factored_models_are_multiplied_out(join):
     ids = jnp.asarray(np.random.default_rng(3).integers(0, 23, TOKENS))
     batch = {**BATCH, "inputs": {"input_ids": ids}, "labels": ids}
-    found, taught = [], []
+    found, trained = [], []
     for factored in (True, False):
         one = models.GPT(gpt_config(23, 8, 1, 2, dropout=0.0), factored=factored)
         peers = models.Peers((one, one))
@@ -337,15 +337,15 @@ def test_several_factored_models_are_multiplied_out(join):
         found.append(mutual_targets()(outputs, None, batch, 0)[0])
         mine = [{"params": variables["params"][f"peer_{i}"]} for i in range(2)]
         teacher = join([teachers.live(one, each) for each in mine])
-        taught.append(
+        trained.append(
             soft_targets()(
                 outputs.replace(logits=outputs.logits[0]), teacher(batch), batch, 0
             )[0]
         )
     np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(*taught, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(*trained, rtol=1e-5, atol=1e-6)
     assert (found[0] > 0).all()
-    assert (taught[0] > 0).all()
+    assert (trained[0] > 0).all()
 
 
 def test_smoothing_needs_whole_logits():

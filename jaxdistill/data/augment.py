@@ -21,10 +21,10 @@ import numpy as np
 
 from jaxdistill.types import Array, Batch
 
-Prepare = Callable[[Batch, Array], Batch]
+Augment = Callable[[Batch, Array], Batch]
 
 
-def describe(prepare: Prepare) -> str:
+def describe(augment: Augment) -> str:
     """An augmentation in words: its name, and what it was made with.
 
     A `functools.partial` is its function and what it binds, an object or its method
@@ -37,7 +37,7 @@ def describe(prepare: Prepare) -> str:
     >>> describe(shift(2, 0.0))
     'shift(fill=0.0, pixels=2)'
     """
-    name, made_with = _made_of(prepare)
+    name, made_with = _made_of(augment)
 
     def spell(value: Any) -> str:
         if isinstance(value, tuple | list):
@@ -50,33 +50,33 @@ def describe(prepare: Prepare) -> str:
     return f"{name}({inside})"
 
 
-def _made_of(prepare: Any) -> tuple[str, Mapping[str, Any]]:
+def _made_of(augment: Any) -> tuple[str, Mapping[str, Any]]:
     """Its name, and what it was made with, by name."""
-    if inspect.isfunction(prepare):
-        made_with = inspect.getclosurevars(prepare).nonlocals
-        return prepare.__qualname__.split(".")[0], made_with
-    if isinstance(prepare, functools.partial):
-        name, made_with = _made_of(prepare.func)
-        signature = inspect.signature(prepare.func)
-        bound = signature.bind_partial(*prepare.args, **prepare.keywords)
+    if inspect.isfunction(augment):
+        made_with = inspect.getclosurevars(augment).nonlocals
+        return augment.__qualname__.split(".")[0], made_with
+    if isinstance(augment, functools.partial):
+        name, made_with = _made_of(augment.func)
+        signature = inspect.signature(augment.func)
+        bound = signature.bind_partial(*augment.args, **augment.keywords)
         return name, {**made_with, **bound.arguments}
-    if inspect.ismethod(prepare):
-        name, made_with = _made_of(prepare.__self__)
-        return f"{name}.{prepare.__name__}", made_with
-    if hasattr(prepare, "__wrapped__"):  # by jax.jit
-        return _made_of(prepare.__wrapped__)
-    if dataclasses.is_dataclass(prepare) and not isinstance(prepare, type):
-        names = [field.name for field in dataclasses.fields(prepare)]
-        return type(prepare).__name__, {name: getattr(prepare, name) for name in names}
-    if isinstance(prepare, type) or not hasattr(prepare, "__dict__"):
+    if inspect.ismethod(augment):
+        name, made_with = _made_of(augment.__self__)
+        return f"{name}.{augment.__name__}", made_with
+    if hasattr(augment, "__wrapped__"):  # by jax.jit
+        return _made_of(augment.__wrapped__)
+    if dataclasses.is_dataclass(augment) and not isinstance(augment, type):
+        names = [field.name for field in dataclasses.fields(augment)]
+        return type(augment).__name__, {name: getattr(augment, name) for name in names}
+    if isinstance(augment, type) or not hasattr(augment, "__dict__"):
         raise ValueError(
             "an augmentation that is described must be a function, a functools.partial "
-            f"or an object with fields, got {prepare!r}"
+            f"or an object with fields, got {augment!r}"
         )
-    return type(prepare).__name__, vars(prepare)
+    return type(augment).__name__, vars(augment)
 
 
-def shift(pixels: int, fill: Any) -> Prepare:
+def shift(pixels: int, fill: Any) -> Augment:
     """Moves each image by up to `pixels` up or down and left or right, independently.
 
     Padding by `pixels` and cropping at random to the old size is the same thing.
@@ -92,7 +92,7 @@ def shift(pixels: int, fill: Any) -> Prepare:
     if pixels < 0:
         raise ValueError(f"images cannot be shifted by up to {pixels} pixels")
 
-    def prepare(batch: Batch, rng: Array) -> Batch:
+    def augment(batch: Batch, rng: Array) -> Batch:
         images = batch["inputs"]
         still = ((0, 0),) * (images.ndim - 3)
         border = ((0, 0), (pixels, pixels), (pixels, pixels), *still)
@@ -103,17 +103,17 @@ def shift(pixels: int, fill: Any) -> Prepare:
         padded = jnp.where(inside, jnp.pad(images, border), around)
         return {**batch, "inputs": _windows(padded, images.shape[1:3], rng)}
 
-    return prepare
+    return augment
 
 
-def crop(height: int, width: int) -> Prepare:
+def crop(height: int, width: int) -> Augment:
     """Cuts a window of `height` by `width` out of each image, every one equally likely.
 
     Raises:
       ValueError: when it is called, images smaller than the window.
     """
 
-    def prepare(batch: Batch, rng: Array) -> Batch:
+    def augment(batch: Batch, rng: Array) -> Batch:
         images = batch["inputs"]
         if images.shape[1] < height or images.shape[2] < width:
             raise ValueError(
@@ -121,22 +121,22 @@ def crop(height: int, width: int) -> Prepare:
             )
         return {**batch, "inputs": _windows(images, (height, width), rng)}
 
-    return prepare
+    return augment
 
 
-def flip() -> Prepare:
+def flip() -> Augment:
     """Turns each image left to right, or not, with equal chances."""
 
-    def prepare(batch: Batch, rng: Array) -> Batch:
+    def augment(batch: Batch, rng: Array) -> Batch:
         images = batch["inputs"]
         turn = jax.random.bernoulli(rng, shape=images.shape[:1])
         turn = turn.reshape(-1, *(1,) * (images.ndim - 1))
         return {**batch, "inputs": jnp.where(turn, images[:, :, ::-1], images)}
 
-    return prepare
+    return augment
 
 
-def mixup(alpha: float = 1.0) -> Prepare:
+def mixup(alpha: float = 1.0) -> Augment:
     """Mixes each example with another of its batch.
 
     `x = share x_i + (1 - share) x_j`, `share` drawn for each example from
@@ -157,7 +157,7 @@ def mixup(alpha: float = 1.0) -> Prepare:
     if not alpha > 0:
         raise ValueError(f"mixup needs alpha above 0, got {alpha}")
 
-    def prepare(batch: Batch, rng: Array) -> Batch:
+    def augment(batch: Batch, rng: Array) -> Batch:
         images, labels, mask = batch["inputs"], batch["labels"], batch["mask"]
         turn_rng, share_rng = jax.random.split(rng)
         size = images.shape[0]
@@ -172,18 +172,18 @@ def mixup(alpha: float = 1.0) -> Prepare:
         partner = labels[others]
         return {**batch, "inputs": mixed, "partner": partner, "share": share}
 
-    return prepare
+    return augment
 
 
-def chain(*prepares: Prepare) -> Prepare:
+def chain(*augmentations: Augment) -> Augment:
     """One after the other, each with a key of its own."""
 
-    def prepare(batch: Batch, rng: Array) -> Batch:
-        for i, one in enumerate(prepares):
+    def augment(batch: Batch, rng: Array) -> Batch:
+        for i, one in enumerate(augmentations):
             batch = one(batch, jax.random.fold_in(rng, i))
         return batch
 
-    return prepare
+    return augment
 
 
 def _windows(images: Array, size: tuple[int, int], rng: Array) -> Array:
@@ -200,11 +200,11 @@ def _windows(images: Array, size: tuple[int, int], rng: Array) -> Array:
     return jax.vmap(window)(images, corners)
 
 
-def view_of(prepare: Prepare, seed: int, batch: Batch, view: Array) -> Batch:
+def view_of(augment: Augment, seed: int, batch: Batch, view: Array) -> Batch:
     """View `view[i]` of each example i, whatever else is in the batch.
 
     Args:
-      prepare: augmentation of single examples (`augment`); not mixup.
+      augment: augmentation of single examples (`augment`); not mixup.
       seed: of all views.
       batch: with `index`, each example's position in the data set.
       view: `[B]` integers.
@@ -214,21 +214,21 @@ def view_of(prepare: Prepare, seed: int, batch: Batch, view: Array) -> Batch:
         rng = jax.random.fold_in(jax.random.key(seed), view)
         rng = jax.random.fold_in(rng, example["index"])
         alone = jax.tree.map(lambda x: x[None], example)
-        return jax.tree.map(lambda x: x[0], dict(prepare(alone, rng)))
+        return jax.tree.map(lambda x: x[0], dict(augment(alone, rng)))
 
     names = ("inputs", "labels", "mask", "index", "token_mask", "labelled")
     example = {name: batch[name] for name in names if name in batch}
     return {**batch, **jax.vmap(one)(example, view)}
 
 
-def replay(prepare: Prepare, seed: int, views: int) -> Prepare:
+def replay(augment: Augment, seed: int, views: int) -> Augment:
     """The augmentation of a run on stored views: shows the student what was stored.
 
     Each example of a batch gets one of its views at random, made again from its seed,
     and `teacher` gets that view's outputs.
 
     Args:
-      prepare: the augmentation that the views were made with.
+      augment: the augmentation that the views were made with.
       seed: of the views, as in the store's manifest.
       views: how many each example has there.
     """
@@ -236,9 +236,9 @@ def replay(prepare: Prepare, seed: int, views: int) -> Prepare:
     def prepared(batch: Batch, rng: Array) -> Batch:
         size = batch["mask"].shape[0]
         view = jax.random.randint(rng, (size,), 0, views)
-        batch = view_of(prepare, seed, batch, view)
+        batch = view_of(augment, seed, batch, view)
         rows = jnp.arange(size)
-        taught = {k: v[rows, view][:, None] for k, v in batch["teacher"].items()}
-        return {**batch, "teacher": taught}
+        stored = {k: v[rows, view][:, None] for k, v in batch["teacher"].items()}
+        return {**batch, "teacher": stored}
 
     return prepared

@@ -54,7 +54,7 @@ class Batches:
         """Batches in an epoch, the padded one included."""
         return -(-self.size // self.batch_size)
 
-    def rows(self, start: int, stop: int) -> dict[str, np.ndarray]:
+    def indices(self, start: int, stop: int) -> dict[str, np.ndarray]:
         """`index` int32 and `mask` float32 `[stop - start, batch_size]` of these steps.
 
         Steps count through all epochs, from 0.
@@ -80,22 +80,22 @@ class Batches:
 
 @dataclass(frozen=True)
 class Orders:
-    """Several trainings' batches side by side, for a sweep whose cells have their own.
+    """Several trainings' batches side by side, for a sweep whose trials have their own.
 
     Attributes:
-      each: a `Batches` for each cell, alike but for its seed.
+      each: a `Batches` for each trial, alike but for its seed.
     """
 
     each: tuple[Batches, ...]
 
     @property
     def size(self) -> int:
-        """Examples of a cell."""
+        """Examples of a trial."""
         return self.each[0].size
 
     @property
     def batch_size(self) -> int:
-        """Examples in a cell's batch."""
+        """Examples in a trial's batch."""
         return self.each[0].batch_size
 
     @property
@@ -103,8 +103,8 @@ class Orders:
         """Batches in an epoch, the padded one included."""
         return self.each[0].steps_per_epoch
 
-    def rows(self, start: int, stop: int) -> dict[str, np.ndarray]:
-        """`index` and `mask` `[stop - start, cells, batch_size]`, see `Batches`."""
+    def indices(self, start: int, stop: int) -> dict[str, np.ndarray]:
+        """`index` and `mask` `[stop - start, trials, batch_size]`, see `Batches`."""
         return _window(self, _epoch_of_all, start, stop)
 
     def position(self, step: int) -> dict[str, Any]:

@@ -190,7 +190,7 @@ def read_tfds(name: str, data_dir: str | Path | None) -> dict[str, Examples]:
     """Both splits of TFDS's copy in `data_dir`, which is made where there is none.
 
     Raises:
-      DataError: as `prepare`; a damaged copy, or one that only TensorFlow reads.
+      DataError: as `augment`; a damaged copy, or one that only TensorFlow reads.
     """
     tfds = _library(name)
     builder = _builder(name, data_dir)

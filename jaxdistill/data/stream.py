@@ -113,7 +113,7 @@ class Stream:
         """As of the batches."""
         return self.batches.position(step)
 
-    def rows(self, start: int, stop: int) -> dict[str, Any]:
+    def indices(self, start: int, stop: int) -> dict[str, Any]:
         """Batches as arrays `[stop - start, B, ...]`, with `index` and `mask`.
 
         Reading goes on where the last call stopped; another `start` begins anew there.
@@ -138,7 +138,7 @@ class Stream:
                 reason = f"reading stopped in steps {start} to {stop}: {reason}"
             raise DataError(reason) from error
         self._at = stop
-        order = self.batches.rows(start, stop)
+        order = self.batches.indices(start, stop)
         mine = {key: value[:, self._reader.columns] for key, value in order.items()}
         return {**steps, **mine}
 
@@ -203,7 +203,7 @@ class _Reader:
 
     def __getitem__(self, after: int) -> dict[str, Any]:
         step = self.start + after
-        index = self.batches.rows(step, step + 1)["index"][0, self.columns].tolist()
+        index = self.batches.indices(step, step + 1)["index"][0, self.columns].tolist()
         # Padding repeats a record: it is read once.
         positions = list(dict.fromkeys(index))
         examples = dict(zip(positions, self._examples(positions), strict=True))

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdistill.data.augment import Prepare
+from jaxdistill.data.augment import Augment
 from jaxdistill.types import Array, Batch, token_mask
 
 
@@ -59,14 +59,14 @@ def attention_mask_of(inputs: Any) -> Any:
       ValueError: they have none.
     """
     if not isinstance(inputs, Mapping) or "attention_mask" not in inputs:
-        raise ValueError("trim_to needs inputs with an attention_mask")
+        raise ValueError("bucket_lengths needs inputs with an attention_mask")
     return inputs["attention_mask"]
 
 
 def real_lengths(mask: Any) -> Any:
     """Tokens of each text up to its last one, `[B]`, of a mask `[B, L]`.
 
-    >>> lengths(np.array([[1, 0, 0, 0], [0, 1, 0, 0]]))
+    >>> real_lengths(np.array([[1, 0, 0, 0], [0, 1, 0, 0]]))
     array([1, 2])
     """
     return ((mask > 0) * np.arange(1, mask.shape[1] + 1)[None]).max(1)
@@ -107,7 +107,7 @@ def cut_to(batch: Batch, length: int) -> Batch:
 
 def mask_tokens(
     mask_id: int, vocab: int, special: Sequence[int], *, share: float = 0.15
-) -> Prepare:
+) -> Augment:
     """Hides some tokens, which the student is to tell from the others.
 
     Of the chosen tokens 80% become the mask, 10% a random word, 10% stay. The batch
@@ -134,7 +134,7 @@ def mask_tokens(
             raise ValueError(f"mask_tokens: id {i} is not in a vocabulary of {vocab}")
     _check(share, "mask_tokens")
 
-    def prepare(batch: Batch, rng: Array) -> Batch:
+    def augment(batch: Batch, rng: Array) -> Batch:
         ids = batch["inputs"]["input_ids"]
         choice, way, other = jax.random.split(rng, 3)
         chosen = _some_words(batch, (mask_id, *special), share, choice)
@@ -146,10 +146,10 @@ def mask_tokens(
         chosen = chosen.astype(jnp.float32)
         return {**batch, "inputs": inputs, "labels": ids, "token_mask": chosen}
 
-    return prepare
+    return augment
 
 
-def hide_tokens(mask_id: int, special: Sequence[int], *, share: float = 0.1) -> Prepare:
+def hide_tokens(mask_id: int, special: Sequence[int], *, share: float = 0.1) -> Augment:
     """Puts the mask in place of some tokens; labels and all else stay as they are.
 
     A text of which a word is missing is another one, and a teacher says what it now
@@ -171,13 +171,13 @@ def hide_tokens(mask_id: int, special: Sequence[int], *, share: float = 0.1) -> 
     special = tuple(int(i) for i in special)
     _check(share, "hide_tokens")
 
-    def prepare(batch: Batch, rng: Array) -> Batch:
+    def augment(batch: Batch, rng: Array) -> Batch:
         ids = batch["inputs"]["input_ids"]
         chosen = _some_words(batch, (mask_id, *special), share, rng)
         hidden = jnp.where(chosen, mask_id, ids).astype(ids.dtype)
         return {**batch, "inputs": {**batch["inputs"], "input_ids": hidden}}
 
-    return prepare
+    return augment
 
 
 def _some_words(batch: Batch, never: Sequence[int], share: float, rng: Array) -> Array:

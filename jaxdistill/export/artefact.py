@@ -215,8 +215,8 @@ def describe(
     }
 
 
-def default_path(run_dir: Any, row: str, to: Target, int8: Int8 | None = None) -> Path:
-    """Where a run's artefact goes where nobody says: `RUN/export/ROW.onnx`.
+def default_path(run_dir: Any, arm: str, to: Target, int8: Int8 | None = None) -> Path:
+    """Where a run's artefact goes where nobody says: `RUN/export/ARM.onnx`.
 
     Raises:
       ExportError: the run is in object storage.
@@ -224,7 +224,7 @@ def default_path(run_dir: Any, row: str, to: Target, int8: Int8 | None = None) -
     if "://" in str(epath.Path(run_dir)):
         raise ExportError(f"{run_dir} is no local folder: give an --output that is")
     kind = "" if int8 is None else f"-int8-{int8}"
-    return Path(run_dir) / "export" / f"{row}{kind}.{to}"
+    return Path(run_dir) / "export" / f"{arm}{kind}.{to}"
 
 
 def _check(output: Path, subject: Subject, int8: Any, batch_size: Any, max_drop: float):

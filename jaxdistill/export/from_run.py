@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a finished run has to export: a row's model, its test, and where it is from."""
+"""What a finished run has to export: an arm's model, its test, and where it is from."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -39,8 +39,8 @@ CLASSES = {
 TOKENIZER = "tokenizer.json"
 
 
-def from_run(run_dir: Any, row: str = "distilled", *, data_dir: Any = None) -> Subject:
-    """A row's model of the first seed, with the test of its run.
+def from_run(run_dir: Any, arm: str = "distilled", *, data_dir: Any = None) -> Subject:
+    """An arm's model of the first seed, with the test of its run.
 
     Images are taken raw: their normalisation becomes part of the artefact. A run on
     texts needs the tokenizer.json that its script writes; the artefact takes what
@@ -48,7 +48,7 @@ def from_run(run_dir: Any, row: str = "distilled", *, data_dir: Any = None) -> S
 
     Args:
       run_dir: a run directory.
-      row: which of its models; one whose accuracy on the test is not what the run's
+      arm: which of its models; one whose accuracy on the test is not what the run's
         summary says is refused as it is written.
       data_dir: see `data.load` and `data.load_texts`.
 
@@ -56,15 +56,15 @@ def from_run(run_dir: Any, row: str = "distilled", *, data_dir: Any = None) -> S
       RunError: there is no such model, or no data or tokenizer.
       DataError: the data cannot be read.
     """
-    model = saved.load_model(run_dir, row)
+    model = saved.load_model(run_dir, arm)
     folder = epath.Path(run_dir)
     config, name = saved.read_config(run_dir)
     about: dict[str, Any] = {
         "data": name,
-        "run": _run(folder, config, row),
-        "teacher": saved.read_teacher(run_dir, row),
+        "run": _run(folder, config, arm),
+        "teacher": saved.read_teacher(run_dir, arm),
     }
-    accuracy = saved.read_accuracy(run_dir, row)
+    accuracy = saved.read_accuracy(run_dir, arm)
     if name in CLASSES:
         about["classes"] = list(CLASSES[name])
     if name in text.CLASSES:
@@ -144,10 +144,10 @@ def _some(size: int) -> np.ndarray:
     return np.random.default_rng(0).permutation(size)[:CALIBRATION]
 
 
-def _run(folder: epath.Path, config: Mapping[str, Any], row: str) -> dict[str, Any]:
+def _run(folder: epath.Path, config: Mapping[str, Any], arm: str) -> dict[str, Any]:
     """What a run is known by: SHA-256 of its small files, and what was asked for."""
     whole = hashlib.sha256()
     for name in ("config.json", "summary.json"):
         if (folder / name).exists():
             whole.update((folder / name).read_bytes())
-    return {"row": row, "digest": whole.hexdigest(), "config": dict(config)}
+    return {"arm": arm, "digest": whole.hexdigest(), "config": dict(config)}

@@ -62,25 +62,25 @@ class Projector(nn.Module):
     widths: tuple[tuple[int, int], ...]
 
     @nn.compact
-    def __call__(self, hiddens) -> tuple[Any, ...]:
+    def __call__(self, hidden_states) -> tuple[Any, ...]:
         """The projected states by layer, None where there is no projection.
 
         Raises:
           ValueError: a layer that the student does not return, or one twice.
         """
-        projected: list[Any] = [None] * len(hiddens)
+        projected: list[Any] = [None] * len(hidden_states)
         taken: set[int] = set()
         for layer, width in self.widths:
-            if not -len(hiddens) <= layer < len(hiddens):
+            if not -len(hidden_states) <= layer < len(hidden_states):
                 raise ValueError(
                     f"a projection is of layer {layer} of the student, which returns "
-                    f"{len(hiddens)} layers"
+                    f"{len(hidden_states)} layers"
                 )
-            at = layer % len(hiddens)
+            at = layer % len(hidden_states)
             if at in taken:
                 raise ValueError(f"layer {at} of the student has two projections")
             taken.add(at)
-            projected[at] = nn.Dense(width, name=f"layer_{at}")(hiddens[at])
+            projected[at] = nn.Dense(width, name=f"layer_{at}")(hidden_states[at])
         return tuple(projected)
 
 
@@ -103,7 +103,7 @@ class Projected(nn.Module):
         outputs = self.student(inputs, mask=mask, train=train)
         if not train and not self.is_initializing():
             return outputs
-        outputs = outputs.replace(projected=self.projector(outputs.hiddens))
+        outputs = outputs.replace(projected=self.projector(outputs.hidden_states))
         if self.embeddings is None:
             return outputs
         if "embeddings" not in outputs.extras:
@@ -139,7 +139,7 @@ class Peers(nn.Module):
 def with_projector(
     student: nn.Module, projector: nn.Module, embeddings: nn.Module | None = None
 ) -> Projected:
-    """The student with learned projections `hiddens -> projected` beside it.
+    """The student with learned projections `hidden_states -> projected` beside it.
 
     Args:
       student: the module.
@@ -205,7 +205,8 @@ def cast_to_compute(tree: Any, dtype: Any) -> Any:
       tree: any pytree: parameters, a teacher, inputs.
       dtype: a floating type, or None for the tree as it is.
 
-    >>> lower({"ids": jnp.arange(2), "x": jnp.ones(2)}, jnp.bfloat16)["x"].dtype
+    >>> tree = {"ids": jnp.arange(2), "x": jnp.ones(2)}
+    >>> cast_to_compute(tree, jnp.bfloat16)["x"].dtype
     dtype(bfloat16)
     """
     if dtype is None:

@@ -77,7 +77,7 @@ class Encoder(nn.Module):
           train: whether dropout is on.
 
         Returns:
-          `hiddens` after each layer, `attentions`, and in `extras` `embeddings`,
+          `hidden_states` after each layer, `attentions`, and in `extras` `embeddings`,
           `queries`, `keys`, `values`, each a tuple by layer.
 
         Raises:
@@ -120,7 +120,7 @@ class BertClassifier(nn.Module):
         outputs: Any = self.encoder(inputs, train=train)
         size = self.encoder.size
         pool = activation(self.pool)
-        first = pool(dense(size.width, "pooler")(outputs.hiddens[-1][:, 0]))
+        first = pool(dense(size.width, "pooler")(outputs.hidden_states[-1][:, 0]))
         rate = size.dropout if self.dropout is None else self.dropout
         first = Dropout(rate)(first, train)
         return outputs.replace(logits=dense(self.num_classes, "classifier")(first))
@@ -143,7 +143,7 @@ class BertMaskedLM(nn.Module):
         del mask
         outputs: Any = self.encoder(inputs, train=train)
         size = self.encoder.size
-        x = dense(size.width, "transform")(outputs.hiddens[-1])
+        x = dense(size.width, "transform")(outputs.hidden_states[-1])
         x = layer_norm(size, "transform_norm")(activation(size.activation)(x))
         bias = self.param("bias", nn.initializers.zeros, (size.vocab,), jnp.float32)
         end = self.encoder.words

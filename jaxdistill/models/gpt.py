@@ -89,9 +89,9 @@ class GPT(nn.Module):
             more than it has room for all logits are NaN.
 
         Returns:
-          `hiddens` after each layer, the last one after the last norm, as transformers
-          returns it; `attentions`, and in `extras` `embeddings`, `queries`, `keys`,
-          `values`, each a tuple by layer.
+          `hidden_states` after each layer, the last one after the last norm, as
+          transformers returns it; `attentions`, and in `extras` `embeddings`,
+          `queries`, `keys`, `values`, each a tuple by layer.
 
         Raises:
           ValueError: a sequence is longer than the positions, tokens are not `[B, L]`,
@@ -124,10 +124,12 @@ class GPT(nn.Module):
         keep = causal[None, None] & (real[:, None, None] > 0)
         blocks = Blocks(size, True, self.scan, self.remat, self.maps, name="blocks")
         before = None if cache is None else cache.layers
-        hiddens, layers, after = blocks(x, keep, train, before)
-        last = layer_norm(size, "norm")(hiddens[-1])
-        hiddens = hiddens.at[-1].set(last) if self.scan else (*hiddens[:-1], last)
-        outputs = outputs_of(embeddings, hiddens, layers)
+        hidden_states, layers, after = blocks(x, keep, train, before)
+        last = layer_norm(size, "norm")(hidden_states[-1])
+        hidden_states = (
+            hidden_states.at[-1].set(last) if self.scan else (*hidden_states[:-1], last)
+        )
+        outputs = outputs_of(embeddings, hidden_states, layers)
         end = words if size.tied else table(size.vocab, "end")
         logits = Factored(last, end.embedding) if self.factored else end.attend(last)
         outputs = outputs.replace(logits=logits)
@@ -172,7 +174,9 @@ class GPTClassifier(nn.Module):
         ids = inputs["input_ids"]
         real = inputs.get("attention_mask", jnp.ones(ids.shape, jnp.int32)) > 0
         last = jnp.argmax(jnp.where(real, jnp.arange(ids.shape[1])[None], 0), -1)
-        at_last = jnp.take_along_axis(outputs.hiddens[-1], last[:, None, None], 1)[:, 0]
+        at_last = jnp.take_along_axis(
+            outputs.hidden_states[-1], last[:, None, None], 1
+        )[:, 0]
         score = nn.Dense(
             self.num_classes, use_bias=False, kernel_init=NORMAL, name="score"
         )

@@ -119,7 +119,7 @@ class ResNet(nn.Module):
             # the padding without a word.
             x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
             x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2))
-        hiddens, block = [], ResidualBlock
+        hidden_states, block = [], ResidualBlock
         if self.remat:
             block = nn.remat(ResidualBlock, static_argnums=3)  # `train`
         for stage, (blocks, width) in enumerate(zip(self.stages, widths, strict=True)):
@@ -133,10 +133,10 @@ class ResNet(nn.Module):
                     # Lower case sorts after the stem, where `convert` expects it.
                     name=f"stage{stage}_block{i}",
                 )(x, mask, train)
-            hiddens.append(x)
-        hiddens.append(x.mean((1, 2)))
-        logits = nn.Dense(self.num_classes)(hiddens[-1])
-        return Outputs(logits, tuple(hiddens))
+            hidden_states.append(x)
+        hidden_states.append(x.mean((1, 2)))
+        logits = nn.Dense(self.num_classes)(hidden_states[-1])
+        return Outputs(logits, tuple(hidden_states))
 
 
 def resnet_cifar(

@@ -44,7 +44,7 @@ class ConvNet(nn.Module):
         after ReLU.
         """
         x = with_channels(inputs)
-        hiddens = []
+        hidden_states = []
         for width in self.features:
             # The norm's own bias follows: a second one would have no gradient.
             x = nn.Conv(
@@ -57,11 +57,11 @@ class ConvNet(nn.Module):
             if self.norm is not None:
                 x = normalise(x, mask, train, self.norm, self.axis_name)
             x = halve(nn.relu(x))
-            hiddens.append(x)
+            hidden_states.append(x)
         x = nn.relu(nn.Dense(self.hidden)(x.reshape(x.shape[0], -1)))
-        hiddens.append(x)
+        hidden_states.append(x)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return Outputs(nn.Dense(self.num_classes)(x), tuple(hiddens))
+        return Outputs(nn.Dense(self.num_classes)(x), tuple(hidden_states))
 
 
 class MLP(nn.Module):
@@ -83,12 +83,12 @@ class MLP(nn.Module):
         del mask  # no layer here looks across examples
         x = inputs.reshape(inputs.shape[0], -1)
         x = nn.Dropout(self.input_dropout, deterministic=not train)(x)
-        hiddens = []
+        hidden_states = []
         for width in self.features[:-1]:
             x = nn.relu(nn.Dense(width)(x))
-            hiddens.append(x)
+            hidden_states.append(x)
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return Outputs(nn.Dense(self.features[-1])(x), tuple(hiddens))
+        return Outputs(nn.Dense(self.features[-1])(x), tuple(hidden_states))
 
 
 class BagOfEmbeddings(nn.Module):
@@ -130,13 +130,13 @@ class BagOfEmbeddings(nn.Module):
         x = nn.Embed(self.vocab, self.width, embedding_init=NORMAL, name="words")(ids)
         weights = (keep / jnp.maximum(keep.sum(1, keepdims=True), 1)).astype(x.dtype)
         x = jnp.einsum("bl,blw->bw", weights, x)
-        hiddens = [x]
+        hidden_states = [x]
         for width in self.hidden:
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
             x = nn.relu(nn.Dense(width)(x))
-            hiddens.append(x)
+            hidden_states.append(x)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return Outputs(nn.Dense(self.num_classes)(x), tuple(hiddens))
+        return Outputs(nn.Dense(self.num_classes)(x), tuple(hidden_states))
 
 
 class BiLSTM(nn.Module):
@@ -196,9 +196,9 @@ class BiLSTM(nn.Module):
         # Each carry is a cell's memory and its output.
         x = jnp.concatenate([output for _, output in last], axis=-1)
         x = nn.relu(nn.Dense(self.inner or self.hidden, name="inner")(x))
-        hiddens = (tokens, x)
+        hidden_states = (tokens, x)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return Outputs(nn.Dense(self.num_classes, name="classifier")(x), hiddens)
+        return Outputs(nn.Dense(self.num_classes, name="classifier")(x), hidden_states)
 
 
 def _tokens(inputs: Mapping[str, Array], vocab: int) -> tuple[Array, Array]:

@@ -205,7 +205,7 @@ class Blocks(nn.Module):
         block = nn.remat(Block, static_argnums=3) if self.remat else Block
         if self.scan:
             return self._scanned(block, x, keep, train, before)
-        hiddens, layers, afters = [], [], []
+        hidden_states, layers, afters = [], [], []
         for i in range(self.size.depth):
             mine = None
             if before is not None:
@@ -213,14 +213,14 @@ class Blocks(nn.Module):
             one = block(self.size, self.norm_first, name=f"layer_{i}")
             divisor = i + 1 if self.size.scaled_by_layer else None
             x, layer, after = one(x, keep, train, mine, divisor)
-            hiddens.append(x)
+            hidden_states.append(x)
             layers.append(layer)
             afters.append(after)
         found = Layer(*map(tuple, zip(*layers, strict=True))) if self.maps else None
         if before is None:
-            return tuple(hiddens), found, None
+            return tuple(hidden_states), found, None
         keys, values = list(zip(*afters, strict=True))[:2]
-        return tuple(hiddens), found, KeyValues(keys, values, afters[0].length)
+        return tuple(hidden_states), found, KeyValues(keys, values, afters[0].length)
 
     def _scanned(self, block, x, keep, train, before):
         def body(module, x, by_layer):
@@ -240,11 +240,11 @@ class Blocks(nn.Module):
         stacked = before and tuple(jnp.stack(side) for side in before[:2])
         numbers = 1 + jnp.arange(self.size.depth)
         divisors = numbers if self.size.scaled_by_layer else None
-        _, (hiddens, found, after) = many(module, x, (stacked, divisors))
+        _, (hidden_states, found, after) = many(module, x, (stacked, divisors))
         if before is not None:
             keys, values = (tuple(side) for side in after)
             after = KeyValues(keys, values, before.length + x.shape[1])
-        return hiddens, found, after
+        return hidden_states, found, after
 
 
 def dense(width: int, name: str) -> nn.Dense:
@@ -263,17 +263,17 @@ def embedding_dropout(size: TransformerConfig) -> Dropout:
     return Dropout(size.dropout if rate is None else rate)
 
 
-def outputs_of(embeddings: Array, hiddens: Any, layers: Layer | None) -> Any:
+def outputs_of(embeddings: Array, hidden_states: Any, layers: Layer | None) -> Any:
     """What distillation matches, by layer, without logits."""
     extras = {"embeddings": (embeddings,)}
     if layers is None:
-        return Outputs(None, hiddens, extras=extras)
+        return Outputs(None, hidden_states, extras=extras)
     extras |= {
         "queries": layers.queries,
         "keys": layers.keys,
         "values": layers.values,
     }
-    return Outputs(None, hiddens, layers.attention, extras=extras)
+    return Outputs(None, hidden_states, layers.attention, extras=extras)
 
 
 BLOCKS, STACKED = "blocks", "layers"

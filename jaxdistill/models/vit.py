@@ -98,12 +98,12 @@ class ViT(nn.Module):
         """
         del mask  # no layer here looks across examples
         x = self._tokens(with_channels(inputs))
-        hiddens, attentions = [], []
+        hidden_states, attentions = [], []
         block = nn.remat(TransformerBlock) if self.remat else TransformerBlock
         for i in range(self.depth):
             # The name is the one it would have without remat.
             x, attention = block(self.heads, name=f"TransformerBlock_{i}")(x)
-            hiddens.append(x)
+            hidden_states.append(x)
             attentions.append(attention)
         # Lower case sorts after the blocks, where `convert` expects it.
         x = _layer_norm("norm")(x)
@@ -116,7 +116,7 @@ class ViT(nn.Module):
             else:
                 logits = (logits + distilled) / 2
         return Outputs(
-            logits, tuple(hiddens), attentions=tuple(attentions), extras=extras
+            logits, tuple(hidden_states), attentions=tuple(attentions), extras=extras
         )
 
     def _tokens(self, images: Array) -> Array:

@@ -74,10 +74,10 @@ def on_hidden_states(loss: Callable, layers: LayerMap, **settings: Any) -> Bound
     """
 
     def pair(student: Outputs, teacher: Outputs, i: int, j: int, batch: Batch):
-        mine = _layer("student", student.hiddens, i)
+        mine = _layer("student", student.hidden_states, i)
         if student.projected and student.projected[i] is not None:
             mine = student.projected[i]
-        theirs = _layer("teacher", teacher.hiddens, j)
+        theirs = _layer("teacher", teacher.hidden_states, j)
         if any(loss is x for x in BATCH_COUPLED):
             mine, theirs = (_without_padding(x, batch) for x in (mine, theirs))
         return mine, theirs, loss_kwargs(loss, batch, batch["mask"])

@@ -17,12 +17,14 @@ from jaxdistill.parallel.partitioner import (
     mesh,
     pmap,
 )
+from jaxdistill.parallel.sharding import cut_width
 
 __all__ = [
     "AXIS",
     "Kind",
     "Partitioner",
     "choose",
+    "cut_width",
     "fsdp",
     "jit",
     "mesh",

@@ -6,9 +6,9 @@ first two arguments (state or models; teacher or data) and all results are the s
 every device, its third is split along the batch axis. Under fsdp each device holds a
 part of what is whole. The devices may belong to several processes (see `processes`).
 
-    run = parallel.choose("auto")
-    step = run.compile(make_train_step(student, objective, optimizer))
-    state = run.place(state)
+    partitioner = parallel.choose("auto")
+    step = partitioner.compile(make_train_step(student, objective, optimizer))
+    state = partitioner.place(state)
     state, metrics = step(state, teacher, batch)
 """
 
@@ -37,7 +37,7 @@ class Partitioner:
     """A way to run steps on some devices.
 
     Attributes:
-      name: "jit", "mesh", "fsdp", "pmap", or a sweep's "cells".
+      name: "jit", "mesh", "fsdp", "pmap", or a sweep's "trials".
       devices: the devices used, each process's in a row.
       place: puts a state or a model on the devices, as a copy: donation never eats the
         caller's. On each device all of it, under fsdp a part.

@@ -31,12 +31,12 @@ def table(summary: Mapping[str, Any]) -> str:
         some = _count(count, "thread")
         head += [f"p50, us, {some}", f"p95, us, {some}", f"examples/s, {some}"]
     lines = [_line(head), _line(["---", "---"] + ["--:"] * (len(head) - 2))]
-    for row in summary["rows"].values():
-        one, cost = row["threads"]["1"], row["cost"]
+    for arm in summary["arms"].values():
+        one, cost = arm["threads"]["1"], arm["cost"]
         cells = [
-            words(row["row"]),
-            row["kind"],
-            f"{100 * row['accuracy']['mean']:.2f}",
+            words(arm["arm"]),
+            arm["kind"],
+            f"{100 * arm['accuracy']['mean']:.2f}",
             f"{cost['parameters']:,}",
             f"{cost['flops']:,.0f}",
             f"{cost['bytes'] / 1e3:,.1f}",
@@ -45,7 +45,7 @@ def table(summary: Mapping[str, Any]) -> str:
             _span(one, _megabytes),
         ]
         for count in how["threads"]:
-            found = row["threads"][str(count)]
+            found = arm["threads"][str(count)]
             cells += [
                 _span(found, lambda each: each["latency_us"]["p50"]),
                 _span(found, lambda each: each["latency_us"]["p95"]),
@@ -57,12 +57,12 @@ def table(summary: Mapping[str, Any]) -> str:
 
 def _notes(summary: Mapping[str, Any]) -> list[str]:
     """How it was measured, from the summary alone."""
-    how, rows = summary["deployed"], summary["rows"].values()
+    how, arms = summary["deployed"], summary["arms"].values()
     on, batch = how["machine"], how["batch"]
-    ones = [each for row in rows for each in row["threads"]["1"]]
+    ones = [each for arm in arms for each in arm["threads"]["1"]]
     before = [each["memory_before"] for each in ones if each["memory_before"]]
     at_first = statistics.median(before) / 1e6 if before else None
-    examples = sorted({row["examples"] for row in rows})
+    examples = sorted({arm["examples"] for arm in arms})
     named = " and ".join(f"{count:,}" for count in examples)
     versions = ", ".join(f"{name} {number}" for name, number in on["versions"].items())
     notes = [
@@ -90,13 +90,13 @@ def _notes(summary: Mapping[str, Any]) -> list[str]:
         "kept to so many cores. FLOPs are those of the float model for one example, as "
         "XLA counts them.",
     ]
-    if any(row["runtime"] == "ai-edge-litert" for row in rows):
+    if any(arm["runtime"] == "ai-edge-litert" for arm in arms):
         notes.append(
             "A TFLite file takes a fixed number of examples: the throughput is that of "
             f"a second file, for {batch}, and the rest that of the one for 1."
         )
-    quantised = any(" int8 " in row["kind"] for row in rows)
-    if quantised and any(row["runtime"] == "jax" for row in rows):
+    quantised = any(" int8 " in arm["kind"] for arm in arms)
+    if quantised and any(arm["runtime"] == "jax" for arm in arms):
         notes.append("StableHLO has floats alone: its export quantises nothing.")
     notes += [f"Left out: {name}: {why}." for name, why in how["left_out"].items()]
     notes.append(

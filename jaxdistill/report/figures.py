@@ -6,11 +6,10 @@ and column, `{"measure": "test errors", "across": "temperature", "series": {row:
 {column: [one value a seed]}}}`, with a "note" below the table if there is one. A
 sweep's has `{"axes": {name: [values]}, "validation": [...], "test": [...]}`,
 accuracies of all trials in the order of `sweep.grid`, whose last axis is the seed. A
-frontier is what accuracy costs: rows of a summary against their bytes and their time.
+frontier is what accuracy costs: arms of a summary against their bytes and their time.
 """
 
 import io
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,26 +17,26 @@ import numpy as np
 from etils import epath
 
 from jaxdistill.report.statistics import MEASURES, measure_of, spread
-from jaxdistill.train.run_dir import read_records
+from jaxdistill.train.run_dir import read_records, read_summary
 
 
 def draw_run(directory: Any) -> dict[str, bytes]:
     """`{file name: PNG}` of a run directory: the comparison and, where the trainings
     were logged, learning curves."""
     directory = epath.Path(directory)
-    summary = json.loads((directory / "summary.json").read_text())
+    summary = read_summary(directory)
     records = read_records(directory / "metrics.jsonl")
     found = {"comparison.png": _comparison(summary)}
-    if _by_row(records, summary["rows"], "loss"):
+    if _by_arm(records, summary["arms"], "loss"):
         measure = measure_of(summary)
-        found["curves.png"] = _curves(records, summary["rows"], measure)
+        found["curves.png"] = _curves(records, summary["arms"], measure)
     return found
 
 
-def _curves(records: Sequence[Mapping[str, Any]], rows: Any, measure: str) -> bytes:
+def _curves(records: Sequence[Mapping[str, Any]], arms: Any, measure: str) -> bytes:
     """Training loss and validation measure by step: mean and range over seeds.
 
-    Trainings that are no rows of the table, a search's, are left out.
+    Trainings that are no arms of the table, a search's, are left out.
     """
     figure, (left, right) = new_figure((9, 3.2), 2)
     panels = (
@@ -45,7 +44,7 @@ def _curves(records: Sequence[Mapping[str, Any]], rows: Any, measure: str) -> by
         (right, measure, f"validation {MEASURES[measure].title.split(',')[0]}"),
     )
     for axis, key, title in panels:
-        for name, points in _by_row(records, rows, key).items():
+        for name, points in _by_arm(records, arms, key).items():
             at = sorted(points)
             values = [points[step] for step in at]
             mean = [np.mean(v) for v in values]
@@ -64,8 +63,8 @@ def _curves(records: Sequence[Mapping[str, Any]], rows: Any, measure: str) -> by
 
 
 def _comparison(summary: Mapping[str, Any]) -> bytes:
-    """The test measure by row, a dot per seed."""
-    names, measure = list(summary["rows"]), measure_of(summary)
+    """The test measure by arm, a dot per seed."""
+    names, measure = list(summary["arms"]), measure_of(summary)
     shown = MEASURES[measure]
     figure, axis = new_figure((7, max(2.8, 1.2 + 0.35 * len(names))))
     for y, name in enumerate(names):
@@ -79,15 +78,15 @@ def _comparison(summary: Mapping[str, Any]) -> bytes:
     return to_png(figure)
 
 
-def _by_row(records, names, key) -> dict[str, dict[int, list[float]]]:
-    rows: dict[str, dict[int, list[float]]] = {}
+def _by_arm(records, names, key) -> dict[str, dict[int, list[float]]]:
+    arms: dict[str, dict[int, list[float]]] = {}
     for record in records:
         name = record["fit"].rsplit("-", 1)[0]
         if key in record and name in names:
-            rows.setdefault(words(name), {}).setdefault(record["step"], []).append(
+            arms.setdefault(words(name), {}).setdefault(record["step"], []).append(
                 record[key]
             )
-    return rows
+    return arms
 
 
 def _pyplot():
@@ -113,7 +112,7 @@ def to_png(figure) -> bytes:
 
 
 def words(name: str) -> str:
-    """A row's name as it is shown."""
+    """A arm's name as it is shown."""
     return name.replace("_", " ")
 
 
@@ -278,41 +277,41 @@ TEACHER = "teacher"
 MARKS = "osD^vP"
 STAR = "*"
 
-Rows = Mapping[str, Mapping[str, Any]]
+Arms = Mapping[str, Mapping[str, Any]]
 
 
-def draw_frontier(rows: Rows, lines: Mapping[str, Sequence[str]]) -> dict[str, bytes]:
+def draw_frontier(arms: Arms, lines: Mapping[str, Sequence[str]]) -> dict[str, bytes]:
     """`{"frontier.png": PNG}`: accuracy against size and against latency.
 
-    The row "teacher" is a black star, the line "teacher" is black; a dotted line is the
-    teacher's accuracy, the first row's where it has several.
+    The arm "teacher" is a black star, the line "teacher" is black; a dotted line is the
+    teacher's accuracy, the first arm's where it has several.
 
     Args:
-      rows: as `report.summarize` has them: `accuracy` with `mean` and `std`, `cost`
-        with `bytes` and `latency_us`; a row without a cost is left out of its panel. A
-        row may have a `kind`: all of a kind have a mark.
-      lines: rows by family; a line joins them from the cheapest on. A row of none is
+      arms: as `report.summarize` has them: `accuracy` with `mean` and `std`, `cost`
+        with `bytes` and `latency_us`; a arm without a cost is left out of its panel. A
+        arm may have a `kind`: all of a kind have a mark.
+      lines: arms by family; a line joins them from the cheapest on. A arm of none is
         a family by itself.
 
     Raises:
-      ValueError: a line names what is no row.
+      ValueError: a line names what is no arm.
     """
     named = [name for names in lines.values() for name in names]
-    if unknown := sorted({*named} - {*rows}):
-        raise ValueError(f"lines join what are no rows: {', '.join(unknown)}")
-    alone = {name: [name] for name in rows if name not in named}
+    if unknown := sorted({*named} - {*arms}):
+        raise ValueError(f"lines join what are no arms: {', '.join(unknown)}")
+    alone = {name: [name] for name in arms if name not in named}
     families = {**alone, **lines}
-    marks, colours = _marks(rows), _colours(families)
+    marks, colours = _marks(arms), _colours(families)
     figure, axes = new_figure((9, 3.6), 2)
     for axis, (key, unit, title) in zip(axes, PANELS, strict=True):
         for family, names in families.items():
-            there = [n for n in names if rows[n]["cost"].get(key) is not None]
-            there.sort(key=lambda name: rows[name]["cost"][key])
-            at = [unit * rows[name]["cost"][key] for name in there]
-            means = [100 * rows[name]["accuracy"]["mean"] for name in there]
+            there = [n for n in names if arms[n]["cost"].get(key) is not None]
+            there.sort(key=lambda name: arms[name]["cost"][key])
+            at = [unit * arms[name]["cost"][key] for name in there]
+            means = [100 * arms[name]["accuracy"]["mean"] for name in there]
             axis.plot(at, means, "-", color=colours[family], lw=1)
             for name, x, y in zip(there, at, means, strict=True):
-                spread = 100 * rows[name]["accuracy"]["std"]
+                spread = 100 * arms[name]["accuracy"]["std"]
                 colour = colours[name if name == TEACHER else family]
                 axis.errorbar(
                     x,
@@ -323,13 +322,13 @@ def draw_frontier(rows: Rows, lines: Mapping[str, Sequence[str]]) -> dict[str, b
                     capsize=3,
                     markersize=10 if marks[name] == STAR else 6,
                 )
-        for name in lines.get(TEACHER, [TEACHER] if TEACHER in rows else [])[:1]:
-            best = 100 * rows[name]["accuracy"]["mean"]
+        for name in lines.get(TEACHER, [TEACHER] if TEACHER in arms else [])[:1]:
+            best = 100 * arms[name]["accuracy"]["mean"]
             axis.axhline(best, color="black", ls=":", lw=1)
         axis.set(xlabel=title, ylabel="test accuracy, %", xscale="log")
         _plain(axis)
     figure.legend(
-        handles=_handles(axes[0], families, rows, marks),
+        handles=_handles(axes[0], families, arms, marks),
         loc="outside right center",
         frameon=False,
     )
@@ -347,11 +346,11 @@ def _plain(axis) -> None:
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
 
 
-def _marks(rows: Rows) -> dict[str, str]:
-    """Each row's: its kind's, but for the teacher's own."""
-    kinds = list(dict.fromkeys(row.get("kind", "") for row in rows.values()))
+def _marks(arms: Arms) -> dict[str, str]:
+    """Each arm's: its kind's, but for the teacher's own."""
+    kinds = list(dict.fromkeys(arm.get("kind", "") for arm in arms.values()))
     mark = {kind: MARKS[i % len(MARKS)] for i, kind in enumerate(kinds)}
-    marks = {name: mark[row.get("kind", "")] for name, row in rows.items()}
+    marks = {name: mark[arm.get("kind", "")] for name, arm in arms.items()}
     return marks | {TEACHER: STAR}
 
 
@@ -363,7 +362,7 @@ def _colours(families: Mapping[str, Any]) -> dict[str, str]:
 def _handles(
     axis,
     families: Mapping[str, Sequence[str]],
-    rows: Rows,
+    arms: Arms,
     marks: Mapping[str, str],
 ) -> list[Any]:
     """What the legend shows: a line for each family, a mark for each kind."""
@@ -372,7 +371,7 @@ def _handles(
         mark = marks[names[0]] if len(names) == 1 else ""
         label = words(family)
         shown += axis.plot([], [], f"{mark}-", color=colours[family], label=label)
-    kinds = {row["kind"]: marks[name] for name, row in rows.items() if "kind" in row}
+    kinds = {arm["kind"]: marks[name] for name, arm in arms.items() if "kind" in arm}
     for kind, mark in kinds.items():
         shown += axis.plot([], [], mark, color="gray", label=words(kind))
     return shown

@@ -118,5 +118,5 @@ MEASURES = {
 
 
 def measure_of(summary: Mapping[str, Any]) -> str:
-    """The metric that a summary's rows are compared by."""
+    """The metric that a summary's arms are compared by."""
     return summary.get("measure", "accuracy")

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Logs to tables, figures and README blocks: every printed number comes from a file."""
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from etils import epath
 from jaxdistill.report import deployed, figures
 from jaxdistill.report.figures import words
 from jaxdistill.report.statistics import MEASURES, holm, measure_of, paired, spread
+from jaxdistill.train.run_dir import read_summary
 
 COSTS = (
     ("parameters", "parameters", 1, 0),
@@ -44,19 +44,19 @@ def summarize(
     """A run's summary: what `table` and the figures print and draw.
 
     Args:
-      results: `{row: [metrics of seed 0, of seed 1, ...]}`.
-      costs: `{row: benchmark.cost}`.
-      pairs: `{row: rows it is compared with, seed by seed}`.
+      results: `{arm: [metrics of seed 0, of seed 1, ...]}`.
+      costs: `{arm: cost.cost}`.
+      pairs: `{arm: arms it is compared with, seed by seed}`.
       measure: the metric that is compared, one of `report.statistics.MEASURES`.
     """
-    rows: dict[str, Any] = {}
+    arms: dict[str, Any] = {}
     for name, seeds in results.items():
         keys = [key for key, *_ in MEASURES[measure].columns if key in seeds[0]]
-        rows[name] = {key: spread([seed[key] for seed in seeds]) for key in keys}
+        arms[name] = {key: spread([seed[key] for seed in seeds]) for key in keys}
         if "class_error" in seeds[0]:
             by_class = np.mean([seed["class_error"] for seed in seeds], axis=0)
-            rows[name]["class_error"] = by_class.tolist()
-        rows[name]["cost"] = dict(costs[name])
+            arms[name]["class_error"] = by_class.tolist()
+        arms[name]["cost"] = dict(costs[name])
     compared = {
         name: {
             other: paired(
@@ -69,7 +69,7 @@ def summarize(
     }
     return {
         "measure": measure,
-        "rows": rows,
+        "arms": arms,
         "paired": compared,
         "seeds": {k: list(v) for k, v in results.items()},
     }
@@ -77,17 +77,19 @@ def summarize(
 
 def table(summary: Mapping[str, Any]) -> str:
     """The comparison as Markdown: mean +- sample deviation over seeds, then pairs."""
-    rows, measure = summary["rows"].values(), measure_of(summary)
-    columns = [c for c in MEASURES[measure].columns if any(c[0] in row for row in rows)]
-    costs = [column for column in COSTS if any(column[0] in r["cost"] for r in rows)]
+    arms, measure = summary["arms"].values(), measure_of(summary)
+    columns = [c for c in MEASURES[measure].columns if any(c[0] in arm for arm in arms)]
+    costs = [
+        column for column in COSTS if any(column[0] in arm["cost"] for arm in arms)
+    ]
     head = ["", *(title for _, title, *_ in (*columns, *costs))]
     lines = [_row(head), _row(["---"] + ["--:"] * (len(head) - 1))]
-    for name, row in summary["rows"].items():
+    for name, arm in summary["arms"].items():
         cells = [words(name)]
         for key, _, scale, digits in columns:
-            cells.append(_plus_minus(row[key], scale, digits) if key in row else "-")
+            cells.append(_plus_minus(arm[key], scale, digits) if key in arm else "-")
         for key, _, unit, digits in costs:
-            cost = row["cost"].get(key)
+            cost = arm["cost"].get(key)
             cells.append("-" if cost is None else f"{cost * unit:,.{digits}f}")
         lines.append(_row(cells))
     lines.append("")
@@ -156,7 +158,7 @@ def write(directory: Any) -> str:
       ValueError: there is neither a table nor what makes one.
     """
     directory = epath.Path(directory)
-    summary = json.loads((directory / "summary.json").read_text())
+    summary = read_summary(directory)
     if "axes" in summary:
         text, pictures = (
             figures.heatmap_table(summary),
@@ -166,18 +168,18 @@ def write(directory: Any) -> str:
         text, pictures = figures.series_table(summary), figures.draw_series(summary)
     elif "deployed" in summary:
         text, pictures = deployed.table(summary), {}
-    elif "rows" in summary:
+    elif "arms" in summary:
         text, pictures = table(summary), figures.draw_run(directory)
     else:  # the script that wrote it has made its tables
         texts = [path.read_text() for path in sorted(directory.glob("*.md"))]
         if not texts:
             raise ValueError(
-                f"{directory} has no table, and its summary.json no rows, axes, series "
+                f"{directory} has no table, and its summary.json no arms, axes, series "
                 f"or deployed to make one of, but {', '.join(summary)}"
             )
         return "\n".join(texts)
     if "lines" in summary:
-        pictures |= figures.draw_frontier(summary["rows"], summary["lines"])
+        pictures |= figures.draw_frontier(summary["arms"], summary["lines"])
     (directory / "table.md").write_text(text)
     for name, png in pictures.items():
         (directory / name).write_bytes(png)

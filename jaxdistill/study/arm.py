@@ -24,8 +24,8 @@ class Arm(NamedTuple):
       module: the linen module that is trained.
       objective: see `objectives.combine`.
       optimizer: an optax transformation.
-      teacher: the row whose trained model teaches this one, or None.
-      prepare: augmentation, see `train.make_train_step`.
+      teacher: the arm whose trained model teaches this one, or None.
+      augment: augmentation, see `train.make_train_step`.
       views: of each example, shown again in place of ever new ones where the study
         stores a teacher's outputs (`augment.replay`); 0 leaves the teacher live.
       micro_batches: see `train.make_train_step`.
@@ -45,7 +45,7 @@ class Arm(NamedTuple):
     objective: Objective
     optimizer: optax.GradientTransformation
     teacher: str | None = None
-    prepare: Callable[[Batch, jax.Array], Batch] | None = None
+    augment: Callable[[Batch, jax.Array], Batch] | None = None
     views: int = 0
     micro_batches: int = 1
     rollout: Callable[[TrainState, Batch, jax.Array], Batch] | None = None
@@ -69,11 +69,11 @@ class Arm(NamedTuple):
         Args:
           stored: likewise.
         """
-        prepare, views = self.prepare, self.replays(stored)
-        if prepare is not None and views:
-            prepare = replay(prepare, 0, views)
+        augment, views = self.augment, self.replays(stored)
+        if augment is not None and views:
+            augment = replay(augment, 0, views)
         return {
-            "prepare": prepare,
+            "augment": augment,
             "rollout": self.rollout,
             "micro_batches": self.micro_batches,
         }
@@ -92,21 +92,21 @@ class Arm(NamedTuple):
         """
         one = isinstance(teacher, apply.BoundModule | MeanLogits)
         views = self.replays(stored)
-        if views and not (one and self.prepare):
+        if views and not (one and self.augment):
             raise ValueError(
-                "a row with views needs an augmentation and one teacher's logits; of "
+                "an arm with views needs an augmentation and one teacher's logits; of "
                 "several teachers teachers.mean_logits has them"
             )
-        known = one and self.rollout is None and (self.prepare is None or views > 0)
+        known = one and self.rollout is None and (self.augment is None or views > 0)
         if self.top_k is not None and (self.live or not known):
             raise ValueError(
-                "a row with top_k needs one teacher's logits, of the examples as they "
+                "an arm with top_k needs one teacher's logits, of the examples as they "
                 "are or of views, and cannot be live"
             )
         return known and not self.live and (stored or self.top_k is not None)
 
     def unusual(self, stored: bool) -> dict[str, Any]:
-        """What tells its training from that of another row of its name, but views.
+        """What tells its training from that of another arm of its name, but views.
 
         Args:
           stored: likewise.
@@ -128,21 +128,21 @@ def few_labels(train: Mapping[str, np.ndarray], count: int | None):
       count: how many labels are known; None is all.
 
     Returns:
-      `(row, seed) -> examples`, other labels for every seed. Who has no teacher gets
+      `(arm, seed) -> examples`, other labels for every seed. Who has no teacher gets
       the labelled examples alone; a student of one gets all, with `labelled` marking
       those whose label it may use, because soft targets need none.
     """
     size = len(train["labels"])
     if count is None or count >= size:
-        return lambda row, seed: train
+        return lambda arm, seed: train
 
     @lru_cache(maxsize=2)
-    def choose(seed: int, taught: bool):
+    def choose(seed: int, has_teacher: bool):
         # No epoch's key: with one, its first batches would hold all known labels.
         draw = np.random.default_rng([seed, 0, 1])
         chosen = np.sort(draw.permutation(size)[:count])
         known = np.isin(np.arange(size), chosen).astype(np.float32)
         examples = {**train, "labelled": known}
-        return examples if taught else some_of(examples, chosen)
+        return examples if has_teacher else some_of(examples, chosen)
 
-    return lambda row, seed: choose(seed, row.teacher is not None)
+    return lambda arm, seed: choose(seed, arm.teacher is not None)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A table of trainings: rows by seeds, from one study.
+"""A table of trainings: arms by seeds, from one study.
 
-summary = compare(study, {"teacher": Row(...), "scratch": Row(...),
-                          "distilled": Row(..., teacher="teacher")}, seeds=5)
+summary = compare(study, {"teacher": Arm(...), "scratch": Arm(...),
+                          "distilled": Arm(..., teacher="teacher")}, seeds=5)
 """
 
 import statistics
@@ -25,7 +25,7 @@ from jaxdistill.train.run_dir import RunDir
 
 def compare(
     study: Study,
-    rows: Mapping[str, Arm],
+    arms: Mapping[str, Arm],
     seeds: int,
     *,
     given: Callable[[int], Mapping[str, Any]] = lambda seed: {},
@@ -35,17 +35,17 @@ def compare(
     example: Mapping[str, Any] | None = None,
     to: RunDir | None = None,
 ) -> dict[str, Any]:
-    """Trains all rows for all seeds and writes the run's summary.
+    """Trains all arms for all seeds and writes the run's summary.
 
     Of seeds that train together the best checkpoint is that of their mean.
 
     Args:
       study: how they train.
-      rows: in the order they train, "teacher" among them, before its students.
+      arms: in the order they train, "teacher" among them, before its students.
       seeds: each draws its own weights and batches.
-      given: `seed -> {name: placed teacher}`, teachers that are not rows and have
+      given: `seed -> {name: placed teacher}`, teachers that are not arms and have
         other names.
-      pairs: `{row: rows it is compared with}`; None compares "distilled" with
+      pairs: `{arm: arms it is compared with}`; None compares "distilled" with
         all but the teacher.
       measure: which metric the comparison and its figure are of, see
         `report.statistics.MEASURES`.
@@ -58,38 +58,40 @@ def compare(
       The summary (`report.summarize`), with each training's digest.
 
     Raises:
-      ValueError: an unknown measure, a pair of what is no row, a given teacher with a
-        row's name, no teacher, or a row taught by none before it.
+      ValueError: an unknown measure, a pair of what is no arm, a given teacher with a
+        arm's name, no teacher, or an arm taught by none before it.
     """
     if pairs is None:
-        others = [name for name in rows if name not in ("teacher", "distilled")]
-        pairs = {"distilled": others} if "distilled" in rows else {}
-    _check_pairs(rows, pairs, measure)
-    to = study.log if to is None else to
-    results: dict[str, list] = {name: [] for name in rows}
+        others = [name for name in arms if name not in ("teacher", "distilled")]
+        pairs = {"distilled": others} if "distilled" in arms else {}
+    _check_pairs(arms, pairs, measure)
+    to = study.run_dir if to is None else to
+    results: dict[str, list] = {name: [] for name in arms}
     costs: dict[str, dict[str, float]] = {}
     costs_of: dict[nn.Module, dict[str, float]] = {}
     digests = {}
     groups = [range(seeds)] if study.together else [[seed] for seed in range(seeds)]
     for group in groups:
         trained = [dict(given(seed)) for seed in group]
-        _check_teachers(rows, trained[0])
-        for name, row in rows.items():
-            models = _train(study, name, row, group, trained)
+        _check_teachers(arms, trained[0])
+        for name, arm in arms.items():
+            models = _train(study, name, arm, group, trained)
             for seed, known, model in zip(group, trained, models, strict=True):
-                known[name] = study.run.place(model)
+                known[name] = study.partitioner.place(model)
                 results[name].append(study.test(known[name], known["teacher"]))
                 digests[f"{name}-{seed}"] = fingerprints.of_tree(model.variables)
                 if seed == 0:
                     if model.module not in costs_of:
-                        one = study.example(row, seed) if example is None else example
+                        one = study.example(arm, seed) if example is None else example
                         costs_of[model.module] = benchmark.cost(model, one)
                     costs[name] = dict(costs_of[model.module])
-                    by = row.teacher
-                    taught = None if by is None else (by, study.run.fetch(known[by]))
-                    saved.save_model(to, name, model, taught)
+                    by = arm.teacher
+                    source = (
+                        None if by is None else (by, study.partitioner.fetch(known[by]))
+                    )
+                    saved.save_model(to, name, model, source)
     if timed_steps:
-        for name, ms in _step_ms(study, rows, trained[-1], timed_steps).items():
+        for name, ms in _step_ms(study, arms, trained[-1], timed_steps).items():
             costs[name]["step_ms"] = ms
     summary = report.summarize(results, costs, pairs, measure)
     to.write("summary.json", {**summary, "digests": digests})
@@ -97,64 +99,68 @@ def compare(
 
 
 def _check_pairs(
-    rows: Mapping[str, Arm], pairs: Mapping[str, Sequence[str]], measure: str
+    arms: Mapping[str, Arm], pairs: Mapping[str, Sequence[str]], measure: str
 ) -> None:
     if measure not in MEASURES:
         names = ", ".join(MEASURES)
-        raise ValueError(f"rows cannot be compared by {measure!r}; known: {names}")
-    wrong = {*pairs, *(b for others in pairs.values() for b in others)} - {*rows}
+        raise ValueError(f"arms cannot be compared by {measure!r}; known: {names}")
+    wrong = {*pairs, *(b for others in pairs.values() for b in others)} - {*arms}
     if wrong:
-        raise ValueError(f"{sorted(wrong)} are to be compared, and are no rows")
+        raise ValueError(f"{sorted(wrong)} are to be compared, and are no arms")
 
 
-def _check_teachers(rows: Mapping[str, Arm], given: Mapping[str, Any]) -> None:
-    if both := sorted({*given} & {*rows}):
-        raise ValueError(f"{both} are rows, and given teachers as well")
-    if "teacher" not in {*rows, *given}:
-        raise ValueError(f"none of {sorted({*rows, *given})} is called 'teacher'")
+def _check_teachers(arms: Mapping[str, Arm], given: Mapping[str, Any]) -> None:
+    if both := sorted({*given} & {*arms}):
+        raise ValueError(f"{both} are arms, and given teachers as well")
+    if "teacher" not in {*arms, *given}:
+        raise ValueError(f"none of {sorted({*arms, *given})} is called 'teacher'")
     known = {*given}
-    for name, row in rows.items():
-        if row.teacher is not None and row.teacher not in known:
+    for name, arm in arms.items():
+        if arm.teacher is not None and arm.teacher not in known:
             raise ValueError(
-                f"{name} is taught by {row.teacher!r}, which is no row before it, and "
+                f"{name} is taught by {arm.teacher!r}, which is no arm before it, and "
                 "not given"
             )
         known.add(name)
 
 
 def _train(
-    study: Study, name: str, row: Arm, seeds: Sequence[int], trained: Sequence[Mapping]
+    study: Study, name: str, arm: Arm, seeds: Sequence[int], trained: Sequence[Mapping]
 ) -> list[apply.BoundModule]:
-    """A row's models for some seeds, each with what was trained before it."""
-    teacher = row.teacher
-    taught_by = [None if teacher is None else known[teacher] for known in trained]
-    if study.together and row.start is None:
-        return study.train_together(name, row, seeds, taught_by)
+    """An arm's models for some seeds, each with what was trained before it."""
+    teacher = arm.teacher
+    placed_teachers = [None if teacher is None else known[teacher] for known in trained]
+    if study.together and arm.start is None:
+        return study.train_together(name, arm, seeds, placed_teachers)
     return [
-        study.train(name, row, seed, by)
-        for seed, by in zip(seeds, taught_by, strict=True)
+        study.train(name, arm, seed, by)
+        for seed, by in zip(seeds, placed_teachers, strict=True)
     ]
 
 
 def _step_ms(
-    study: Study, rows: Mapping[str, Arm], trained: Mapping[str, Any], steps: int
+    study: Study, arms: Mapping[str, Arm], trained: Mapping[str, Any], steps: int
 ) -> dict[str, float]:
-    """Milliseconds per training step of each row, in turns on an idle machine."""
+    """Milliseconds per training step of each arm, in turns on an idle machine."""
 
-    def job(row):
-        teacher = None if row.teacher is None else trained[row.teacher]
-        examples, lesson = study.lesson(row, study.examples(row, 0), teacher)
-        index = study.run.split(study.batches(examples).rows(0, steps), 1)
-        resident = (lesson, study.place(examples))
-        state = study.run.place(study.fresh(row, 0, study.run.fetch(teacher)))
+    def job(arm):
+        teacher = None if arm.teacher is None else trained[arm.teacher]
+        examples, step_teacher = study.with_teacher(
+            arm, study.examples(arm, 0), teacher
+        )
+        index = study.partitioner.split(study.batches(examples).indices(0, steps), 1)
+        resident = (step_teacher, study.place(examples))
+        state = study.partitioner.place(
+            study.fresh(arm, 0, study.partitioner.fetch(teacher))
+        )
 
         def steps_on():
             nonlocal state
-            state, metrics = study.compile(row)(state, resident, index)
+            state, metrics = study.compile(arm)(state, resident, index)
             jax.block_until_ready(metrics)
 
         return steps_on
 
-    jobs = {name: job(row) for name, row in rows.items()}
+    jobs = {name: job(arm) for name, arm in arms.items()}
     times = benchmark.interleave(jobs, rounds=5)
     return {name: 1e3 * statistics.median(t) / steps for name, t in times.items()}

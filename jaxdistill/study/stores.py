@@ -9,35 +9,38 @@ from typing import Any
 
 from etils import epath
 
-from jaxdistill.data.augment import Prepare, describe
+from jaxdistill.data.augment import Augment, describe
 from jaxdistill.parallel import processes
 from jaxdistill.parallel.partitioner import Partitioner
-from jaxdistill.teachers import fingerprints
-from jaxdistill.teachers import store as cache
+from jaxdistill.teachers import fingerprints, store
 
 
 class TeacherStores:
-    """The stores of one run; the last lesson read stays in memory."""
+    """The stores of one run; the last one read stays in memory."""
 
     def __init__(
         self,
-        run: Partitioner,
+        partitioner: Partitioner,
         folder: epath.Path,
         compute: Any,
-        trim_to: tuple[int, ...],
+        bucket_lengths: tuple[int, ...],
         progress: bool,
     ):
         """Nothing is written yet.
 
         Args:
-          run: how the steps run that read them.
+          partitioner: how the steps run that read them.
           folder: for stores, one for each teacher, data set and batch shape.
           compute: what the steps compute in, see `manifest.Manifest`.
-          trim_to: lengths that batches of texts are cut to, likewise.
+          bucket_lengths: lengths that batches of texts are cut to, likewise.
           progress: whether to show bars.
         """
-        self.run, self.folder = run, folder
-        self.compute, self.trim_to, self.progress = compute, trim_to, progress
+        self.partitioner, self.folder = partitioner, folder
+        self.compute, self.bucket_lengths, self.progress = (
+            compute,
+            bucket_lengths,
+            progress,
+        )
         self._last: tuple[str, Any, dict[str, Any]] = ("", None, {})
 
     def of(
@@ -46,7 +49,7 @@ class TeacherStores:
         teacher: Any,
         batch_size: int,
         *,
-        prepare: Prepare | None = None,
+        augment: Augment | None = None,
         views: int = 1,
         top_k: int | None = None,
     ) -> dict[str, Any]:
@@ -60,25 +63,25 @@ class TeacherStores:
           examples: the same object again is asked of the disk once.
           teacher: of one set of logits, not an ensemble.
           batch_size: of the step.
-          prepare: the augmentation of the views, None for the examples as they are.
+          augment: the augmentation of the views, None for the examples as they are.
           views: of each example, to be seen again with `augment.replay`.
           top_k: how many classes are kept, None for all.
         """
-        teacher = self.run.fetch(teacher)
+        teacher = self.partitioner.fetch(teacher)
         # What does not divide is split in no way that is known here.
-        devices = math.gcd(batch_size, len(self.run.devices))
+        devices = math.gcd(batch_size, len(self.partitioner.devices))
         name = f"{fingerprints.of_model(teacher)[:16]}-{batch_size}-{devices}"
         transform = "as the examples are"
-        if prepare is not None:
-            transform = describe(prepare)
+        if augment is not None:
+            transform = describe(augment)
             seen = hashlib.sha256(transform.encode()).hexdigest()[:8]
             name = f"{name}-{views}-{seen}"
         if top_k is not None:
             name = f"{name}-top{top_k}"
-        if self.trim_to:
-            name = f"{name}-cut{'-'.join(map(str, self.trim_to))}"
+        if self.bucket_lengths:
+            name = f"{name}-cut{'-'.join(map(str, self.bucket_lengths))}"
         if self._last[0] != name or self._last[1] is not examples:
-            manifest = cache.describe(
+            manifest = store.describe(
                 teacher,
                 examples,
                 data="this run's",
@@ -88,20 +91,20 @@ class TeacherStores:
                 top_k=top_k,
                 batch_size=batch_size,
                 devices=devices,
-                trim_to=self.trim_to,
+                bucket_lengths=self.bucket_lengths,
                 compute=self.compute,
             )
             path = self.folder / f"{name}-{manifest.content[:16]}"
-            cache.write(
+            store.write(
                 path,
                 teacher,
                 examples,
                 manifest,
-                prepare=prepare,
+                augment=augment,
                 progress=self.progress,
             )
             # The first process finishes the store, and the others wait until then.
-            processes.on_first(partial(cache.check, path, manifest))
-            merged = {**examples, "teacher": cache.read(path, manifest)}
+            processes.on_first(partial(store.check, path, manifest))
+            merged = {**examples, "teacher": store.read(path, manifest)}
             self._last = (name, examples, merged)
         return self._last[2]

@@ -16,11 +16,11 @@ from jaxdistill.teachers.forward import (
     live,
     mean_logits,
 )
-from jaxdistill.teachers.manifest import CacheError
+from jaxdistill.teachers.manifest import StoreError
 from jaxdistill.teachers.outputs import StoredTeacher
 
 __all__ = [
-    "CacheError",
+    "StoreError",
     "Ensemble",
     "MeanLogits",
     "StoredTeacher",

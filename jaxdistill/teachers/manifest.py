@@ -15,11 +15,12 @@ from etils import epath
 from jaxdistill.teachers.forward import Ensemble
 from jaxdistill.types import Outputs
 
-FORMAT = 3
+FORMAT = 4
+"""Of a store's manifest; 3 is of jaxdistill 0.1, and has another name for a field."""
 DTYPES = ("float32", "float16", "bfloat16")
 
 
-class CacheError(ValueError):
+class StoreError(ValueError):
     """Stored outputs that cannot be used; one sentence says why."""
 
 
@@ -43,7 +44,7 @@ class Manifest:
       batch_size: of the teacher's forward pass; a step of another one differs from a
         live teacher's by rounding.
       devices: over how many of them that batch is split; of another number, likewise.
-      trim_to: lengths to which batches of texts of like length were cut
+      bucket_lengths: lengths to which batches of texts of like length were cut
         (`data.tokens`); a step that cuts others differs by rounding.
       compute: what the teacher computes in (`models.Precision`), or None for its own
         types.
@@ -65,7 +66,7 @@ class Manifest:
     layers: tuple[int, ...] = ()
     batch_size: int = 512
     devices: int = 1
-    trim_to: tuple[int, ...] = ()
+    bucket_lengths: tuple[int, ...] = ()
     compute: str | None = None
     arrays: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     format: int = FORMAT
@@ -73,16 +74,16 @@ class Manifest:
     def __post_init__(self):
         for name in ("size", "views", "batch_size", "devices"):
             if getattr(self, name) < 1:
-                raise CacheError(
+                raise StoreError(
                     f"{name} of a store must be at least 1, got {getattr(self, name)}"
                 )
         if self.batch_size % self.devices:
-            raise CacheError(
+            raise StoreError(
                 f"a batch_size of {self.batch_size} does not divide over "
                 f"{self.devices} devices"
             )
         if self.dtype not in DTYPES:
-            raise CacheError(f"dtype must be one of {DTYPES}, got {self.dtype!r}")
+            raise StoreError(f"dtype must be one of {DTYPES}, got {self.dtype!r}")
 
     def shapes(self, rows: int) -> dict[str, list[int]]:
         """The shapes of the arrays of so many examples."""
@@ -90,49 +91,54 @@ class Manifest:
 
 
 def check_outputs(outputs: Outputs, teacher: Any, manifest: Manifest) -> None:
-    """Raise CacheError unless the teacher says what the manifest asks for."""
+    """Raise StoreError unless the teacher says what the manifest asks for."""
     *leading, classes = outputs.logits.shape
     # An ensemble of as many members as the batch has examples has the right length.
     if leading[:1] != [manifest.batch_size] or isinstance(teacher, Ensemble):
-        raise CacheError(
+        raise StoreError(
             "a store takes logits of one model, [B, ..., C], got shape "
             f"{outputs.logits.shape} for a batch of {manifest.batch_size}; of an "
             "ensemble it can store the `mean_logits`"
         )
-    if manifest.trim_to and (leading[1:] or manifest.layers):
-        raise CacheError(
-            "a store with trim_to takes one set of logits of each text; store what a "
-            "teacher says of every token without it, or keep the teacher live"
+    if manifest.bucket_lengths and (leading[1:] or manifest.layers):
+        raise StoreError(
+            "a store with bucket_lengths takes one set of logits of each text; store "
+            "what a teacher says of every token without it, or keep the teacher live"
         )
     if manifest.top_k is not None and not 0 < manifest.top_k <= classes:
-        raise CacheError(
+        raise StoreError(
             f"top_k must lie between 1 and the {classes} classes, got {manifest.top_k}"
         )
-    depth = len(outputs.hiddens)
+    depth = len(outputs.hidden_states)
     for layer in manifest.layers:
         if not 0 <= layer < depth:
-            raise CacheError(
+            raise StoreError(
                 f"layers must be of the teacher's {depth} hidden states, counted "
                 f"from 0, got {layer}"
             )
 
 
 def compare(path: epath.Path, manifest: Manifest) -> None:
-    """Raise CacheError unless a manifest on disk is the expected one."""
+    """Raise StoreError unless a manifest on disk is the expected one."""
     try:
         stored = json.loads(path.read_text())
     except (OSError, ValueError) as error:  # no JSON, or no text
-        raise CacheError(
+        raise StoreError(
             f"{path} is damaged: {error}; delete it and give the command that wrote "
             "it again: outputs that are there are kept"
         ) from error
     if not isinstance(stored, dict):
-        raise CacheError(f"{path} is damaged: it holds no manifest")
+        raise StoreError(f"{path} is damaged: it holds no manifest")
+    if stored.get("format") == 3:
+        raise StoreError(
+            f"{path.parent} was written by jaxdistill 0.1; delete it and give the "
+            "command that wrote it again"
+        )
     expected = json.loads(json.dumps(asdict(manifest)))
     for name in dict.fromkeys(["format", *expected, *stored]):
         # A name that is damaged is missing, which None is not.
         if name not in stored or stored[name] != expected.get(name):
-            raise CacheError(
+            raise StoreError(
                 f"{path.parent} holds outputs of another {name}: "
                 f"{stored.get(name)!r} is stored, {expected.get(name)!r} was expected"
             )

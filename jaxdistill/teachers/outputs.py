@@ -11,7 +11,7 @@ import numpy as np
 from flax import struct
 
 from jaxdistill.data import pad, tokens
-from jaxdistill.data.augment import Prepare, view_of
+from jaxdistill.data.augment import Augment, view_of
 from jaxdistill.data.examples import some_of
 from jaxdistill.losses.numerics import promote
 from jaxdistill.models.apply import cast_to_compute
@@ -30,7 +30,7 @@ def of_batch(
     batch: Batch,
     *,
     manifest: Manifest,
-    prepare: Prepare | None,
+    augment: Augment | None,
 ) -> dict[str, Array]:
     """What is stored of a batch, by the arrays' names, each `[B, views, ...]`.
 
@@ -38,7 +38,7 @@ def of_batch(
       teacher: see `teachers`.
       batch: with `index` and `mask`, `[B]`.
       manifest: what is asked for.
-      prepare: augmentation that makes a view of an example, or None.
+      augment: augmentation that makes a view of an example, or None.
     """
     size = batch["mask"].shape[0]
     # Here, not before: compiled with the forward pass, as in a step, it rounds alike.
@@ -46,19 +46,19 @@ def of_batch(
 
     def view_outputs(number):
         view = batch
-        if prepare is not None:
-            view = view_of(prepare, manifest.seed, batch, jnp.full(size, number))
-        return tokens.bucketed(of_view, manifest.trim_to)(view)
+        if augment is not None:
+            view = view_of(augment, manifest.seed, batch, jnp.full(size, number))
+        return tokens.bucketed(of_view, manifest.bucket_lengths)(view)
 
     def of_view(view):
         outputs = teacher(
             {**view, "inputs": cast_to_compute(view["inputs"], manifest.compute)}
         )
-        hiddens = {
-            f"hidden_{i}": outputs.hiddens[i].astype(manifest.dtype)
+        hidden_states = {
+            f"hidden_{i}": outputs.hidden_states[i].astype(manifest.dtype)
             for i in manifest.layers
         }
-        return _logits(whole_logits(outputs.logits), manifest) | hiddens
+        return _logits(whole_logits(outputs.logits), manifest) | hidden_states
 
     if manifest.views == 1:
         return jax.tree.map(lambda x: x[:, None], view_outputs(0))
@@ -82,7 +82,7 @@ def of_examples(
       index: positions `[N]`.
       manifest: what is asked for.
     """
-    if not manifest.trim_to:
+    if not manifest.bucket_lengths:
         return _in_turn(forward, teacher, examples, index, manifest)
     order = tokens.shortest_first(some_of(examples["inputs"], index))
     arrays = _in_turn(forward, teacher, examples, index[order], manifest)
@@ -119,17 +119,17 @@ def _in_turn(forward, teacher, examples, index, manifest) -> dict[str, np.ndarra
 class StoredTeacher:
     """Outputs that were computed before: the batch brings them (see `teachers.store`).
 
-    `batch["teacher"]` holds `[B, views, ...]` arrays; of several views a `prepare`
+    `batch["teacher"]` holds `[B, views, ...]` arrays; of several views an `augment`
     (`augment.replay`) has chosen one. Hidden states are a mapping by layer, counted
     from
     0: how many the teacher has is not known, and no layer is the last.
     """
 
     def __call__(self, batch: Batch) -> Outputs:
-        taught = {name: array[:, 0] for name, array in batch["teacher"].items()}
-        if "logits" in taught:
-            logits = taught["logits"]
+        stored = {name: array[:, 0] for name, array in batch["teacher"].items()}
+        if "logits" in stored:
+            logits = stored["logits"]
         else:
-            logits = TopK(taught["ids"], taught["log_probs"], taught["logsumexp"])
-        names = [name for name in taught if name.startswith("hidden_")]
-        return Outputs(logits, {int(name[7:]): taught[name] for name in names})
+            logits = TopK(stored["ids"], stored["log_probs"], stored["logsumexp"])
+        names = [name for name in stored if name.startswith("hidden_")]
+        return Outputs(logits, {int(name[7:]): stored[name] for name in names})

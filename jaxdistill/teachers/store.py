@@ -26,12 +26,12 @@ from etils import epath
 from tqdm.auto import tqdm
 
 from jaxdistill.data import check_inputs
-from jaxdistill.data.augment import Prepare
+from jaxdistill.data.augment import Augment
 from jaxdistill.teachers import fingerprints
 from jaxdistill.teachers.manifest import (
     DTYPES,
-    CacheError,
     Manifest,
+    StoreError,
     check_outputs,
     compare,
     is_marked,
@@ -43,7 +43,7 @@ from jaxdistill.types import Batch, Outputs, token_mask
 
 pass
 
-__all__ = ["DTYPES", "CacheError", "Manifest", "check", "describe", "read", "verify"]
+__all__ = ["DTYPES", "StoreError", "Manifest", "check", "describe", "read", "verify"]
 __all__ += ["write"]
 
 
@@ -65,10 +65,10 @@ def describe(
       split: which part of it.
       transform: what was done to the inputs, in words: normalisation, augmentation.
       options: `top_k`, `dtype`, `views`, `seed`, `layers`, `batch_size`, `devices`,
-        `trim_to`, `compute`.
+        `bucket_lengths`, `compute`.
 
     Raises:
-      CacheError: K is larger than the number of classes, a layer is not there, the
+      StoreError: K is larger than the number of classes, a layer is not there, the
         teacher is an ensemble, or an option is senseless.
       DataError: a text is all padding.
     """
@@ -92,7 +92,7 @@ def describe(
     batch["index"] = jax.ShapeDtypeStruct((size,), jnp.int32)
     outputs = jax.eval_shape(teacher, batch)
     check_outputs(outputs, teacher, manifest)
-    one_view = partial(of_batch, manifest=replace(manifest, views=1), prepare=None)
+    one_view = partial(of_batch, manifest=replace(manifest, views=1), augment=None)
     return replace(
         manifest,
         classes=outputs.logits.shape[-1],
@@ -109,7 +109,7 @@ def write(
     examples: Mapping[str, np.ndarray],
     manifest: Manifest,
     *,
-    prepare: Prepare | None = None,
+    augment: Augment | None = None,
     progress: bool = True,
 ) -> None:
     """Computes and stores a teacher's outputs; goes on where a kill left it.
@@ -122,11 +122,11 @@ def write(
       teacher: see `teachers`.
       examples: as for `describe`.
       manifest: from `describe`.
-      prepare: augmentation (`augment`) that makes a view of an example.
+      augment: augmentation (`augment`) that makes a view of an example.
       progress: whether to show a bar on what takes longer than two seconds.
 
     Raises:
-      CacheError: `path` holds other outputs.
+      StoreError: `path` holds other outputs.
     """
     folder = epath.Path(path)
     folder.mkdir(parents=True, exist_ok=True)
@@ -136,7 +136,7 @@ def write(
     if (folder / "begun.json").exists():
         compare(folder / "begun.json", manifest)
     save_manifest(folder / "begun.json", manifest)
-    forward = jax.jit(partial(of_batch, manifest=manifest, prepare=prepare))
+    forward = jax.jit(partial(of_batch, manifest=manifest, augment=augment))
     shards = range(0, manifest.size, SHARD)
     mine = shards[jax.process_index() :: jax.process_count()]
     bar = tqdm(
@@ -154,7 +154,7 @@ def write(
             try:
                 store = open_array(folder / name, shape, array.dtype, create=True)
             except DamagedError as error:
-                raise CacheError(str(error)) from error
+                raise StoreError(str(error)) from error
             store[start:stop].write(array).result()
         save(mark, shapes)
     if jax.process_index() == 0:
@@ -176,7 +176,7 @@ def read(path: Any, manifest: Manifest) -> dict[str, np.ndarray]:
       `logits` `[N, views, C]`, or `ids`, `log_probs`, `logsumexp`; `hidden_i`.
 
     Raises:
-      CacheError: an unfinished store, one of something else, or a damaged one.
+      StoreError: an unfinished store, one of something else, or a damaged one.
     """
     folder = epath.Path(path)
     check(folder, manifest)
@@ -184,7 +184,7 @@ def read(path: Any, manifest: Manifest) -> dict[str, np.ndarray]:
         rows = min(SHARD, manifest.size - start)
         mark = folder / f"shard_{start}.json"
         if not is_marked(mark, manifest.shapes(rows)):
-            raise CacheError(
+            raise StoreError(
                 f"{folder} is damaged: {mark.name} is missing, cut short or changed"
             )
     arrays = {}
@@ -193,15 +193,15 @@ def read(path: Any, manifest: Manifest) -> dict[str, np.ndarray]:
         try:
             arrays[name] = read_array(folder / name, shape, dtype)
         except DamagedError as error:
-            raise CacheError(str(error)) from error
+            raise StoreError(str(error)) from error
     return arrays
 
 
 def check(path: Any, manifest: Manifest) -> None:
-    """Raise CacheError unless a store is finished and is what a run expects."""
+    """Raise StoreError unless a store is finished and is what a run expects."""
     stored = epath.Path(path) / "manifest.json"
     if not stored.exists():
-        raise CacheError(
+        raise StoreError(
             f"{path} holds no finished teacher outputs; write them (again), the same "
             "command goes on where it stopped"
         )
@@ -214,7 +214,7 @@ def verify(
     examples: Mapping[str, np.ndarray],
     manifest: Manifest,
     *,
-    prepare: Prepare | None = None,
+    augment: Augment | None = None,
     rows: int = 256,
     seed: int = 0,
 ) -> dict[str, float]:
@@ -226,12 +226,12 @@ def verify(
       first view.
 
     Raises:
-      CacheError: as `read`.
+      StoreError: as `read`.
     """
     stored = read(path, manifest)
     rng = np.random.default_rng(seed)
     chosen = np.sort(rng.permutation(manifest.size)[:rows]).astype(np.int32)
-    forward = jax.jit(partial(of_batch, manifest=manifest, prepare=prepare))
+    forward = jax.jit(partial(of_batch, manifest=manifest, augment=augment))
     again = of_examples(forward, teacher, examples, chosen, manifest)
     name = "logits" if manifest.top_k is None else "log_probs"
     found = np.asarray(stored[name][chosen], np.float32)
@@ -264,7 +264,7 @@ def _wait(files: Sequence[epath.Path], seconds: float = 3600.0) -> None:
     until = time.monotonic() + seconds
     while missing := [file for file in files if not file.exists()]:
         if time.monotonic() > until:
-            raise CacheError(f"{missing[0]} was not written within {seconds:.0f} s")
+            raise StoreError(f"{missing[0]} was not written within {seconds:.0f} s")
         time.sleep(0.2)
 
 

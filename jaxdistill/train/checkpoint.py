@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from jaxdistill import __version__
 from jaxdistill.parallel import processes
 from jaxdistill.teachers import fingerprints
 from jaxdistill.types import TrainState
@@ -106,6 +107,7 @@ class Checkpoints:
         step = int(state.step)
         arrays = _of_all_processes(_plain(state))
         meta = {
+            "version": __version__,
             "identity": self._identity,
             "position": dict(position),
             "leaves": _leaves(arrays),
@@ -188,7 +190,7 @@ class Checkpoints:
         meta = read["meta"]
         if _hash(meta) != read["sha256"]:
             raise ValueError("its description does not match its checksum")
-        self._check_identity(step, meta["identity"])
+        self._check_identity(step, meta)
         self._check_shapes(step, meta["leaves"], _plain(like))
         abstract = _abstract(like, shardings)
         arrays = self._manager.restore(
@@ -199,12 +201,14 @@ class Checkpoints:
                 raise ValueError(f"array {name} does not match its checksum")
         return _state(arrays, like), meta["position"]
 
-    def _check_identity(self, step: int, stored: Mapping[str, Any]) -> None:
+    def _check_identity(self, step: int, meta: Mapping[str, Any]) -> None:
+        stored, version = meta["identity"], meta.get("version", "0.1")
         for key in sorted({*stored, *self._identity}):
             if stored.get(key) != self._identity.get(key):
                 raise CheckpointError(
                     f"checkpoint {self.path / str(step)} belongs to another run: {key} "
-                    f"was {stored.get(key)!r}, is now {self._identity.get(key)!r}"
+                    f"was {stored.get(key)!r}, is now {self._identity.get(key)!r} "
+                    f"(jaxdistill {version} wrote it)"
                 )
 
     def _check_shapes(self, step: int, stored: Mapping[str, Any], like: Any) -> None:

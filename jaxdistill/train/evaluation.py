@@ -131,24 +131,24 @@ class Evaluator:
 
     def __init__(
         self,
-        run: Partitioner,
+        partitioner: Partitioner,
         examples: Mapping[str, np.ndarray],
         *,
         batch_size: int = 512,
         metrics=classification,
-        cells: bool = False,
-        trim_to: Sequence[int] = (),
+        trials: bool = False,
+        bucket_lengths: Sequence[int] = (),
     ):
         """Places the examples.
 
         Args:
-          run: see `parallel`.
+          partitioner: see `parallel`.
           examples: `inputs` and `labels`.
           batch_size: rounded up to a multiple of the devices.
           metrics: `(student, teacher, batch) -> {name: (sum, count)}`.
-          cells: whether a student is many at once, a sweep's (see `study.sweep`).
-          trim_to: lengths in tokens: texts are sorted by length, and a batch is cut to
-            the shortest of these that holds it (`data.tokens`).
+          trials: whether a student is many at once, a sweep's (see `study.sweep`).
+          bucket_lengths: lengths in tokens: texts are sorted by length, and a batch is
+            cut to the shortest of these that holds it (`data.tokens`).
 
         Raises:
           DataError: a text is all padding, or `token_mask` counts no real token.
@@ -158,18 +158,21 @@ class Evaluator:
         whole = {**examples, "mask": np.ones(size)}
         if not np.any(token_mask(whole, np.shape(examples["labels"]))):
             raise DataError("token_mask is 0 at every real token: none counts")
-        devices = len(run.devices)
+        devices = len(partitioner.devices)
         batch_size = -(-min(batch_size, size) // devices) * devices
-        self._run, self._metrics, self._cells = run, metrics, cells
-        self._examples, self._order = run.replicate(dict(examples)), np.arange(size)
-        if trim_to:
+        self._run, self._metrics, self._trials = partitioner, metrics, trials
+        self._examples, self._order = (
+            partitioner.replicate(dict(examples)),
+            np.arange(size),
+        )
+        if bucket_lengths:
             self._order = tokens.shortest_first(examples["inputs"])
-        rows = pad(self._order, batch_size)
-        slot = np.broadcast_to(np.arange(batch_size), rows["index"].shape)
-        self._rows = run.split({**rows, "slot": slot}, 1)
-        step = make_eval_step(metrics, trim_to)
-        self._step = self._compiled(_over_cells(step) if cells else step)
-        self._ask = self._compiled(_log_probs_step(batch_size, trim_to))
+        indices = pad(self._order, batch_size)
+        slot = np.broadcast_to(np.arange(batch_size), indices["index"].shape)
+        self._indices = partitioner.split({**indices, "slot": slot}, 1)
+        step = make_eval_step(metrics, bucket_lengths)
+        self._step = self._compiled(_over_trials(step) if trials else step)
+        self._ask = self._compiled(_log_probs_step(batch_size, bucket_lengths))
         self._answered: tuple[Any, Any] = (None, None)
 
     def __call__(self, student: Any, teacher: Any = None) -> Any:
@@ -180,14 +183,14 @@ class Evaluator:
         examples = self._examples
         if teacher is not None and self._metrics is classification:
             examples, teacher = self._taught(teacher), StoredTeacher()
-        sums = self._step((student, teacher), examples, self._rows)
+        sums = self._step((student, teacher), examples, self._indices)
         sums = jax.tree.map(np.asarray, self._run.fetch(sums))
-        if not self._cells:
+        if not self._trials:
             return summarize(sums)
-        # Batches first, then cells: each cell's summary from its own sums.
+        # Batches first, then trials: each trial's summary from its own sums.
         leaves, tree = jax.tree.flatten(sums)
-        by_cell = zip(*(np.moveaxis(x, 1, 0) for x in leaves), strict=True)
-        return [summarize(jax.tree.unflatten(tree, cell)) for cell in by_cell]
+        by_trial = zip(*(np.moveaxis(x, 1, 0) for x in leaves), strict=True)
+        return [summarize(jax.tree.unflatten(tree, trial)) for trial in by_trial]
 
     def _compiled(self, step: Callable) -> Callable:
         return self._run.compile(scan_eval(step), batch_axis=1, donate=False)
@@ -195,7 +198,7 @@ class Evaluator:
     def _taught(self, teacher: Any) -> Any:
         """The placed examples with a teacher's log-probabilities, as it stores them."""
         if self._answered[0] is not teacher:
-            found = self._ask(teacher, self._examples, self._rows)
+            found = self._ask(teacher, self._examples, self._indices)
             found = np.concatenate(np.asarray(self._run.fetch(found)))
             logits = np.empty((len(self._order), 1, *found.shape[1:]), found.dtype)
             logits[self._order, 0] = found[: len(self._order)]
@@ -204,26 +207,27 @@ class Evaluator:
         return self._answered[1]
 
 
-def _log_probs_step(size: int, trim_to: Sequence[int]) -> Callable:
+def _log_probs_step(size: int, bucket_lengths: Sequence[int]) -> Callable:
     """A teacher's log-probabilities on a whole batch of `size`, on every device."""
 
     def step(teacher, batch: Batch, *, replica=WHOLE):
         def log_probs(batch):
             return mean_log_probs(teacher(batch).logits, batch["labels"].ndim + 1)
 
-        own = tokens.bucketed(log_probs, trim_to)(batch)
+        own = tokens.bucketed(log_probs, bucket_lengths)(batch)
         whole = jnp.zeros((size, *own.shape[1:]), own.dtype)
         return replica.sum(whole.at[batch["slot"]].set(own))
 
     return step
 
 
-def _over_cells(eval_step: Callable) -> Callable:
-    """The step on students with a leading axis of cells; metrics gain it."""
+def _over_trials(eval_step: Callable) -> Callable:
+    """The step on students with a leading axis of trials; metrics gain it."""
 
     def step(models, batch: Batch, *, replica=WHOLE) -> Metrics:
         students, teacher = models
-        one = lambda student: eval_step((student, teacher), batch, replica=replica)  # noqa: E731
-        return jax.vmap(one)(students)
+        return jax.vmap(
+            lambda student: eval_step((student, teacher), batch, replica=replica)
+        )(students)
 
     return step

@@ -37,31 +37,33 @@ class NonFiniteLoss(RuntimeError):
 class MetricLogger:
     """The records of one `train.fit`, and the last scores of an evaluation."""
 
-    def __init__(self, log: RunDir | None, names: Sequence[str], steps_per_epoch: int):
+    def __init__(
+        self, run_dir: RunDir | None, names: Sequence[str], steps_per_epoch: int
+    ):
         """Nothing is written yet.
 
         Args:
-          log: where records go, or None.
-          names: of a single network one; of a sweep's cells one each, or one for the
+          run_dir: where records go, or None.
+          names: of a single network one; of a sweep's trials one each, or one for the
             mean of all.
           steps_per_epoch: to tell the epoch of a step.
         """
-        self.log, self.names = log, tuple(names)
+        self.run_dir, self.names = run_dir, tuple(names)
         self.steps_per_epoch = steps_per_epoch
         self.records: list[dict[str, float]] = []
         self.scores: dict[str, float] = {}
 
     def rewind(self, step: int) -> None:
         """Drops what was logged after a step: the training resumes from there."""
-        if self.log is not None:
+        if self.run_dir is not None:
             for name in self.names:
-                self.log.rewind(name, step)
+                self.run_dir.rewind(name, step)
 
     def read(self, metrics: Mapping[str, Any], start: int) -> None:
         """Takes a dispatch's metrics as this dispatch's records.
 
         Args:
-          metrics: `{name: (sum, count)}`, each `[K]` or, of a sweep, `[K, cells]`.
+          metrics: `{name: (sum, count)}`, each `[K]` or, of a sweep, `[K, trials]`.
           start: the step before the first of them.
 
         Raises:
@@ -70,10 +72,10 @@ class MetricLogger:
         metrics = jax.tree.map(np.asarray, dict(metrics))
         parts = [metrics]
         if len(self.names) > 1:
-            cells = range(len(self.names))
-            parts = [jax.tree.map(lambda x, i=i: x[:, i], metrics) for i in cells]
-        if self.log is not None:
-            self.log.dispatched(len(metrics["loss"][0]))
+            trials = range(len(self.names))
+            parts = [jax.tree.map(lambda x, i=i: x[:, i], metrics) for i in trials]
+        if self.run_dir is not None:
+            self.run_dir.dispatched(len(metrics["loss"][0]))
         each = zip(self.names, parts, strict=True)
         self.records = [_means(part, start, name) for name, part in each]
 
@@ -92,18 +94,18 @@ class MetricLogger:
 
     def write(self, stop: int) -> None:
         """Logs the records of the dispatch that ended at step `stop`."""
-        if self.log is None:
+        if self.run_dir is None:
             return
         epoch = round(stop / self.steps_per_epoch, 6)
         for name, record in zip(self.names, self.records, strict=True):
-            self.log.log({"fit": name, "step": stop, "epoch": epoch, **record})
+            self.run_dir.log({"fit": name, "step": stop, "epoch": epoch, **record})
 
 
 def fit(
     state: TrainState,
     step: Callable,
     *,
-    run: Partitioner,
+    partitioner: Partitioner,
     examples: Any,
     batches: Batches | Orders | Stream,
     steps: int,
@@ -112,9 +114,9 @@ def fit(
     evaluate_every: int | None = None,
     checkpoints: Checkpoints | None = None,
     checkpoint_every: int | None = None,
-    log: RunDir | None = None,
+    run_dir: RunDir | None = None,
     name: str = "fit",
-    cells: Sequence[str] = (),
+    trials: Sequence[str] = (),
     steps_per_dispatch: int | None = None,
     progress: bool = True,
 ) -> TrainState:
@@ -127,29 +129,29 @@ def fit(
 
     Args:
       state: a fresh state (`train.init_state`), not placed; it stays usable.
-      step: `run.compile(scan_train(train_step), batch_axis=1)`.
-      run: see `parallel`.
-      examples: the data set, on every device (`run.replicate`); `{}` where it is
-        streamed.
+      step: `partitioner.compile(scan_train(train_step), batch_axis=1)`.
+      partitioner: see `parallel`.
+      examples: the data set, on every device (`partitioner.replicate`); `{}` where it
+        is streamed.
       batches: which examples go into which batch; a stream, which its owner closes,
         brings them, of several processes to each its own part.
       steps: optimizer steps in all, those before a resume included.
       teacher: a placed teacher, or None.
-      evaluate: `placed state -> {name: number}`, with `cells` one such of each.
+      evaluate: `placed state -> {name: number}`, with `trials` one such of each.
       evaluate_every: steps between evaluations, an epoch if None; also after the last.
       checkpoints: where to save, or None.
       checkpoint_every: least steps between saves, None for one where a state is
         evaluated; the last state is always saved.
-      log: where records go, `{"fit", "step", "epoch", ...}`.
+      run_dir: where records go, `{"fit", "step", "epoch", ...}`.
       name: this training's name in logs and messages.
-      cells: names of a sweep's cells, which have a record each and stop it where one of
-        them diverges; without names, a record is the mean of those that have not.
+      trials: names of a sweep's trials, which have a record each and stop it where one
+        of them diverges; without names, a record is the mean of those that have not.
       steps_per_dispatch: most steps in one dispatch; None is 1000, of a stream 8: the
         devices hold the batches of two dispatches.
       progress: whether to show a bar on what takes longer than two seconds.
 
     Returns:
-      The trained state, on one device (`run.fetch`).
+      The trained state, on one device (`partitioner.fetch`).
 
     Raises:
       DataError: a stream's; what was trained before it is logged and saved.
@@ -159,15 +161,15 @@ def fit(
       ProcessError: there are fewer examples than processes.
     """
     processes.check_examples(batches.size)
-    run.check_batch(batches.batch_size)
+    partitioner.check_batch(batches.batch_size)
     every = min(evaluate_every or batches.steps_per_epoch, steps)
-    state = _resumed(state, run, checkpoints)
+    state = _resumed(state, partitioner, checkpoints)
     saved = done = int(state.step)
-    journal = MetricLogger(log, cells or (name,), batches.steps_per_epoch)
-    journal.rewind(done)
-    state = run.place(state)
+    logger = MetricLogger(run_dir, trials or (name,), batches.steps_per_epoch)
+    logger.rewind(done)
+    state = partitioner.place(state)
     if done >= steps:
-        return run.fetch(state)
+        return partitioner.fetch(state)
     streamed = isinstance(batches, Stream)
     usual = STREAMED_PER_DISPATCH if streamed else STEPS_PER_DISPATCH
     plan = list(dispatches(done, steps, every, steps_per_dispatch or usual))
@@ -178,34 +180,36 @@ def fit(
         _Preemption() as preempted,
     ):
         given = (state, (teacher, examples), batches)
-        for start, stop, state in _dispatched(run, step, *given, plan, journal):
+        for start, stop, state in _dispatched(partitioner, step, *given, plan, logger):
             bar.update(stop - start)
-            bar.set_postfix(loss=f"{journal.loss:.4f}", refresh=False)
+            bar.set_postfix(loss=f"{logger.loss:.4f}", refresh=False)
             judged = stop % every == 0 or stop == steps
             if evaluate and judged:
-                journal.score(evaluate(state))
-            journal.write(stop)
+                logger.score(evaluate(state))
+            logger.write(stop)
             waited = checkpoint_every is not None and stop - saved >= checkpoint_every
             due = stop == steps or (judged if checkpoint_every is None else waited)
             # The dispatch's metrics are read: asking the others costs no more waiting.
             leave = processes.any_process(preempted.is_set())
             if checkpoints is not None and (due or leave):
                 # The scores of an earlier state are not this one's.
-                scores = journal.scores if judged else {}
-                checkpoints.save(run.storable(state), batches.position(stop), scores)
+                scores = logger.scores if judged else {}
+                checkpoints.save(
+                    partitioner.storable(state), batches.position(stop), scores
+                )
                 saved = stop
             if leave:
                 _leave(name, stop, checkpoints)
-    return run.fetch(state)
+    return partitioner.fetch(state)
 
 
 def _resumed(
-    state: TrainState, run: Partitioner, checkpoints: Checkpoints | None
+    state: TrainState, partitioner: Partitioner, checkpoints: Checkpoints | None
 ) -> TrainState:
     """The state of the newest checkpoint that is whole, or the given one."""
     if checkpoints is None:
         return state
-    restored = checkpoints.restore(state, shardings=run.shardings(state))
+    restored = checkpoints.restore(state, shardings=partitioner.shardings(state))
     return state if restored is None else restored[0]
 
 
@@ -217,40 +221,40 @@ def _bar(name: str, steps: int, done: int, progress: bool) -> tqdm:
 
 
 def _dispatched(
-    run: Partitioner,
+    partitioner: Partitioner,
     step: Callable,
     state: TrainState,
     resident: tuple[Any, Any],
     batches: Any,
     plan: Sequence[tuple[int, int]],
-    journal: MetricLogger,
+    logger: MetricLogger,
 ) -> Iterator[tuple[int, int, TrainState]]:
-    """`(start, stop, state)` after each dispatch; the journal has its metrics."""
-    rows = _ahead(run, batches, next(iter(plan), None))
+    """`(start, stop, state)` after each dispatch; the logger has its metrics."""
+    indices = _ahead(partitioner, batches, next(iter(plan), None))
     for (start, stop), after in zip_longest(plan, plan[1:]):
-        sent = rows.result()
+        sent = indices.result()
         try:
             state, sums = step(state, resident, sent)
-            rows = _ahead(run, batches, after)
-            journal.read(run.fetch(sums), start)
+            indices = _ahead(partitioner, batches, after)
+            logger.read(partitioner.fetch(sums), start)
         except jax.errors.JaxRuntimeError as error:
-            memory.explain(error, run, step, (state, resident, sent))
+            memory.explain(error, partitioner, step, (state, resident, sent))
             raise
         yield start, stop, state
 
 
-def _ahead(run: Partitioner, batches: Any, after: tuple | None) -> Future:
-    """The next dispatch's rows, sent to the devices while one runs, before its end.
+def _ahead(partitioner: Partitioner, batches: Any, after: tuple | None) -> Future:
+    """The next dispatch's batches, sent to the devices while one runs, before its end.
 
     Bad data is raised by `result`: the dispatch that runs is logged and saved first.
     """
-    rows: Future = Future()
-    send = run.join if isinstance(batches, Stream) else run.split
+    indices: Future = Future()
+    send = partitioner.join if isinstance(batches, Stream) else partitioner.split
     try:
-        rows.set_result(after and send(batches.rows(*after), 1))
+        indices.set_result(after and send(batches.indices(*after), 1))
     except DataError as error:
-        rows.set_exception(error)
-    return rows
+        indices.set_exception(error)
+    return indices
 
 
 def interval(steps: int, evaluations: int) -> int:
@@ -340,7 +344,7 @@ def _leave(name: str, step: int, checkpoints: Checkpoints | None) -> None:
 def _means(metrics: Mapping[str, Any], start: int, name: str) -> dict[str, float]:
     """Means over a dispatch, from per-step sums and counts.
 
-    Of many cells also over these; one that diverged is left out from there on.
+    Of many trials also over these; one that diverged is left out from there on.
     """
     losses = metrics["loss"][0]
     finite = np.isfinite(losses)

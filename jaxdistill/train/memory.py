@@ -16,44 +16,50 @@ class OutOfMemory(ValueError):
     """A step does not fit on a device; the message says which batch would."""
 
 
-def explain(error: Exception, run: Partitioner, step: Callable, given: tuple) -> None:
+def explain(
+    error: Exception, partitioner: Partitioner, step: Callable, given: tuple
+) -> None:
     """Raises `OutOfMemory` if an error says that a step did not fit on a device.
 
     Args:
       error: what JAX raised.
-      run: see `parallel`.
+      partitioner: see `parallel`.
       step: many steps in one dispatch, as `train.fit` takes them.
-      given: its `(state, resident, rows)`; of a state that was donated the shapes are
-        there still.
+      given: its `(state, resident, indices)`; of a state that was donated the shapes
+        are there still.
     """
     if processes.out_of_memory(error):
-        raise OutOfMemory(sentence(run, step, given)) from error
+        raise OutOfMemory(sentence(partitioner, step, given)) from error
 
 
-def sentence(run: Partitioner, step: Callable, given: tuple) -> str:
+def sentence(partitioner: Partitioner, step: Callable, given: tuple) -> str:
     """What to take in place of a batch that does not fit."""
     own = jax.process_index()
-    device = next(d for d in run.devices if d.process_index == own)
-    kind, each, size = device.device_kind, _each(run), _batch_size(run, given)
+    device = next(d for d in partitioner.devices if d.process_index == own)
+    kind, each, size = (
+        device.device_kind,
+        _each(partitioner),
+        _batch_size(partitioner, given),
+    )
     half, fits = size // 2 // each * each, None
     stats: Mapping[str, int] = {}
     try:
         stats = device.memory_stats() or {}
-        fits = largest(run, step, given, stats)
+        fits = largest(partitioner, step, given, stats)
     except Exception:  # whatever cannot be counted must not hide what happened
         pass
     of = f" of {stats['bytes_limit'] / 1e9:.3g} GB" if "bytes_limit" in stats else ""
     said = f"out of device memory: a batch of {size} does not fit on a {kind}{of}"
     if half == 0 or fits == 0:
         return f"{said}, nor would a smaller one; take a smaller model, remat or fsdp"
-    other = "fewer cells" if run.shares_batch else "more micro-batches"
+    other = "fewer trials" if partitioner.shares_batch else "more micro-batches"
     if fits is None:
         return f"{said}; try {half}, which is a guess, or {other}"
     return f"{said}; by the compiler's count {fits} would, or take {other}"
 
 
 def largest(
-    run: Partitioner, step: Callable, given: tuple, stats: Mapping[str, int]
+    partitioner: Partitioner, step: Callable, given: tuple, stats: Mapping[str, int]
 ) -> int | None:
     """A batch that fits, nearly the largest; 0 if none does, None if nobody can tell.
 
@@ -64,17 +70,17 @@ def largest(
 
     Args:
       run: see `explain`, as for the next two.
-      step: compiled as `run.compile` does it, or around such a one.
+      step: compiled as `partitioner.compile` does it, or around such a one.
       given: arrays or shapes.
       stats: the device's `memory_stats()`.
     """
     if "bytes_limit" not in stats:
         return None
-    each, batch = _each(run), _batch_size(run, given)
+    each, batch = _each(partitioner), _batch_size(partitioner, given)
     size, large, most = batch, 0, 0
     while size:
         try:
-            least, arguments = _needs(run, step, given, size)
+            least, arguments = _needs(partitioner, step, given, size)
         except jax.errors.JaxRuntimeError as error:
             # A compiler that knows the limit, a TPU's, refuses what does not fit.
             if not processes.out_of_memory(error):
@@ -96,41 +102,45 @@ def largest(
 
 
 def _needs(
-    run: Partitioner, step: Callable, given: tuple, size: int
+    partitioner: Partitioner, step: Callable, given: tuple, size: int
 ) -> tuple[int, int]:
     """Bytes on a device for batches of another size: all, and the arguments."""
 
     def shape(x, dims=None):
         # pmap has its own places, and takes none.
-        place = None if run.name == "pmap" else getattr(x, "sharding", None)
+        place = None if partitioner.name == "pmap" else getattr(x, "sharding", None)
         return jax.ShapeDtypeStruct(dims or x.shape, x.dtype, sharding=place)
 
     def resized(x):
         before, after = x.shape[:axis], x.shape[axis + 1 :]
         return shape(x, (*before, size // parts, *after))
 
-    state, resident, rows = given
-    axis, parts = _batch_axis(run, rows)
+    state, resident, indices = given
+    axis, parts = _batch_axis(partitioner, indices)
     state, resident = jax.tree.map(shape, (state, resident))
     # A sweep's step is a plain function around a compiled one.
     program: Any = step if hasattr(step, "lower") else jax.jit(step, donate_argnums=0)
-    lowered = program.lower(state, resident, jax.tree.map(resized, rows))
+    lowered = program.lower(state, resident, jax.tree.map(resized, indices))
     parts_of = benchmark.memory(lowered.compile())
     # A donated argument is an output too.
     total = sum(parts_of.values()) - 2 * parts_of["aliased"]
     return total, parts_of["arguments"]
 
 
-def _each(run: Partitioner) -> int:
+def _each(partitioner: Partitioner) -> int:
     """What the size of a batch must be a multiple of."""
-    return 1 if run.shares_batch else len(run.devices)
+    return 1 if partitioner.shares_batch else len(partitioner.devices)
 
 
-def _batch_axis(run: Partitioner, rows: Mapping[str, Any]) -> tuple[int, int]:
-    """Which axis of rows is the batch's, and in how many parts it is cut."""
-    return rows["mask"].ndim - 1, len(run.devices) if run.name == "pmap" else 1
+def _batch_axis(
+    partitioner: Partitioner, indices: Mapping[str, Any]
+) -> tuple[int, int]:
+    """Which axis of indices is the batch's, and in how many parts it is cut."""
+    return indices["mask"].ndim - 1, len(
+        partitioner.devices
+    ) if partitioner.name == "pmap" else 1
 
 
-def _batch_size(run: Partitioner, given: tuple) -> int:
-    axis, parts = _batch_axis(run, given[2])
+def _batch_size(partitioner: Partitioner, given: tuple) -> int:
+    axis, parts = _batch_axis(partitioner, given[2])
     return given[2]["mask"].shape[axis] * parts

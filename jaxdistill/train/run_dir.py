@@ -220,6 +220,17 @@ def read_records(path: epath.Path) -> list[dict[str, Any]]:
     return records
 
 
+def read_summary(run_dir: Any) -> dict[str, Any]:
+    """A run's summary.json, with what jaxdistill 0.1 called rows under `arms`."""
+    summary = json.loads((epath.Path(run_dir) / "summary.json").read_text())
+    if "rows" in summary:
+        summary["arms"] = {
+            name: {"arm": arm.get("row"), **arm}
+            for name, arm in summary.pop("rows").items()
+        }
+    return summary
+
+
 def environment() -> dict[str, Any]:
     """What the numbers depend on: versions, devices, precision, commit."""
     packages = (

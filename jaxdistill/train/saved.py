@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trained models in a run directory: what a finished run can be used for.
 
-models/ROW.msgpack   the variables of the first seed (`cost.weights`)
-models/ROW.json      the module that takes them, the fingerprints of the model and of
+models/ARM.msgpack   the variables of the first seed (`cost.weights`)
+models/ARM.json      the module that takes them, the fingerprints of the model and of
                      what taught it
 """
 
@@ -17,25 +17,24 @@ from flax import linen as nn
 
 from jaxdistill import data, models
 from jaxdistill.models import apply
-from jaxdistill.teachers import fingerprints
-from jaxdistill.teachers import store as cache
+from jaxdistill.teachers import fingerprints, store
 from jaxdistill.teachers.forward import live
 from jaxdistill.train import cost as benchmark
 from jaxdistill.train.run_dir import RunDir, RunError
 
 
-class Lesson(NamedTuple):
+class StoreSource(NamedTuple):
     """What a store of teacher outputs is written from, and read with
     (`teachers.store`)."""
 
     teacher: apply.BoundModule
     examples: dict[str, Any]
-    manifest: cache.Manifest
+    manifest: store.Manifest
 
 
 def save_model(
-    log: RunDir,
-    row: str,
+    run_dir: RunDir,
+    arm: str,
     model: apply.BoundModule,
     teacher: tuple[str, Any] | None = None,
 ) -> None:
@@ -43,40 +42,40 @@ def save_model(
 
     Args:
       log: the run.
-      row: the model's name in its table.
+      arm: the model's name in its table.
       model: without what only trained it.
       teacher: the name and the model of what taught it, if anything did.
     """
-    taught = None
+    source = None
     if teacher is not None:
-        taught = {"row": teacher[0], "fingerprint": fingerprints.of_model(teacher[1])}
-    log.write_bytes(f"models/{row}.msgpack", benchmark.weights(model.variables))
+        source = {"arm": teacher[0], "fingerprint": fingerprints.of_model(teacher[1])}
+    run_dir.write_bytes(f"models/{arm}.msgpack", benchmark.weights(model.variables))
     print_of = fingerprints.of_model(model)
     record = {
         "module": _recipe(model.module),
         "fingerprint": print_of,
-        "teacher": taught,
+        "teacher": source,
     }
-    log.write_bytes(f"models/{row}.json", json.dumps(record, indent=1).encode())
+    run_dir.write_bytes(f"models/{arm}.json", json.dumps(record, indent=1).encode())
 
 
-def load_model(run_dir: Any, row: str) -> apply.BoundModule:
-    """A row's trained model, of the first seed.
+def load_model(run_dir: Any, arm: str) -> apply.BoundModule:
+    """An arm's trained model, of the first seed.
 
     Args:
       run_dir: a run directory; object storage works.
-      row: its name in the run's table.
+      arm: its name in the run's table.
 
     Raises:
       RunError: there is no such model, it is damaged, or its module is none of
         `jaxdistill.models`.
     """
     folder = epath.Path(run_dir) / "models"
-    weights, record = folder / f"{row}.msgpack", folder / f"{row}.json"
+    weights, record = folder / f"{arm}.msgpack", folder / f"{arm}.json"
     if not weights.exists():
         there = sorted(path.stem for path in folder.glob("*.msgpack"))
         raise RunError(
-            f"{run_dir} holds no model {row!r}; it has: {', '.join(there) or 'none'}"
+            f"{run_dir} holds no model {arm!r}; it has: {', '.join(there) or 'none'}"
         )
     if not record.exists():
         raise RunError(
@@ -97,31 +96,35 @@ def load_model(run_dir: Any, row: str) -> apply.BoundModule:
     return model
 
 
-def read_teacher(run_dir: Any, row: str) -> dict[str, Any] | None:
-    """The row and the fingerprint of what taught a row's model, or None.
+def read_teacher(run_dir: Any, arm: str) -> dict[str, Any] | None:
+    """The arm and the fingerprint of what taught an arm's model, or None.
 
-    Older records do not tell: there it is the run's teacher, but for rows whose names
+    Older records do not tell: there it is the run's teacher, but for arms whose names
     say that they had none.
 
     Raises:
       RunError: a record is damaged.
     """
-    record = epath.Path(run_dir) / "models" / f"{row}.json"
+    record = epath.Path(run_dir) / "models" / f"{arm}.json"
     try:
         said = json.loads(record.read_text())
-        if "teacher" in said:
-            return said["teacher"]
+        if said.get("teacher", "unsaid") is None:
+            return None
+        if "teacher" in said:  # jaxdistill 0.1 called the arm a row
+            source = said["teacher"]
+            arm = source["arm"] if "arm" in source else source["row"]
+            return {"arm": arm, "fingerprint": source["fingerprint"]}
         record = record.with_name("teacher.json")
-        if row == "teacher" or row.startswith("scratch") or not record.exists():
+        if arm == "teacher" or arm.startswith("scratch") or not record.exists():
             return None
         found = json.loads(record.read_text())["fingerprint"]
-        return {"row": "teacher", "fingerprint": found}
+        return {"arm": "teacher", "fingerprint": found}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{record} is damaged") from error
 
 
-def read_accuracy(run_dir: Any, row: str) -> float | None:
-    """A row's accuracy on the test, of the first seed, if the run's summary tells one.
+def read_accuracy(run_dir: Any, arm: str) -> float | None:
+    """An arm's accuracy on the test, of the first seed, if the run's summary tells one.
 
     Raises:
       RunError: the summary is damaged.
@@ -129,7 +132,7 @@ def read_accuracy(run_dir: Any, row: str) -> float | None:
     path = epath.Path(run_dir) / "summary.json"
     try:
         seeds = json.loads(path.read_text()).get("seeds", {}) if path.exists() else {}
-        return seeds[row][0].get("accuracy") if row in seeds else None
+        return seeds[arm][0].get("accuracy") if arm in seeds else None
     except (OSError, ValueError, AttributeError, LookupError, TypeError) as error:
         raise RunError(f"{path} is damaged") from error
 
@@ -152,20 +155,20 @@ def read_config(run_dir: Any) -> tuple[dict[str, Any], str]:
         raise RunError(f"{path} names no data set ({error!r})") from error
 
 
-def load_lesson(
+def load_store_source(
     run_dir: Any,
-    row: str = "teacher",
+    arm: str = "teacher",
     *,
     split: Literal["train", "test"] = "train",
     data_dir: Any = None,
     batch_size: int | None = None,
     **options: Any,
-) -> Lesson:
-    """A row's model as the teacher of its run's images.
+) -> StoreSource:
+    """An arm's model as the teacher of its run's images.
 
     Args:
       run_dir: a run directory whose config.json names a data set.
-      row: which model.
+      arm: which model.
       split: "train" is without the images that the run held out for validation.
       data_dir: see `data.load`.
       batch_size: of the forward pass; None is that of the run's steps.
@@ -174,7 +177,7 @@ def load_lesson(
     Raises:
       RunError: as `load_model`, or there is no such data.
     """
-    model = load_model(run_dir, row)
+    model = load_model(run_dir, arm)
     config, name = read_config(run_dir)
     source = data.load(name, data_dir)
     images, part = getattr(source, split), str(split)
@@ -186,7 +189,7 @@ def load_lesson(
         batch_size = config.get("batch_size", 512) // config.get("micro_batches", 1)
     precision = config.get("precision", "float32")
     try:
-        manifest = cache.describe(
+        manifest = store.describe(
             model,
             examples,
             data=name,
@@ -198,10 +201,10 @@ def load_lesson(
         )
     except errors.FlaxError as error:
         raise RunError(
-            f"the model {row!r} of {run_dir} does not take the images of {name}, "
+            f"the model {arm!r} of {run_dir} does not take the images of {name}, "
             f"{examples['inputs'].shape[1:]}: {error}"
         ) from error
-    return Lesson(model, examples, manifest)
+    return StoreSource(model, examples, manifest)
 
 
 def _recipe(value: Any) -> Any:
@@ -229,7 +232,9 @@ def _build(recipe: Any) -> Any:
         return tuple(_build(item) for item in recipe)
     if not isinstance(recipe, Mapping):
         return recipe
-    kind: Any = getattr(models, recipe["class"], None)
+    name = recipe["class"]
+    name = "TransformerConfig" if name == "Size" else name  # in jaxdistill 0.1
+    kind: Any = getattr(models, name, None)
     known = isinstance(kind, type) and issubclass(
         kind, nn.Module | models.TransformerConfig
     )

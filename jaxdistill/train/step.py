@@ -61,10 +61,10 @@ def make_train_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
     *,
-    prepare: Callable[[Batch, Array], Batch] | None = None,
+    augment: Callable[[Batch, Array], Batch] | None = None,
     rollout: Callable[[TrainState, Batch, Array], Batch] | None = None,
     micro_batches: int = 1,
-    trim_to: Sequence[int] = (),
+    bucket_lengths: Sequence[int] = (),
     dtype: Any = None,
 ) -> Callable:
     """One optimizer step: `(state, teacher, batch) -> (state, metrics)`.
@@ -78,15 +78,15 @@ def make_train_step(
       student: see `models.student`.
       objective: see `objectives.combine`.
       optimizer: an optax transformation.
-      prepare: `(batch, rng) -> batch`, augmentation that teacher and student share.
+      augment: `(batch, rng) -> batch`, augmentation that teacher and student share.
       rollout: `(state, batch, rng) -> batch`, what the student makes of a batch before
         both see it (`models.on_policy`); no gradient flows through it.
       micro_batches: parts in which the gradient is accumulated. For per-example terms
         the sum is the large batch's gradient. It is not for BatchNorm (statistics are
         each part's own), dropout draws, and terms that pair examples.
-      trim_to: lengths in tokens, to the shortest of which that holds its texts a batch
-        is cut (`data.tokens`); of inputs with `attention_mask`, and terms to which
-        padding does not matter. () cuts nothing.
+      bucket_lengths: lengths in tokens, to the shortest of which that holds its texts a
+        batch is cut (`data.tokens`); of inputs with `attention_mask`, and terms to
+        which padding does not matter. () cuts nothing.
       dtype: what both forward passes and the backward pass compute in
         (`models.Precision`), or None for the types of the parameters.
 
@@ -104,19 +104,19 @@ def make_train_step(
     ) -> tuple[TrainState, Metrics]:
         _warn_of_parts(objective, replica.devices, micro_batches)
         rng = replica.key(jax.random.fold_in(state.rng, state.step))
-        if prepare is not None:
-            batch = prepare(batch, jax.random.fold_in(rng, AUGMENT))
+        if augment is not None:
+            batch = augment(batch, jax.random.fold_in(rng, AUGMENT))
         if rollout is not None:
             batch = rollout(state, batch, jax.random.fold_in(rng, GENERATE))
         key = jax.random.fold_in(rng, DROPOUT)
         parts = split_batch(batch, micro_batches)
-        lesson = cast_to_compute(teacher, dtype)
+        cast_teacher = cast_to_compute(teacher, dtype)
         forward = _forward(
-            student, objective, lesson, dtype, state.step, key, micro_batches
+            student, objective, cast_teacher, dtype, state.step, key, micro_batches
         )
         counts = replica.sum(_counts(forward, state, parts, micro_batches))
         model_state, (loss, sums, grads) = _gradient(
-            forward, state, parts, counts, micro_batches, trim_to
+            forward, state, parts, counts, micro_batches, bucket_lengths
         )
         loss, sums, grads = replica.sum((loss, sums, grads))
         model_state = _mean_state(model_state, replica)
@@ -129,14 +129,14 @@ def make_train_step(
 
 def make_eval_step(
     metrics: Callable[[Outputs, Outputs | None, Batch], Metrics],
-    trim_to: Sequence[int] = (),
+    bucket_lengths: Sequence[int] = (),
 ) -> Callable:
     """Sums of metrics on one batch: `((student, teacher), batch) -> metrics`.
 
     Args:
       metrics: `(student, teacher, batch) -> {name: (sum, count)}`, see
         `train.evaluation`.
-      trim_to: see `make_train_step`.
+      bucket_lengths: see `make_train_step`.
 
     Returns:
       The step; student and teacher are pytrees of `teachers`, the teacher may be None.
@@ -146,10 +146,10 @@ def make_eval_step(
         student, teacher = models
 
         def sums(batch):
-            lesson = None if teacher is None else teacher(batch)
-            return metrics(student(batch), lesson, batch)
+            teacher_outputs = None if teacher is None else teacher(batch)
+            return metrics(student(batch), teacher_outputs, batch)
 
-        return replica.sum(bucketed(sums, trim_to)(batch))
+        return replica.sum(bucketed(sums, bucket_lengths)(batch))
 
     return eval_step
 
@@ -158,43 +158,41 @@ def scan_train(train_step: Callable) -> Callable:
     """Many steps in one dispatch, over data that lives on the device, or comes to it.
 
     Returns:
-      `(state, (teacher, examples), rows) -> (state, metrics)`: `examples` is a batch of
-      the whole data set, `rows` has `index` and `mask` of shape `[K, B]`, and every
-      metric gains a leading axis `[K]`. What `examples` lack, all of it where they are
-      `{}`, `rows` brings as `[K, B, ...]` (`data.Stream`).
+      `(state, (teacher, examples), indices) -> (state, metrics)`: `examples` is a batch
+      of the whole data set, `indices` has `index` and `mask` of shape `[K, B]`, and
+      every metric gains a leading axis `[K]`. What `examples` lack, all of it where
+      they are `{}`, `indices` brings as `[K, B, ...]` (`data.Stream`).
     """
 
-    def run(state, resident, rows, *, replica=WHOLE):
+    def run(state, resident, indices, *, replica=WHOLE):
         teacher, examples = resident
 
-        def body(state, row):
+        def body(state, at):
             return train_step(
-                state, teacher, gather_batch(examples, row), replica=replica
+                state, teacher, gather_batch(examples, at), replica=replica
             )
 
-        return jax.lax.scan(body, state, rows)
+        return jax.lax.scan(body, state, indices)
 
     return run
 
 
 def scan_eval(eval_step: Callable) -> Callable:
-    """`(models, examples, rows) -> metrics` over resident data, as `scan_train`."""
+    """`(models, examples, indices) -> metrics` over resident data, as `scan_train`."""
 
-    def run(models, examples, rows, *, replica=WHOLE):
-        def body(carry, row):
-            return carry, eval_step(
-                models, gather_batch(examples, row), replica=replica
-            )
+    def run(models, examples, indices, *, replica=WHOLE):
+        def body(carry, at):
+            return carry, eval_step(models, gather_batch(examples, at), replica=replica)
 
-        return jax.lax.scan(body, None, rows)[1]
+        return jax.lax.scan(body, None, indices)[1]
 
     return run
 
 
-def gather_batch(examples: Batch, row: Batch) -> Batch:
-    """The batch of the examples at `row["index"]`, with `row["mask"]`."""
-    batch = jax.tree.map(lambda x: x[row["index"]], dict(examples))
-    return {**batch, **row}
+def gather_batch(examples: Batch, at: Batch) -> Batch:
+    """The batch of the examples at `at["index"]`, with `at["mask"]`."""
+    batch = jax.tree.map(lambda x: x[at["index"]], dict(examples))
+    return {**batch, **at}
 
 
 def masked_sum(values: Array, mask: Array) -> Array:
@@ -233,11 +231,11 @@ def _forward(student, objective, teacher, dtype, step, dropout, micro_batches):
 
     def forward(params, model_state, i, part):
         part = {**part, "inputs": cast_to_compute(part["inputs"], dtype)}
-        lesson = None if teacher is None else teacher(part)
+        teacher_outputs = None if teacher is None else teacher(part)
         key = dropout if micro_batches == 1 else jax.random.fold_in(dropout, i)
         params = cast_to_compute(params, dtype)
         outputs, model_state = student.apply(params, model_state, part, key)
-        return objective(outputs, lesson, part, step), model_state
+        return objective(outputs, teacher_outputs, part, step), model_state
 
     return forward
 
@@ -252,7 +250,7 @@ def _counts(forward, state: TrainState, parts: Batch, micro_batches: int):
     return accumulate(count, None, parts, micro_batches)[1]
 
 
-def _gradient(forward, state: TrainState, parts, counts, micro_batches, trim_to):
+def _gradient(forward, state: TrainState, parts, counts, micro_batches, bucket_lengths):
     """The last model state, and loss, sums and gradients added up over the parts."""
 
     def loss_of(params, model_state, i, part):
@@ -263,7 +261,7 @@ def _gradient(forward, state: TrainState, parts, counts, micro_batches, trim_to)
 
     def gradient(model_state, i, part):
         of = jax.value_and_grad(loss_of, has_aux=True)
-        of_part = bucketed(partial(of, state.params, model_state, i), trim_to)
+        of_part = bucketed(partial(of, state.params, model_state, i), bucket_lengths)
         (loss, (sums, model_state)), grads = of_part(part)
         return model_state, (loss, sums, grads)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The artefacts of a run's row: those that were exported, else exported now."""
+"""The artefacts of a run's arm: those that were exported, else exported now."""
 
 import importlib.util
 from collections.abc import Iterable, Sequence
@@ -18,17 +18,17 @@ ANY_LOSS = 100.0
 
 
 class Artefact(NamedTuple):
-    """An exported row.
+    """An exported arm.
 
     Attributes:
-      row: whose it is.
+      arm: whose it is.
       kind: the format, and how it is quantised.
       path: of the file that takes one example, or any number.
       many: of the one that takes a batch, where the first does not.
       manifest: the first one's.
     """
 
-    row: str
+    arm: str
     kind: str
     path: Path
     many: Path | None
@@ -76,21 +76,21 @@ def obtain(
     subject: Subject,
     run_dir: Path,
     folder: Path,
-    row: str,
+    arm: str,
     to: Target,
     int8: Int8 | None,
     batch: int,
 ) -> Artefact:
-    """A row's artefact in a format.
+    """An arm's artefact in a format.
 
     One that is there is taken where it is of this student, in this format, and is what
     its manifest says. Of the export command's none is written over.
 
     Args:
-      subject: the row's, see `export.from_run`.
+      subject: the arm's, see `export.from_run`.
       run_dir: where `jaxdistill export` leaves its own.
       folder: where to export what is not there.
-      row: its name.
+      arm: its name.
       to: the format.
       int8: which quantisation, if any.
       batch: of the second artefact, where the format takes a fixed number.
@@ -99,7 +99,7 @@ def obtain(
       ExportError: see `export.write`; whatever int8 costs is no error.
     """
     size = FORMATS[to].BATCH
-    exported = export.default_path(run_dir, row, to, int8)
+    exported = export.default_path(run_dir, arm, to, int8)
     own = folder / FOLDER / exported.name
     options: dict[str, Any] = {"to": to, "int8": int8, "max_drop": ANY_LOSS}
     path = export.obtain(subject, [exported, own], batch_size=size, **options)
@@ -107,7 +107,7 @@ def obtain(
     if size is not None:
         wide = own.with_stem(f"{own.stem}-batch{batch}")
         many = export.obtain(subject, [wide], batch_size=batch, **options)
-    return Artefact(row, kind(to, int8), path, many, runtimes.read_manifest(path))
+    return Artefact(arm, kind(to, int8), path, many, runtimes.read_manifest(path))
 
 
 def kind(to: Target, int8: Int8 | None) -> str:
@@ -116,12 +116,12 @@ def kind(to: Target, int8: Int8 | None) -> str:
 
 
 def plan(
-    rows: Iterable[str], formats: Iterable[Target], int8: Int8 | None
+    arms: Iterable[str], formats: Iterable[Target], int8: Int8 | None
 ) -> list[tuple[str, Target, Int8 | None]]:
-    """Which artefacts a table has: each row in each format, as floats and in int8."""
+    """Which artefacts a table has: each arm in each format, as floats and in int8."""
     return [
-        (row, to, quantised)
-        for row in rows
+        (arm, to, quantised)
+        for arm in arms
         for to in formats
         for quantised in (
             (None,) if to == "stablehlo" or int8 is None else (None, int8)

@@ -38,13 +38,13 @@ from jaxdistill.runtimes import ArtefactError
 from jaxdistill.train import cost as benchmark
 from jaxdistill.train.run_dir import RunError, processor
 
-ROWS = ("teacher", "scratch", "distilled")
+ARMS = ("teacher", "scratch", "distilled")
 FOLDER = "deployment"
 
 
 def from_run(
     run_dir: Any,
-    rows: Sequence[str] = (),
+    arms: Sequence[str] = (),
     *,
     to: Sequence[Target] = (),
     int8: Int8 | None = "static",
@@ -57,7 +57,7 @@ def from_run(
 
     Args:
       run_dir: a run directory, no object storage.
-      rows: which of its models; none is those of `ROWS` that it has.
+      arms: which of its models; none is those of `ARMS` that it has.
       to: in which formats; none is those whose packages are installed.
       int8: which quantisation is measured beside floats, if any.
       data_dir: see `export.from_run`.
@@ -66,7 +66,7 @@ def from_run(
       progress: show progress bars.
 
     Returns:
-      The summary: `rows` as `report.summarize` has them, with all that was measured;
+      The summary: `arms` as `report.summarize` has them, with all that was measured;
       `lines` for `frontier.draw`; under `deployed` how it was measured.
 
     Raises:
@@ -76,7 +76,7 @@ def from_run(
       ValueError: `rounds` or `repeats` is below 1.
     """
     _check(rounds=rounds, repeats=repeats)
-    names = _rows(run_dir, rows)
+    names = _arms(run_dir, arms)
     formats, left_out = artefacts.targets(to)
     read = {name: export.from_run(run_dir, name, data_dir=data_dir) for name in names}
     plan = artefacts.plan(names, formats, int8)
@@ -85,15 +85,15 @@ def from_run(
     times = _measure(made, read, threads, rounds, repeats, progress, left_out)
     made = {name: each for name, each in made.items() if name in times}
     found = {name: {**found[name], "threads": times[name]} for name in made}
-    for row in found.values():
-        p50 = [each["latency_us"]["p50"] for each in row["threads"]["1"]]
-        row["cost"]["latency_us"] = statistics.median(p50) if p50 else None
-    families = {each.row: None for each in made.values()}
+    for arm in found.values():
+        p50 = [each["latency_us"]["p50"] for each in arm["threads"]["1"]]
+        arm["cost"]["latency_us"] = statistics.median(p50) if p50 else None
+    families = {each.arm: None for each in made.values()}
     how = {"rounds": rounds, "repeats": repeats, "threads": threads}
     summary = {
         "measure": "accuracy",
-        "rows": found,
-        "lines": {f: [n for n, e in made.items() if e.row == f] for f in families},
+        "arms": found,
+        "lines": {f: [n for n, e in made.items() if e.arm == f] for f in families},
         "deployed": _how(how, left_out, found),
     }
     folder = Path(run_dir) / FOLDER
@@ -110,8 +110,8 @@ def _check(**numbers: int) -> None:
             raise ValueError(f"--{name} must be at least 1, got {given}")
 
 
-def _rows(run_dir: Any, given: Sequence[str]) -> list[str]:
-    """The rows that are measured, all of them in the run.
+def _arms(run_dir: Any, given: Sequence[str]) -> list[str]:
+    """The arms that are measured, all of them in the run.
 
     Raises:
       RunError: one is not, or there is none to measure.
@@ -121,15 +121,15 @@ def _rows(run_dir: Any, given: Sequence[str]) -> list[str]:
     there = sorted(path.stem for path in Path(run_dir).glob("models/*.msgpack"))
     if not there:
         raise RunError(f"{run_dir} holds no models: it is no run, or was never trained")
-    rows = list(dict.fromkeys(given or [name for name in ROWS if name in there]))
-    wrong = [name for name in rows if name not in there]
-    if wrong or not rows:
-        lacks = ", ".join(wrong) or f"none of {', '.join(ROWS)}"
+    arms = list(dict.fromkeys(given or [name for name in ARMS if name in there]))
+    wrong = [name for name in arms if name not in there]
+    if wrong or not arms:
+        lacks = ", ".join(wrong) or f"none of {', '.join(ARMS)}"
         raise RunError(
-            f"{run_dir} holds no model {lacks}; name --rows that it has: "
+            f"{run_dir} holds no model {lacks}; name --arms that it has: "
             f"{', '.join(there)}"
         )
-    return rows
+    return arms
 
 
 def _export(
@@ -145,13 +145,13 @@ def _export(
       ExportError: none could be exported.
     """
     made, found = {}, {}
-    for row, to, kind in tqdm(plan, desc="exporting", disable=not progress):
-        name = f"{row} {artefacts.kind(to, kind)}"
+    for arm, to, kind in tqdm(plan, desc="exporting", disable=not progress):
+        name = f"{arm} {artefacts.kind(to, kind)}"
         try:
             each = artefacts.obtain(
-                read[row], run_dir, run_dir / FOLDER, row, to, kind, BATCH
+                read[arm], run_dir, run_dir / FOLDER, arm, to, kind, BATCH
             )
-            found[name] = _describe(read[row], each)
+            found[name] = _describe(read[arm], each)
             made[name] = each
         except (ExportError, ArtefactError) as error:
             left_out[name] = reason = str(error)
@@ -169,7 +169,7 @@ def _describe(subject: Subject, made: Artefact) -> dict[str, Any]:
         forward = benchmark.compile_forward(subject.student, batch)
     manifest = made.manifest
     return {
-        "row": made.row,
+        "arm": made.arm,
         "kind": made.kind,
         "runtime": manifest["runtime"],
         "int8": manifest["int8"],
@@ -209,7 +209,7 @@ def _measure(
                 bar.update()
                 if label in failed:
                     return {}
-                inputs, options = read[each.row].inputs, {"repeats": repeats}
+                inputs, options = read[each.arm].inputs, {"repeats": repeats}
                 try:
                     return measure(
                         each.path, inputs, threads=count, many=each.many, **options
@@ -235,10 +235,10 @@ def _measure(
 def _how(
     given: Mapping[str, Any],
     left_out: Mapping[str, str],
-    rows: Mapping[str, Mapping[str, Any]],
+    arms: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     """What the numbers depend on: the method, and the machine."""
-    used = dict.fromkeys(row["runtime"] for row in rows.values())
+    used = dict.fromkeys(arm["runtime"] for arm in arms.values())
     return {
         **given,
         "warmup": WARMUP,

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Many students in one program: a grid of hyperparameters and seeds, by vmap.
 
-    cells = grid(temperature=[1.0, 4.0], learning_rate=[1e-3, 3e-3], seed=range(5))
-    run = choose(cells)
-    students = train(cells, module, make_objective, make_optimizer, run=run, ...)
+    trials = grid(temperature=[1.0, 4.0], learning_rate=[1e-3, 3e-3], seed=range(5))
+    partitioner = choose(trials)
+    students = train(trials, module, make_objective, make_optimizer, run=run, ...)
 
-A cell is a mapping of traced numbers. `make_objective(cell)` and `make_optimizer(cell)`
-are called once, under vmap: one compilation serves the whole grid. A small student
-leaves most of a device idle; thirty of them share one teacher, one batch and one
-dispatch. What each cell has for itself (its labels, its teacher) is `Own`.
+A trial is a mapping of traced numbers. `make_objective(trial)` and
+`make_optimizer(trial)` are called once, under vmap: one compilation serves the whole
+grid. A small student leaves most of a device idle; thirty of them share one teacher,
+one batch and one dispatch. What each trial has for itself (its labels, its teacher) is
+`Own`.
 """
 
 from jaxdistill.study.sweep.devices import (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cells on devices: each takes an equal part of them, and nothing is sent between."""
+"""Trials on devices: each takes an equal part of them, and nothing is sent between."""
 
 import contextlib
 import os
@@ -14,12 +14,11 @@ from jax.sharding import PartitionSpec as P
 from jaxdistill.parallel import partitioner as parallel
 from jaxdistill.parallel.partitioner import Partitioner
 from jaxdistill.parallel.sharding import put, whole
-from jaxdistill.study.sweep import trials
 from jaxdistill.study.sweep.steps import axis_of, in_groups, scan_sweep
-from jaxdistill.study.sweep.trials import size
+from jaxdistill.study.sweep.trials import axes_of, is_per_trial, size
 from jaxdistill.types import TrainState
 
-AXIS = "cells"
+AXIS = "trials"
 
 Division = Literal["auto", "seeds", "jit", "mesh", "fsdp", "pmap"]
 """What the devices of a study divide among them, see `divide`."""
@@ -53,74 +52,75 @@ def divide(over: Division, seeds: int) -> tuple[Partitioner, bool]:
 
 
 def compile_sweep(
-    run: Partitioner,
+    partitioner: Partitioner,
     sweep_step: Callable,
-    cells: Mapping[str, Any],
+    trials: Mapping[str, Any],
     *,
     group: int | None = None,
 ):
     """Many steps of a sweep in one dispatch, as `train.fit` takes them.
 
     Args:
-      run: `choose(cells)`.
+      partitioner: `choose(trials)`.
       sweep_step: see `make_sweep_step`.
-      cells: `{name: [cells]}`.
-      group: most cells of a device that train at once, see `in_groups`; None is all.
+      trials: `{name: [trials]}`.
+      group: most trials of a device that train at once, see `in_groups`; None is all.
         See `group_for`.
 
     Returns:
-      `(states, (teacher, examples), rows) -> (states, metrics)`, as `scan_sweep`'s.
+      `(states, (teacher, examples), indices) -> (states, metrics)`, as `scan_sweep`'s.
     """
-    program, each = scan_sweep(sweep_step), size(cells) // len(run.devices)
+    program, each = scan_sweep(sweep_step), size(trials) // len(partitioner.devices)
     if group is not None and group < each:
         at_once = max(n for n in range(1, group + 1) if each % n == 0)
         program = in_groups(program, at_once)
-    if len(run.devices) > 1:
-        program = _on_each(program, Mesh(np.array(run.devices), (AXIS,)))
-    program = run.compile(program, batch_axis=1)
-    placed = run.place(dict(cells))
+    if len(partitioner.devices) > 1:
+        program = _on_each(program, Mesh(np.array(partitioner.devices), (AXIS,)))
+    program = partitioner.compile(program, batch_axis=1)
+    placed = partitioner.place(dict(trials))
 
-    def step(states, resident, rows):
-        return program(states, (placed, *resident), rows)
+    def step(states, resident, indices):
+        return program(states, (placed, *resident), indices)
 
     return step
 
 
 def _on_each(program: Callable, devices: Mesh) -> Callable:
-    """`scan_sweep`'s program on every device for the cells that it has."""
+    """`scan_sweep`'s program on every device for the trials that it has."""
     states_of = TrainState(P(), P(AXIS), P(AXIS), P(AXIS), P(AXIS))
 
-    def run(states, resident, rows):
-        cells, *given = resident
-        own_rows = P() if axis_of(rows, 1) is None else P(None, AXIS)
+    def run(states, resident, indices):
+        trials, *given = resident
+        own_indices = P() if axis_of(indices, 1) is None else P(None, AXIS)
         local = jax.shard_map(
             program,
             mesh=devices,
             in_specs=(
                 states_of,
-                (P(AXIS), *trials.axes(given, P(AXIS), P())),
-                own_rows,
+                (P(AXIS), *axes_of(given, P(AXIS), P())),
+                own_indices,
             ),
             out_specs=(states_of, P(None, AXIS)),
             check_vma=False,
         )
-        return local(states, (cells, *given), rows)
+        return local(states, (trials, *given), indices)
 
     return run
 
 
-def group_for(run: Partitioner) -> int | None:
-    """How many cells of a device to train at once where they share no live teacher.
+def group_for(partitioner: Partitioner) -> int | None:
+    """How many trials of a device to train at once where they share no live teacher.
 
     All (None) on an accelerator; on a CPU one, all its steps: of MNIST's students of
     109,000 weights two cores took 0.23 ms a step and student one by one on each, 0.26
     two by two, 0.35 all sixteen at once.
     """
-    return 1 if run.devices[0].platform == "cpu" else None
+    return 1 if partitioner.devices[0].platform == "cpu" else None
 
 
 def use_cores() -> None:
-    """Makes each core of a CPU a device of its own, among which `choose` divides cells.
+    """Makes each core of a CPU a device of its own, among which `choose` divides
+    trials.
 
     One student's small products leave cores waiting for each other; two students do
     not. To be called before anything touches a device; nothing changes where that has
@@ -138,26 +138,26 @@ def use_cores() -> None:
 
 
 def choose(
-    cells: Mapping[str, Any], devices: Sequence[Any] | None = None
+    trials: Mapping[str, Any], devices: Sequence[Any] | None = None
 ) -> Partitioner:
-    """One device, or several that take equal parts of the cells and share all else.
+    """One device, or several that take equal parts of the trials and share all else.
 
-    States and cells are placed (`place`); data and teachers, which have no axis of
-    cells, are on every device (`replicate`), but for what is `Own`.
+    States and trials are placed (`place`); data and teachers, which have no axis of
+    trials, are on every device (`replicate`), but for what is `Own`.
 
     Args:
-      cells: `{name: [cells]}`.
+      trials: `{name: [trials]}`.
       devices: of one process, the most to use, all if None; those beyond the largest
-        number that divides the cells stay idle. Of several processes, all are used.
+        number that divides the trials stay idle. Of several processes, all are used.
 
     Raises:
-      ValueError: the cells do not divide over the devices of several processes.
+      ValueError: the trials do not divide over the devices of several processes.
     """
     devices = tuple(jax.devices() if devices is None else devices)
-    count, most = size(cells), len(devices)
+    count, most = size(trials), len(devices)
     if jax.process_count() > 1 and count % most:
         raise ValueError(
-            f"{count} cells do not divide over {most} devices of "
+            f"{count} trials do not divide over {most} devices of "
             f"{jax.process_count()} processes; take a multiple of {most}"
         )
     devices = devices[: max(n for n in range(1, most + 1) if count % n == 0)]
@@ -176,9 +176,9 @@ def choose(
     def replicate(tree, axis=0):
         del axis
         return jax.tree.map(
-            lambda x: place(x) if trials.is_per_trial(x) else put(x, everywhere),
+            lambda x: place(x) if is_per_trial(x) else put(x, everywhere),
             tree,
-            is_leaf=trials.is_per_trial,
+            is_leaf=is_per_trial,
         )
 
     def compile(function, *, batch_axis=0, donate=True):
@@ -189,7 +189,7 @@ def choose(
         return jax.tree.map(whole, tree)
 
     return Partitioner(
-        name="cells",
+        name="trials",
         devices=devices,
         place=place,
         replicate=replicate,

@@ -9,8 +9,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdistill.study.sweep import trials
-from jaxdistill.study.sweep.trials import Trial, size
+from jaxdistill.study.sweep.trials import (
+    Trial,
+    apart,
+    axes_of,
+    combine,
+    has_per_trial,
+    of_one,
+    size,
+)
 from jaxdistill.train.step import gather_batch, init_state, make_train_step
 from jaxdistill.types import Batch, Objective, Student, TrainState
 
@@ -60,7 +67,7 @@ def make_sweep_step(
       make_objective: an objective from a trial's numbers, which may be its weights and
         temperatures.
       make_optimizer: likewise.
-      options: `prepare`, drawn for each trial, `micro_batches` and `dtype`, see
+      options: `augment`, drawn for each trial, `micro_batches` and `dtype`, see
         `train.make_train_step`.
 
     Returns:
@@ -76,11 +83,11 @@ def make_sweep_step(
             make_optimizer(trial),
         )
         step = make_train_step(student, objective, optimizer, **options)
-        return step(state, trials.of_one(teacher), batch)
+        return step(state, of_one(teacher), batch)
 
     def sweep_step(states, trials, teacher, batch):
         given = (states, dict(trials), teacher, batch)
-        axes = (STACKED, 0, trials.axes(teacher, 0, None), axis_of(batch))
+        axes = (STACKED, 0, axes_of(teacher, 0, None), axis_of(batch))
         if size(trials) == 1:
             return _alone(one, axes, (STACKED, 0))(*given)
         return jax.vmap(one, axes, (STACKED, 0))(*given)
@@ -114,19 +121,19 @@ def scan_sweep(sweep_step: Callable) -> Callable:
     """Many steps in one dispatch over resident data, as `train.scan_train`.
 
     Returns:
-      `(states, (trials, teacher, examples), rows) -> (states, metrics)`: `rows` has
-      `index` and `mask` `[K, B]` for batches that all trials share, or
+      `(states, (trials, teacher, examples), indices) -> (states, metrics)`: `indices`
+      has `index` and `mask` `[K, B]` for batches that all trials share, or
       `[K, trials, B]`;
       metrics are `[K, trials]`. Teacher and examples may be `PerTrial` in part.
     """
 
-    def run(states, resident, rows):
+    def run(states, resident, indices):
         trials, teacher, examples = resident
 
-        def body(states, row):
-            return sweep_step(states, trials, teacher, _take(examples, row))
+        def body(states, at):
+            return sweep_step(states, trials, teacher, _take(examples, at))
 
-        return jax.lax.scan(body, states, rows)
+        return jax.lax.scan(body, states, indices)
 
     return run
 
@@ -152,22 +159,22 @@ def in_groups(program: Callable, group: int) -> Callable:
     def join(x):
         return x.reshape(-1, *x.shape[2:])
 
-    def run(states, resident, rows):
+    def run(states, resident, indices):
         trials, *given = resident
         first, bodies = states.step, replace(states, step=())
-        each, shared = trials.apart(given)
-        each_rows = cut(rows, 1) if axis_of(rows, 1) is not None else None
+        each, shared = apart(given)
+        each_indices = cut(indices, 1) if axis_of(indices, 1) is not None else None
 
         def train(part):
-            states, trials, each, each_rows = part
+            states, trials, each, each_indices = part
             states = replace(states, step=first)
-            group_rows = rows if each_rows is None else each_rows
-            resident = (trials, *trials.combine(each, shared))
-            states, metrics = program(states, resident, group_rows)
+            group_indices = indices if each_indices is None else each_indices
+            resident = (trials, *combine(each, shared))
+            states, metrics = program(states, resident, group_indices)
             metrics = jax.tree.map(lambda x: x.swapaxes(0, 1), metrics)
             return replace(states, step=()), metrics, states.step
 
-        parts = (*cut((bodies, dict(trials), each)), each_rows)
+        parts = (*cut((bodies, dict(trials), each)), each_indices)
         bodies, metrics, steps = jax.lax.map(train, parts)
         bodies, metrics = jax.tree.map(join, (bodies, metrics))
         metrics = jax.tree.map(lambda x: x.swapaxes(0, 1), metrics)
@@ -191,9 +198,9 @@ def axis_of(batch: Batch, before: int = 0) -> int | None:
     return 0 if batch["mask"].ndim > before + 1 else None
 
 
-def _take(examples: Any, row: Batch) -> Batch:
-    """`step.gather_batch`, whoever examples and row belong to."""
-    if axis_of(row) is None and not trials.has_per_trial(examples):
-        return gather_batch(examples, row)
-    one = lambda examples, row: gather_batch(trials.of_one(examples), row)  # noqa: E731
-    return jax.vmap(one, (trials.axes(examples, 0, None), axis_of(row)))(examples, row)
+def _take(examples: Any, at: Batch) -> Batch:
+    """`step.gather_batch`, whoever examples and indices belong to."""
+    if axis_of(at) is None and not has_per_trial(examples):
+        return gather_batch(examples, at)
+    one = lambda examples, at: gather_batch(of_one(examples), at)  # noqa: E731
+    return jax.vmap(one, (axes_of(examples, 0, None), axis_of(at)))(examples, at)

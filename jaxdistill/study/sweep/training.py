@@ -14,10 +14,9 @@ from jaxdistill import models
 from jaxdistill.data import Batches, Orders
 from jaxdistill.models import apply
 from jaxdistill.parallel.partitioner import Partitioner
-from jaxdistill.study.sweep import trials
 from jaxdistill.study.sweep.devices import compile_sweep, group_for
 from jaxdistill.study.sweep.steps import init_states, make_sweep_step
-from jaxdistill.study.sweep.trials import Trial
+from jaxdistill.study.sweep.trials import Trial, apart, is_per_trial
 from jaxdistill.teachers import fingerprints
 from jaxdistill.train.checkpoint import Checkpoints
 from jaxdistill.train.loop import fit, interval
@@ -26,13 +25,13 @@ from jaxdistill.types import Objective
 
 
 def train(
-    cells: Mapping[str, Any],
+    trials: Mapping[str, Any],
     module: nn.Module,
     make_objective: Callable[[Trial], Objective],
     make_optimizer: Callable[[Trial], optax.GradientTransformation],
     *,
-    run: Partitioner,
-    log: RunDir,
+    partitioner: Partitioner,
+    run_dir: RunDir,
     name: str,
     examples: Mapping[str, Any],
     batches: Batches | Orders,
@@ -48,73 +47,73 @@ def train(
     """Trains a grid through `train.fit`, resumed from its checkpoints.
 
     Args:
-      cells: `{name: [cells]}`, with `seed`.
-      module: the linen module of every cell.
+      trials: `{name: [trials]}`, with `seed`.
+      module: the linen module of every trial.
       make_objective: see `make_sweep_step`.
       make_optimizer: likewise.
-      run: `choose(cells)`.
-      log: the run directory.
+      partitioner: `choose(trials)`.
+      run_dir: the run directory.
       name: in logs and of the checkpoint folder.
       examples: not placed, `Own` in part perhaps (`stack`); with stored outputs as
         `teacher`, see `store.read`.
-      batches: which examples go into which batch: the same for all cells, or `Orders`.
+      batches: which examples go into which batch: the same for all trials, or `Orders`.
       steps: optimizer steps.
-      teacher: not placed: `teachers.Stored()`, a live teacher, each cell's own
+      teacher: not placed: `teachers.Stored()`, a live teacher, each trial's own
         (`stack`), or None.
-      names: of the cells in logs; without, a record is their mean.
-      evaluate: `all students -> {name: number}`, with names one such of each cell.
+      names: of the trials in logs; without, a record is their mean.
+      evaluate: `all students -> {name: number}`, with names one such of each trial.
       evaluations: records and checkpoints of the training, about so many
         (`train.interval`).
-      best: see `Checkpoints`; of the cells' mean.
+      best: see `Checkpoints`; of the trials' mean.
       progress: whether to show a bar.
       options: see `make_sweep_step`.
 
     Returns:
-      All students as one placed model, whose variables have an axis of cells first.
+      All students as one placed model, whose variables have an axis of trials first.
     """
     student = models.student(module)
-    cell = {name: np.asarray(of)[0] for name, of in cells.items()}
+    trial = {name: np.asarray(of)[0] for name, of in trials.items()}
     checkpoints = Checkpoints(
-        log.path / "checkpoints" / name,
+        run_dir.path / "checkpoints" / name,
         identity={
             "name": name,
-            "cells": {name: np.asarray(of).tolist() for name, of in cells.items()},
+            "trials": {name: np.asarray(of).tolist() for name, of in trials.items()},
             "teacher": fingerprints.of_tree((teacher, examples)),
-            "objective": fingerprints.described(make_objective(cell)),
+            "objective": fingerprints.described(make_objective(trial)),
             "steps": steps,
         },
         best=best,
     )
     step = make_sweep_step(student, make_objective, make_optimizer, **options)
-    _, shared = trials.apart(teacher)
+    _, shared = apart(teacher)
     # A live teacher that all share is asked once for all.
-    group = None if jax.tree.leaves(shared) else group_for(run)
+    group = None if jax.tree.leaves(shared) else group_for(partitioner)
     trained = partial(apply.trained, module)
     states = fit(
-        init_states(cells, student, make_optimizer, _first(examples)),
-        compile_sweep(run, step, cells, group=group),
-        run=run,
-        examples=run.replicate(dict(examples)),
+        init_states(trials, student, make_optimizer, _first(examples)),
+        compile_sweep(partitioner, step, trials, group=group),
+        partitioner=partitioner,
+        examples=partitioner.replicate(dict(examples)),
         batches=batches,
         steps=steps,
-        teacher=run.replicate(teacher),
+        teacher=partitioner.replicate(teacher),
         evaluate=None if evaluate is None else lambda x: evaluate(trained(x)),
         evaluate_every=interval(steps, evaluations),
         checkpoints=checkpoints,
-        log=log,
+        run_dir=run_dir,
         name=name,
-        cells=names,
+        trials=names,
         progress=progress,
     )
     checkpoints.close()
-    return trained(run.place(states))
+    return trained(partitioner.place(states))
 
 
 def _first(examples: Mapping[str, Any]) -> dict[str, Any]:
     """A batch of the first example, of the first trial where each has its own."""
     first = jax.tree.map(
-        lambda x: (x.tree[0] if trials.is_per_trial(x) else x)[:1],
+        lambda x: (x.tree[0] if is_per_trial(x) else x)[:1],
         {name: array for name, array in examples.items() if name != "teacher"},
-        is_leaf=trials.is_per_trial,
+        is_leaf=is_per_trial,
     )
     return {**first, "mask": np.ones(1, np.float32)}

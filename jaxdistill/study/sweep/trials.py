@@ -10,17 +10,17 @@ import numpy as np
 from flax import struct
 
 Trial = Mapping[str, Any]
-"""One cell's numbers, traced, by their names."""
+"""One trial's numbers, traced, by their names."""
 
 
 def grid(**axes: Iterable[Any]) -> dict[str, np.ndarray]:
-    """Every combination of the values, as `{name: [cells]}`; the last varies fastest.
+    """Every combination of the values, as `{name: [trials]}`; the last varies fastest.
 
     Raises:
       ValueError: no axes, or one without values.
 
-    >>> cells = grid(temperature=[1.0, 4.0], seed=range(2))
-    >>> print(cells["temperature"], cells["seed"])
+    >>> trials = grid(temperature=[1.0, 4.0], seed=range(2))
+    >>> print(trials["temperature"], trials["seed"])
     [1. 1. 4. 4.] [0 1 0 1]
     """
     values = {name: list(axis) for name, axis in axes.items()}
@@ -31,40 +31,40 @@ def grid(**axes: Iterable[Any]) -> dict[str, np.ndarray]:
         )
     combinations = list(itertools.product(*values.values()))
     columns = zip(*combinations, strict=True)
-    cells = {}
+    trials = {}
     for name, column in zip(values, columns, strict=True):
         array = np.array(column)
-        cells[name] = array.astype(np.float32 if array.dtype.kind == "f" else np.int32)
-    return cells
+        trials[name] = array.astype(np.float32 if array.dtype.kind == "f" else np.int32)
+    return trials
 
 
-def size(cells: Mapping[str, Any]) -> int:
-    """How many cells there are."""
-    return len(next(iter(cells.values())))
+def size(trials: Mapping[str, Any]) -> int:
+    """How many trials there are."""
+    return len(next(iter(trials.values())))
 
 
 @struct.dataclass
 class PerTrial:
-    """Arrays with an axis of cells first, each cell's own; others are shared by all."""
+    """Arrays with an axis of trials first, one for each; others are shared by all."""
 
     tree: Any
 
 
 def is_per_trial(node: Any) -> bool:
-    """Whether a node of a tree is each cell's own."""
+    """Whether a node of a tree is each trial's own."""
     return isinstance(node, PerTrial)
 
 
 def has_per_trial(tree: Any) -> bool:
-    """Whether anything in a tree is each cell's own."""
+    """Whether anything in a tree is each trial's own."""
     return any(map(is_per_trial, jax.tree.leaves(tree, is_leaf=is_per_trial)))
 
 
 def stack(trees: Sequence[Any]) -> Any:
-    """The cells' trees as one: what is one object in all is shared, the rest `Own`.
+    """The trials' trees as one: what is one object in all is shared, the rest `Own`.
 
     Args:
-      trees: examples or teachers, of one structure, one for each cell.
+      trees: examples or teachers, of one structure, one for each trial.
 
     >>> one, two = np.zeros(2), np.ones(2)
     >>> both = stack([{"inputs": one, "labels": one}, {"inputs": one, "labels": two}])
@@ -80,15 +80,15 @@ def stack(trees: Sequence[Any]) -> Any:
     return jax.tree.map(leaf, *trees)
 
 
-def axes(tree: Any, own: Any, shared: Any) -> Any:
-    """A prefix of the tree: `own` at what is each cell's own, `shared` elsewhere."""
+def axes_of(tree: Any, own: Any, shared: Any) -> Any:
+    """A prefix of the tree: `own` at what is each trial's own, `shared` elsewhere."""
     return jax.tree.map(
         lambda x: own if is_per_trial(x) else shared, tree, is_leaf=is_per_trial
     )
 
 
 def of_one(tree: Any) -> Any:
-    """The tree as one cell has it, under vmap over `axes(tree, 0, None)`."""
+    """The tree as one trial has it, under vmap over `axes_of(tree, 0, None)`."""
     return jax.tree.map(
         lambda x: x.tree if is_per_trial(x) else x, tree, is_leaf=is_per_trial
     )

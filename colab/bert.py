@@ -61,7 +61,7 @@ from jaxdistill import (
     study,
     train,
 )
-from jaxdistill.pretrained import weights as huggingface
+from jaxdistill.pretrained import weights
 
 print("devices:", jax.devices())
 
@@ -140,7 +140,7 @@ else:
     teacher, loaded = pretrained.load(SETTINGS["teacher"])
     if not isinstance(teacher, models.BertClassifier):
         raise ValueError("the teacher is a BERT or DistilBERT with a head for classes")
-    tokenizer = pretrained.load_tokenizer(huggingface.find(SETTINGS["teacher"]))
+    tokenizer = pretrained.load_tokenizer(weights.find(SETTINGS["teacher"]))
     pretrained.check_tokenizer(tokenizer, teacher.encoder.size)
 
 
@@ -217,8 +217,8 @@ study.compare(experiment, arms, seeds=1)
 print(report.write(RUN_DIR))
 
 # %% [markdown]
-# One seed says little. `experiments/sst2_bert.py` has more students, seeds, and hidden
-# states and relations of queries, keys and values to learn.
+# One seed says little. `experiments/text/sst2_bert.py` has more students, seeds, and
+# hidden states and relations of queries, keys and values to learn.
 
 # %% [markdown]
 # ## Ask them

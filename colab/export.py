@@ -47,7 +47,7 @@ import optax
 from IPython.display import Image, display
 
 from jaxdistill import data, export, models, objectives, parallel, study, train
-from jaxdistill.export.benchmark import from_run as finished
+from jaxdistill.export import benchmark
 
 FAST = os.environ.get("JAXDISTILL_FAST") == "1"  # for the test of this notebook
 
@@ -134,6 +134,6 @@ for name in ("distilled.onnx", "distilled-int8-static.onnx"):
 
 # %%
 options = {"rounds": 1, "repeats": 5, "to": ("onnx",)} if FAST else {}
-finished.from_run(RUN_DIR, **options)
+benchmark.from_run(RUN_DIR, **options)
 print(Path(RUN_DIR, "deployment/table.md").read_text())
 display(Image(Path(RUN_DIR, "deployment/frontier.png").read_bytes()))

@@ -54,7 +54,7 @@ import optax
 
 from jaxdistill import data, models, objectives, parallel, train
 from jaxdistill.teachers import fingerprints
-from jaxdistill.train import cost as benchmark
+from jaxdistill.train import cost
 
 for package in ("jaxdistill", "jax", "flax", "optax", "orbax-checkpoint", "numpy"):
     print(f"{package:17} {importlib.metadata.version(package)}")
@@ -243,7 +243,7 @@ run_dir.write("summary.json", scores)
 
 print(f"{'':10} {'parameters':>10} {'accuracy':>9} {'agreement':>9} {'NLL':>7}")
 for name, row in scores.items():
-    size = benchmark.parameters(partitioner.fetch(trained[name]).variables)
+    size = cost.parameters(partitioner.fetch(trained[name]).variables)
     accuracy, agreement = 100 * row["accuracy"], 100 * row["agreement"]
     print(f"{name:10} {size:10,} {accuracy:8.2f}% {agreement:8.2f}% {row['nll']:7.3f}")
 gain = 100 * (scores["distilled"]["accuracy"] - scores["scratch"]["accuracy"])

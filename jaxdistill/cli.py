@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 import tyro
 
 from jaxdistill import export
-from jaxdistill.export.benchmark import from_run as finished
-from jaxdistill.report import tables as report
+from jaxdistill.export.benchmark import measured
+from jaxdistill.report import tables
 from jaxdistill.teachers import store
 from jaxdistill.train import run_dir, saved
 
@@ -152,9 +152,9 @@ def run(command: Command) -> str:
       ValueError: pages that are not up to date, and see the other functions.
     """
     if isinstance(command, Report):
-        table = report.write(command.run)
+        table = tables.write(command.run)
         if command.save is not None:
-            report.save(command.run, command.save)
+            tables.save(command.run, command.save)
         return table
     if isinstance(command, Pages):
         return rebuild(command)
@@ -174,7 +174,7 @@ def rebuild(command: Pages) -> str:
     stale = [
         str(page)
         for page in command.pages
-        if report.fill(page, command.results, write=not command.check)
+        if tables.fill(page, command.results, write=not command.check)
     ]
     if command.check and stale:
         raise ValueError(f"run `jaxdistill pages`: {', '.join(stale)} not up to date")
@@ -247,7 +247,7 @@ def convert(command: Export) -> str:
 
 def measure(command: Benchmark) -> str:
     """Measures what a command asks for; returns the table, and says where it is."""
-    finished.from_run(
+    measured.from_run(
         command.run,
         command.arms,
         to=command.to,
@@ -257,9 +257,9 @@ def measure(command: Benchmark) -> str:
         repeats=command.repeats,
         progress=command.progress,
     )
-    folder = Path(command.run) / finished.FOLDER
+    folder = Path(command.run) / measured.FOLDER
     if command.save is not None:
-        report.save(folder, command.save)
+        tables.save(folder, command.save)
     return f"{(folder / 'table.md').read_text()}\nin {folder}"
 
 

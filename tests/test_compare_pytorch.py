@@ -10,9 +10,10 @@ import pytest
 
 pytest.importorskip("torch", reason="comparing with PyTorch needs torch")
 
-from experiments import compare_pytorch, pytorch_parity
-from experiments.article_job import Task
-from experiments.compare_pytorch import Config
+from experiments.baselines import compare_pytorch
+from experiments.baselines import parity as pytorch_parity
+from experiments.baselines.compare_pytorch import Config
+from experiments.speed.article_job import Task
 
 PAGE = Path(__file__).parent.parent / "docs" / "pytorch.md"
 
@@ -51,7 +52,7 @@ def test_another_weight_is_seen(task):
 
 
 def test_the_articles_images_are_ours(task):
-    from experiments.pytorch_baseline import Images
+    from experiments.baselines.pytorch_mlp import Images
 
     source = task.source
     raw = source.train
@@ -85,22 +86,22 @@ def test_all_parts_and_their_table(tmp_path, capsys):
 
 
 def test_a_compiler_that_fails_is_said(monkeypatch):
-    from experiments import pytorch_baseline
+    from experiments.baselines import pytorch_mlp
 
     def broken(*_, **__):
         raise RuntimeError("no C++ compiler found")
 
-    monkeypatch.setattr(pytorch_baseline.torch, "compile", broken)
-    problem = pytorch_baseline.compiler_problem()
+    monkeypatch.setattr(pytorch_mlp.torch, "compile", broken)
+    problem = pytorch_mlp.compiler_problem()
     assert problem == "torch.compile does not work here: RuntimeError"
 
 
 def test_missing_torch_is_one_sentence(monkeypatch):
-    import experiments
+    from experiments import baselines
 
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.delitem(sys.modules, "experiments.pytorch_baseline", raising=False)
-    monkeypatch.delattr(experiments, "pytorch_baseline", raising=False)
+    monkeypatch.delitem(sys.modules, "experiments.baselines.pytorch_mlp", raising=False)
+    monkeypatch.delattr(baselines, "pytorch_mlp", raising=False)
     message = r"needs it: pip install 'jaxdistill\[torch\]'"
     with pytest.raises(ValueError, match=message):
         compare_pytorch.execute(Config(smoke=True))

@@ -69,13 +69,13 @@ def test_a_folder_of_the_users_own_is_left_alone(tmp_path):
     assert not (tmp_path / "jaxdistill").exists()
 
 
-@pytest.mark.parametrize("name", ["compare_pytorch", "streaming"])
+@pytest.mark.parametrize("name", ["baselines.compare_pytorch", "speed.streaming"])
 @pytest.mark.parametrize(("flags", "kept"), [([], 1), (["--no-compilation-cache"], 0)])
 def test_timing_scripts_have_the_flag_too(name, flags, kept, monkeypatch):
     script = importlib.import_module(f"experiments.{name}")
     calls: list = []
     monkeypatch.setattr(run_dir, "enable_compilation_cache", lambda: calls.append(1))
-    monkeypatch.setattr(script, "Run", lambda *_: sys.exit("the rest"))
+    monkeypatch.setattr(script.train, "RunDir", lambda *_: sys.exit("the rest"))
     with pytest.raises(SystemExit):
         script.main([*flags, "--smoke"])
     assert len(calls) == kept

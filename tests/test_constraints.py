@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdistill.train.constraints import max_norm
+from experiments.hinton.constraints import max_norm
 
 PARAMS = {
     "kernel": jnp.array([[3.0, 0.1, 0.0], [4.0, 0.2, 0.0]]),

@@ -17,7 +17,7 @@ from flax import serialization
 
 from experiments import digits_mlp
 from jaxdistill import data, train
-from jaxdistill.data import images as sources
+from jaxdistill.data import images
 from jaxdistill.teachers import fingerprints
 from jaxdistill.train import loop, parse, saved
 from jaxdistill.train.run_dir import read_records
@@ -313,7 +313,7 @@ class TestArticlePreset:
             "micro_batches": 1,
         }
         assert {name: asdict(self.config)[name] for name in recipe} == recipe
-        assert sources._PIXELS["mnist"] == (0.1307, 0.3081)
+        assert images._PIXELS["mnist"] == (0.1307, 0.3081)
 
     def test_arms(self):
         arms = digits_mlp.arms(self.config, steps=10)

@@ -6,7 +6,7 @@ import json
 import pytest
 from etils import epath
 
-from experiments import edge
+from experiments.edge import students as edge
 from jaxdistill import export, runtimes, train
 from jaxdistill.export import benchmark as deployment
 from jaxdistill.teachers import fingerprints

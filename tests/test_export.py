@@ -19,9 +19,8 @@ from exporting import (
 from flax import linen as nn
 
 from jaxdistill import data, export, models, runtimes
-from jaxdistill.export import ExportError, Pixels, artefact, check
+from jaxdistill.export import ExportError, Pixels, artefact, check, tflite
 from jaxdistill.export import onnx as onnx_format
-from jaxdistill.export import tflite as tflite_format
 from jaxdistill.export.subject import logits_of
 from jaxdistill.runtimes import ArtefactError
 from jaxdistill.types import Outputs
@@ -191,7 +190,7 @@ def test_int8_of_convolutions_and_attention(name, to, kind, tmp_path):
 def test_what_static_int8_has_in_int8(code, operations, tmp_path, monkeypatch):
     """All that it can, unless the runtime crashes."""
     needs("tflite")
-    monkeypatch.setattr(tflite_format, "START", code)
+    monkeypatch.setattr(tflite, "START", code)
     manifest = export.write(digits(), tmp_path / "m", to="tflite", int8="static")
     assert manifest["int8_operations"] == operations
 
@@ -206,7 +205,7 @@ def test_the_runtime_is_none_of_the_folder_one_is_in(tmp_path, monkeypatch):
 
 def test_a_runtime_that_refuses_static_int8(tmp_path, monkeypatch):
     needs("tflite")
-    monkeypatch.setattr(tflite_format, "START", "raise ValueError('no such type')")
+    monkeypatch.setattr(tflite, "START", "raise ValueError('no such type')")
     said = "the runtime does not take static int8: ValueError: no such type"
     with pytest.raises(ExportError, match=said):
         export.write(digits(), tmp_path / "m", to="tflite", int8="static")

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from etils import epath
 
-from experiments import hinton_mnist, hinton_parts
+from experiments.hinton import mnist as hinton_mnist
+from experiments.hinton import parts as hinton_parts
 from jaxdistill import report
 from jaxdistill.train.run_dir import read_records
 

@@ -7,8 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import method_table
-from experiments.methods import METHODS, Layers, Method
+from experiments.methods import table as method_table
+from experiments.methods.methods import METHODS, Layers, Method
 from jaxdistill import models, teachers
 from jaxdistill.objectives import combine
 from jaxdistill.study import compare, comparison

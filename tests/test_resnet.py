@@ -178,7 +178,7 @@ def test_convolutions_start_at_the_scale_of_their_outputs():
 
 def torch_resnet(torch, model):
     """The same network in PyTorch. Norms and statistics random."""
-    from experiments.pytorch_resnet import ResNet as TorchResNet
+    from experiments.baselines.pytorch_resnet import ResNet as TorchResNet
 
     network = TorchResNet(model)
     for name, value in network.state_dict().items():

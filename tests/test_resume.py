@@ -21,9 +21,9 @@ PRELOAD = ["experiments.digits_mlp", "matplotlib.pyplot", "scipy.special"]
 def run(directory: str, run_dir: str) -> None:
     """What a user's command does but for its figures, in a process of its own."""
     from experiments import digits_mlp
-    from jaxdistill.report import tables as report
+    from jaxdistill.report import tables
 
-    report.write = lambda directory: ""
+    tables.write = lambda directory: ""
     with open(run_dir, "a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import shakespeare_gpt, shakespeare_task
+from experiments.text import shakespeare_gpt, shakespeare_task
 
 pytestmark = pytest.mark.slow
 

@@ -16,8 +16,14 @@ from jax.sharding import PartitionSpec as P
 from jaxdistill import models, parallel, teachers
 from jaxdistill.data import Batches
 from jaxdistill.parallel.sharding import FSDP, cut_width
-from jaxdistill.train import Checkpoints, fit, init_state, make_train_step, scan_train
-from jaxdistill.train import cost as benchmark
+from jaxdistill.train import (
+    Checkpoints,
+    cost,
+    fit,
+    init_state,
+    make_train_step,
+    scan_train,
+)
 from jaxdistill.types import Outputs
 
 WIDTH, LAYERS, BATCH = 128, 6, 16
@@ -127,9 +133,9 @@ def test_nothing_large_is_copied_before_or_after_steps():
 
 
 def test_memory_of_arguments_falls_with_the_shards():
-    whole = benchmark.memory(program(1, 1))["arguments"]
+    whole = cost.memory(program(1, 1))["arguments"]
     for shards in (2, 8):
-        part = benchmark.memory(program(shards))["arguments"]
+        part = cost.memory(program(shards))["arguments"]
         assert part == pytest.approx(whole / shards, rel=0.05)
 
 
@@ -142,8 +148,8 @@ def test_one_layer_is_gathered_at_a_time():
     assert sizes.count(4 * WIDTH * WIDTH) >= 4  # two of the student's, of the teacher's
     # What every device holds at once beside its arguments is less than one stack.
     stack = LAYERS * 8 * WIDTH * WIDTH * 4
-    assert benchmark.memory(program(8))["temporaries"] < stack
-    assert benchmark.memory(program(1, 1))["temporaries"] > stack
+    assert cost.memory(program(8))["temporaries"] < stack
+    assert cost.memory(program(1, 1))["temporaries"] > stack
 
 
 @pytest.mark.parametrize(("devices", "kind"), [(8, "fsdp"), (4, "fsdp"), (1, "jit")])

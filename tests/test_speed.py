@@ -8,8 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import bare_jax, benchmark, loops, resnet_job, speed_report
-from experiments.article_job import Job, Task
+from experiments.speed import bare_jax, loops, resnet_job
+from experiments.speed import images as benchmark
+from experiments.speed import report as speed_report
+from experiments.speed.article_job import Job, Task
 
 pytestmark = pytest.mark.slow
 

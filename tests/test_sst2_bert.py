@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import sst2_bert, sst2_task
+from experiments.text import sst2_bert, sst2_task
 from jaxdistill import models, pretrained
 from jaxdistill.train import load_model
 

@@ -9,7 +9,7 @@ pytest.importorskip("array_record", reason="array_record is not installed")
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-from experiments import streaming
+from experiments.speed import streaming
 
 pytestmark = pytest.mark.slow
 

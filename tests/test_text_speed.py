@@ -9,8 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import text_speed, text_storage
-from experiments.text_jobs import (
+from experiments.text import speed as text_speed
+from experiments.text import speed_storage
+from experiments.text.speed_jobs import (
     OURS,
     THEIRS,
     Rule,
@@ -20,7 +21,7 @@ from experiments.text_jobs import (
     gpt,
     torch_side,
 )
-from experiments.text_settings import SMOKE, Config
+from experiments.text.speed_settings import SMOKE, Config
 
 pytestmark = pytest.mark.slow
 
@@ -102,9 +103,9 @@ def test_both_sides_write_the_same(torch):
 @pytest.fixture(scope="module")
 def stored():
     """A drawn pair's outputs, in every way."""
-    models = text_storage.drawn(SHAPE, 3, sharpness=10.0, seed=0)
+    models = speed_storage.drawn(SHAPE, 3, sharpness=10.0, seed=0)
     options = {"top_k": (2, 8, 30), "temperatures": (1.0,), "name": "random"}
-    return text_storage.measure(*models, **options)["stored"]
+    return speed_storage.measure(*models, **options)["stored"]
 
 
 def test_more_classes_are_nearer_and_all_are_exact(stored):
@@ -123,7 +124,7 @@ def test_bytes_are_those_of_the_arrays(stored):
 def test_models_of_a_text_are_trained():
     corpus = text_speed.data.Corpus("a", "abcd" * 200, "abcd" * 20, None, "")
     training = {"steps": 60, "rate": 1e-2, "seed": 0}
-    teacher, student, held = text_storage.trained_pair(SHAPE, corpus, 1, 4, **training)
+    teacher, student, held = speed_storage.trained_pair(SHAPE, corpus, 1, 4, **training)
     assert teacher.module.size.width == 2 * student.module.size.width
     batch = {**held, "mask": np.ones(4, np.float32)}
     for model in (teacher, student):
@@ -156,11 +157,11 @@ def test_all_parts_leave_their_tables(torch, tmp_path):
 
 
 def test_without_transformers_one_sentence_says_so(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "experiments.pytorch_text", None)
+    monkeypatch.setitem(sys.modules, "experiments.baselines.pytorch_text", None)
     missing = ModuleNotFoundError("No module named 'transformers'", name="transformers")
 
     def absent(name, *rest, real=__import__, **given):
-        if name == "experiments" and "pytorch_text" in (rest[2] or ()):
+        if name == "experiments.baselines" and "pytorch_text" in (rest[2] or ()):
             raise missing
         return real(name, *rest, **given)
 

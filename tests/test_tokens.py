@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxdistill import models, pretrained
-from jaxdistill.pretrained import tokenizers as tokens
+from jaxdistill.pretrained import tokenizers
 
 pytest.importorskip("tokenizers", reason="tokenizers is not installed")
 
@@ -78,7 +78,9 @@ def assert_as_theirs(mine, theirs, length=12):
 
 class TestTrained:
     def test_special_tokens_are_first(self, trained):
-        assert [trained.token_to_id(token) for token in tokens.SPECIAL] == [*range(5)]
+        assert [trained.token_to_id(token) for token in tokenizers.SPECIAL] == [
+            *range(5)
+        ]
         assert trained.get_vocab_size() == 100
 
     def test_whole_words_and_pieces(self, trained):
@@ -93,7 +95,7 @@ class TestTrained:
     def test_the_same_in_another_process(self, trained):
         """The library numbers pieces in the order of a hash that each process draws."""
         code = (
-            "from jaxdistill.pretrained import tokenizers as tokens; import sys; "
+            "from jaxdistill.pretrained import tokenizers; import sys; "
             f"print(ascii(tokens.train_wordpiece({TEXTS!a}, 100).to_str()))"
         )
         command = [sys.executable, "-c", code]
@@ -110,7 +112,7 @@ class TestTrained:
         assert pretrained.train_wordpiece(["ab", "cb"], 9).get_vocab_size() == 9
 
     def test_rare_characters_are_unknown(self, monkeypatch):
-        monkeypatch.setattr(tokens, "CHARACTERS", 2)
+        monkeypatch.setattr(tokenizers, "CHARACTERS", 2)
         tokenizer = pretrained.train_wordpiece(["aab b c"], 50)
         assert tokenizer.encode("b c").tokens == ["[CLS]", "b", "[UNK]", "[SEP]"]
 
@@ -262,9 +264,12 @@ class TestEncode:
         library = pytest.importorskip("tokenizers")
         tokenizer = pretrained.load_tokenizer(gpt2)
         if special:
-            start = (tokens.END_OF_TEXT, tokenizer.token_to_id(tokens.END_OF_TEXT))
+            start = (
+                tokenizers.END_OF_TEXT,
+                tokenizer.token_to_id(tokenizers.END_OF_TEXT),
+            )
             tokenizer.post_processor = library.processors.TemplateProcessing(
-                f"{tokens.END_OF_TEXT} $A", special_tokens=[start]
+                f"{tokenizers.END_OF_TEXT} $A", special_tokens=[start]
             )
         found = pretrained.encode(tokenizer, ["the"], 4)
         assert {*found} == {"input_ids", "attention_mask"}

@@ -29,7 +29,7 @@ def python(code: str) -> subprocess.CompletedProcess:
     """Runs code that may use `main`, the experiment's."""
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     environment["PYTHONPATH"] = str(ROOT)
-    code = f"import sys\nfrom experiments.tpu_compile import *\n{code}"
+    code = f"import sys\nfrom experiments.tpu.images import *\n{code}"
     return subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -151,6 +151,6 @@ ENTRY %main (p: f32[2]) -> f32[4] {
   ROOT %w = f32[4]{0} while(%b), condition=%small, body=%body
 }
 """
-    code = "from experiments.tpu_text import apart\n"
+    code = "from experiments.tpu.text import apart\n"
     code += f"print(*(collectives(part) for part in apart({program!r})))"
     assert python(code).stdout.strip() == "{'all-gather': [16]} {'all-reduce': [8]}"

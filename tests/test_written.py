@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.written import continued, own_kl
+from experiments.text.written import continued, own_kl
 from jaxdistill import models, teachers
 from jaxdistill.models import gpt_config
 

@@ -34,7 +34,7 @@ from jaxdistill.runtimes import (
     version,
 )
 from jaxdistill.teachers import fingerprints
-from jaxdistill.train import cost as benchmark
+from jaxdistill.train import cost
 
 Target = Literal["stablehlo", "onnx", "tflite"]
 FORMATS: Mapping[str, Any] = {"stablehlo": stablehlo, "onnx": onnx, "tflite": tflite}
@@ -205,7 +205,7 @@ def describe(
         "int8": int8,
         "student": {
             "module": subject.name,
-            "parameters": benchmark.parameters(subject.student.variables),
+            "parameters": cost.parameters(subject.student.variables),
             "fingerprint": fingerprints.of_model(subject.student),
         },
         "teacher": None,

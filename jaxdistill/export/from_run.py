@@ -13,7 +13,7 @@ from jaxdistill.data import texts as text
 from jaxdistill.data.examples import some_of
 from jaxdistill.export.subject import Pixels, Subject
 from jaxdistill.models import apply
-from jaxdistill.pretrained import tokenizers as tokens
+from jaxdistill.pretrained import tokenizers
 from jaxdistill.train import saved
 from jaxdistill.train.run_dir import RunError
 
@@ -119,10 +119,10 @@ def _of_texts(
             "command again to have it written: what is trained is not trained again"
         )
     texts = data.load_texts(name, data_dir)
-    tokenizer = tokens.load_tokenizer(folder)
+    tokenizer = tokenizers.load_tokenizer(folder)
 
     def encode(chosen: Sequence[str]) -> dict[str, np.ndarray]:
-        return tokens.encode(tokenizer, chosen, length)
+        return tokenizers.encode(tokenizer, chosen, length)
 
     some = [texts.train.texts[i] for i in _some(len(texts.train.texts))]
     preprocessing = {

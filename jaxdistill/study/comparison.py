@@ -13,13 +13,12 @@ import jax
 from flax import linen as nn
 
 from jaxdistill.models import apply
-from jaxdistill.report import tables as report
+from jaxdistill.report import tables
 from jaxdistill.report.statistics import MEASURES
 from jaxdistill.study.arm import Arm
 from jaxdistill.study.study import Study
 from jaxdistill.teachers import fingerprints
-from jaxdistill.train import cost as benchmark
-from jaxdistill.train import saved
+from jaxdistill.train import cost, saved
 from jaxdistill.train.run_dir import RunDir
 
 
@@ -83,7 +82,7 @@ def compare(
                 if seed == 0:
                     if model.module not in costs_of:
                         one = study.example(arm, seed) if example is None else example
-                        costs_of[model.module] = benchmark.cost(model, one)
+                        costs_of[model.module] = cost.cost(model, one)
                     costs[name] = dict(costs_of[model.module])
                     by = arm.teacher
                     source = (
@@ -93,7 +92,7 @@ def compare(
     if timed_steps:
         for name, ms in _step_ms(study, arms, trained[-1], timed_steps).items():
             costs[name]["step_ms"] = ms
-    summary = report.summarize(results, costs, pairs, measure)
+    summary = tables.summarize(results, costs, pairs, measure)
     to.write("summary.json", {**summary, "digests": digests})
     return {**summary, "digests": digests}
 
@@ -162,5 +161,5 @@ def _step_ms(
         return steps_on
 
     jobs = {name: job(arm) for name, arm in arms.items()}
-    times = benchmark.interleave(jobs, rounds=5)
+    times = cost.interleave(jobs, rounds=5)
     return {name: 1e3 * statistics.median(t) / steps for name, t in times.items()}

@@ -9,7 +9,7 @@ import jax
 
 from jaxdistill.parallel import processes
 from jaxdistill.parallel.partitioner import Partitioner
-from jaxdistill.train import cost as benchmark
+from jaxdistill.train import cost
 
 
 class OutOfMemory(ValueError):
@@ -121,7 +121,7 @@ def _needs(
     # A sweep's step is a plain function around a compiled one.
     program: Any = step if hasattr(step, "lower") else jax.jit(step, donate_argnums=0)
     lowered = program.lower(state, resident, jax.tree.map(resized, indices))
-    parts_of = benchmark.memory(lowered.compile())
+    parts_of = cost.memory(lowered.compile())
     # A donated argument is an output too.
     total = sum(parts_of.values()) - 2 * parts_of["aliased"]
     return total, parts_of["arguments"]

@@ -336,8 +336,9 @@ def exit_with_message() -> Iterator[None]:
     """Ends the process with an error's message alone, where that says what to do.
 
     Such are the types that this package defines, `OSError`, and a `ValueError` that a
-    `raise` made in this package or in the folder of the script. All else is a mistake
-    in a program, as when JAX refuses two shapes: it passes, with its traceback.
+    `raise` made in this package, in the folder of the script or in its own package. All
+    else is a mistake in a program, as when JAX refuses two shapes: it passes, with its
+    traceback.
     """
     try:
         yield
@@ -352,9 +353,15 @@ def _explains_itself(error: Exception) -> bool:
         return True
     if not isinstance(error, ValueError):
         return False
-    frames = traceback.extract_tb(error.__traceback__)  # the first is of `yield`
-    script, last = frames[1], frames[-1]
-    file = Path(last.filename)
-    ours = file.is_relative_to(PACKAGE) or file.parent == Path(script.filename).parent
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    script, last = frames[1], frames[-1]  # the first is of `yield`
+    file = Path(last.f_code.co_filename)
+    package = (script.f_globals.get("__package__") or "").split(".")[0]
+    ours = (
+        file.is_relative_to(PACKAGE)
+        or file.parent == Path(script.f_code.co_filename).parent
+        or (package and (last.f_globals.get("__package__") or "").startswith(package))
+    )
     # JAX takes its own frames out of a traceback: then the last is the call of it.
-    return ours and (last.line or "").startswith("raise ")
+    line = traceback.extract_tb(error.__traceback__)[-1].line or ""
+    return bool(ours) and line.startswith("raise ")

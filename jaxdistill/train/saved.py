@@ -19,7 +19,7 @@ from jaxdistill import data, models
 from jaxdistill.models import apply
 from jaxdistill.teachers import fingerprints, store
 from jaxdistill.teachers.forward import live
-from jaxdistill.train import cost as benchmark
+from jaxdistill.train import cost
 from jaxdistill.train.run_dir import RunDir, RunError
 
 
@@ -49,7 +49,7 @@ def save_model(
     source = None
     if teacher is not None:
         source = {"arm": teacher[0], "fingerprint": fingerprints.of_model(teacher[1])}
-    run_dir.write_bytes(f"models/{arm}.msgpack", benchmark.weights(model.variables))
+    run_dir.write_bytes(f"models/{arm}.msgpack", cost.weights(model.variables))
     print_of = fingerprints.of_model(model)
     record = {
         "module": _recipe(model.module),

@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an exported model costs where it runs: each artefact in a fresh process.
 
-found = deployment.measure("student.onnx", {"images": pixels}, threads=1)
-summary = from_run.from_run("runs/digits")  # from jaxdistill.export.benchmark
+`measured`   the models of a finished run, each in its runtimes, as a table
+`artefacts`  a model's files: those that were exported, else exported now
+`process`    starts a process for each measurement, in turns
+`child`      what that process does
+
+found = benchmark.measure("student.onnx", {"images": pixels}, threads=1)
+summary = benchmark.from_run("runs/digits")
 """
 
+from jaxdistill.export.benchmark.measured import from_run
 from jaxdistill.export.benchmark.process import in_turns, measure
 
-__all__ = ["in_turns", "measure"]
+__all__ = ["from_run", "in_turns", "measure"]

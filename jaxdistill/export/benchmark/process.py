@@ -16,7 +16,7 @@ import numpy as np
 from jaxdistill import runtimes
 from jaxdistill.export import check
 from jaxdistill.export.benchmark import child
-from jaxdistill.train import cost as benchmark
+from jaxdistill.train import cost
 
 BATCH = 64
 """Examples at once, where throughput is measured."""
@@ -117,7 +117,7 @@ def in_turns(
     def keep(name: str) -> Callable[[], None]:
         return lambda: found[name].append(jobs[name]())
 
-    benchmark.interleave({name: keep(name) for name in jobs}, rounds)
+    cost.interleave({name: keep(name) for name in jobs}, rounds)
     return {name: results[1:] for name, results in found.items()}
 
 

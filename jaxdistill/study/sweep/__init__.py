@@ -3,13 +3,14 @@
 
     trials = grid(temperature=[1.0, 4.0], learning_rate=[1e-3, 3e-3], seed=range(5))
     partitioner = choose(trials)
-    students = train(trials, module, make_objective, make_optimizer, run=run, ...)
+    students = train(trials, module, make_objective, make_optimizer,
+                     partitioner=partitioner, ...)
 
 A trial is a mapping of traced numbers. `make_objective(trial)` and
 `make_optimizer(trial)` are called once, under vmap: one compilation serves the whole
 grid. A small student leaves most of a device idle; thirty of them share one teacher,
 one batch and one dispatch. What each trial has for itself (its labels, its teacher) is
-`Own`.
+`PerTrial`.
 """
 
 from jaxdistill.study.sweep.devices import (

@@ -143,7 +143,7 @@ def choose(
     """One device, or several that take equal parts of the trials and share all else.
 
     States and trials are placed (`place`); data and teachers, which have no axis of
-    trials, are on every device (`replicate`), but for what is `Own`.
+    trials, are on every device (`replicate`), but for what is `PerTrial`.
 
     Args:
       trials: `{name: [trials]}`.

@@ -54,7 +54,7 @@ def train(
       partitioner: `choose(trials)`.
       run_dir: the run directory.
       name: in logs and of the checkpoint folder.
-      examples: not placed, `Own` in part perhaps (`stack`); with stored outputs as
+      examples: not placed, `PerTrial` in part perhaps (`stack`); with stored outputs as
         `teacher`, see `store.read`.
       batches: which examples go into which batch: the same for all trials, or `Orders`.
       steps: optimizer steps.

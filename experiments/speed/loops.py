@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import bare_jax
-from experiments.article_job import Task, baseline
+from experiments.speed import bare_jax
+from experiments.speed.article_job import Task, baseline
 from jaxdistill import models, objectives, parallel, teachers
 from jaxdistill.data import Batches
 from jaxdistill.study import sweep
@@ -65,15 +65,15 @@ def torch_loops(task: Task, variables: Any, compiled: bool) -> Loops:
 def keras_loops(task: Task, variables: Any) -> Loops:
     """Keras's `Distiller`."""
     try:
-        from experiments import keras_baseline
+        from experiments.baselines import keras_mlp
     except ModuleNotFoundError as error:
         if error.name != "keras":
             raise
         return {}, {KERAS: "needs it: pip install 'jaxdistill[keras]'"}
     config = task.config
-    epoch = keras_baseline.distill(
-        keras_baseline.mlp(_layers(task.drawn("student")), trainable=True),
-        keras_baseline.mlp(_layers(variables), trainable=False),
+    epoch = keras_mlp.distill(
+        keras_mlp.mlp(_layers(task.drawn("student")), trainable=True),
+        keras_mlp.mlp(_layers(variables), trainable=False),
         task.train["inputs"],
         task.train["labels"],
         batch_size=config.batch_size,

@@ -15,8 +15,8 @@ Expected: where a reader alone is faster than the resident job, streamed within 
 per cent of it. On a CPU readers and steps share the cores: the job pays for decoding.
 
   pip install 'jaxdistill[data]'
-  python -m experiments.streaming
-  python -m experiments.streaming --depth 8 --encoding raw --workers 0 1 2 4
+  python -m experiments.speed.streaming
+  python -m experiments.speed.streaming --depth 8 --encoding raw --workers 0 1 2 4
 
 Cost: about ten minutes on two cores; seconds with --smoke.
 """
@@ -38,7 +38,7 @@ import optax
 from jaxdistill import models, objectives, parallel, report, train
 from jaxdistill.data import Batches, Stream, normalize
 from jaxdistill.parallel import Kind
-from jaxdistill.train import cost as benchmark
+from jaxdistill.train import cost
 from jaxdistill.train.loop import STREAMED_PER_DISPATCH
 
 SHAPE, CLASSES = (32, 32, 3), 10
@@ -165,7 +165,7 @@ class Job:
 
     def timed(self, name: str, work: Callable[[], Any]) -> None:
         """Does a job and keeps its seconds."""
-        self.seconds.setdefault(name, []).append(benchmark.seconds(work))
+        self.seconds.setdefault(name, []).append(cost.seconds(work))
 
 
 def measure(config: Config, path: Path) -> dict[str, Any]:
@@ -187,13 +187,13 @@ def measure(config: Config, path: Path) -> dict[str, Any]:
                 Stream(source, job.batches, decode, workers=workers, ahead=config.ahead)
             )
             turns |= reading(job, stream, workers)
-        benchmark.interleave(turns, config.rounds)
+        cost.interleave(turns, config.rounds)
     seconds = {name: times[1:] for name, times in job.seconds.items()}
     return {
         "examples": config.steps * config.batch_size,
         "seconds": seconds,
         "ratios": {
-            name: benchmark.ratios(seconds["resident"], times)
+            name: cost.ratios(seconds["resident"], times)
             for name, times in seconds.items()
         },
         "setting": {

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import optax
 
-from experiments.written import continued, own_kl
+from experiments.text.written import continued, own_kl
 from jaxdistill import data, losses, models, objectives, parallel, study, train
 from jaxdistill.data.corpus import UNKNOWN
 from jaxdistill.parallel import processes

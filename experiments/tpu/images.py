@@ -18,8 +18,8 @@ temporaries and the program are the compiler's choice for their generation; with
 the temporaries hardly change, and a small program may grow by a quarter.
 
   pip install 'jaxdistill[tpu]'
-  python experiments/tpu_compile.py
-  python experiments/tpu_compile.py --job resnet --parallel mesh \\
+  python -m experiments.tpu.images
+  python -m experiments.tpu.images --job resnet --parallel mesh \\
       --topology v5e:2x4 v5e:16x16 v5p:8x8x16
 
 Beside it a chip's part on this machine's CPU, compiled alike, and how long it takes.
@@ -52,7 +52,7 @@ from flax import linen as nn
 from jax.experimental import topologies
 
 from jaxdistill import models, objectives, parallel, teachers, train
-from jaxdistill.train import cost as benchmark
+from jaxdistill.train import cost
 
 TEACHER, STUDENT = (784, 512, 256, 10), (784, 128, 64, 10)
 
@@ -205,15 +205,15 @@ def on_cpu(job: Job, batch: int) -> dict[str, Any]:
 
     found = counted(job, compiled, state.params, batch)
     once()
-    times = [benchmark.seconds(once) for _ in range(50)]
+    times = [cost.seconds(once) for _ in range(50)]
     return {**found, "step_ms": 1e3 * statistics.median(times)}
 
 
 def counted(job: Job, compiled: Any, params: Any, batch: int, copies: int = 1):
     """Memory, FLOPs, and the bytes of the student's gradients."""
     result = {
-        **benchmark.memory(compiled),
-        "flops": benchmark.flops(compiled),
+        **cost.memory(compiled),
+        "flops": cost.flops(compiled),
         # Summed over the chips in the type that the backward pass computes in.
         "gradients": jnp.dtype(job.dtype or jnp.float32).itemsize
         * sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -7,7 +7,7 @@ teacher, trains the student, evaluates it on the test images, saves it in the fo
 OUTPUT, and prints its accuracy and the process's peak memory. `benchmark` takes the
 time of the whole.
 
-  python -m experiments.whole_job pytorch FOLDER OUTPUT
+  python -m experiments.speed.whole_job pytorch FOLDER OUTPUT
 """
 
 import json
@@ -23,7 +23,7 @@ def pytorch(job: dict[str, Any], weights, output: Path) -> float:
     """The article's script, with a trained teacher; the student's accuracy."""
     import torch
 
-    from experiments import pytorch_baseline as baseline
+    from experiments.baselines import pytorch_mlp
     from jaxdistill import data
 
     torch.set_num_threads(job["threads"])
@@ -31,21 +31,21 @@ def pytorch(job: dict[str, Any], weights, output: Path) -> float:
     train_split, test = source.train, source.test
     pixels = train_split["images"][0].size
     student, teacher = (
-        baseline.mlp((pixels, *job[name], source.num_classes))
+        pytorch_mlp.mlp((pixels, *job[name], source.num_classes))
         for name in ("student", "teacher")
     )
-    baseline.load(teacher, weights)
+    pytorch_mlp.load(teacher, weights)
     numbers = source.mean, source.deviation, source.peak
-    loss = baseline.make_loss(
+    loss = pytorch_mlp.make_loss(
         job["temperature"], job["hard_weight"], job["soft_weight"]
     )
-    images = baseline.Images(train_split["images"], train_split["labels"], *numbers)
-    epoch = baseline.article(
+    images = pytorch_mlp.Images(train_split["images"], train_split["labels"], *numbers)
+    epoch = pytorch_mlp.article(
         student, teacher, loss, images, job["batch_size"], job["learning_rate"]
     )
     for _ in range(job["epochs"]):
         epoch()
-    test_images = baseline.Images(test["images"], test["labels"], *numbers)
+    test_images = pytorch_mlp.Images(test["images"], test["labels"], *numbers)
     loader: Any = torch.utils.data.DataLoader(
         test_images,  # type: ignore[arg-type]  # has what a loader asks for
         batch_size=job["batch_size"],
@@ -54,7 +54,7 @@ def pytorch(job: dict[str, Any], weights, output: Path) -> float:
     right = 0
     with torch.no_grad():
         for inputs, labels in loader:
-            guess = student(inputs.to(baseline.DEVICE)).argmax(-1).cpu()
+            guess = student(inputs.to(pytorch_mlp.DEVICE)).argmax(-1).cpu()
             right += int((guess == labels).sum())
     torch.save(student.state_dict(), output / "student.pt")
     return right / len(test["labels"])
@@ -64,7 +64,7 @@ def ours(job: dict[str, Any], weights, output: Path) -> float:
     """The same by jaxdistill, the teacher in every step; the student's accuracy."""
     import jax
 
-    from experiments.article_job import Job, Task
+    from experiments.speed.article_job import Job, Task
 
     pass
     pass

@@ -13,10 +13,10 @@ import jax
 import numpy as np
 import optax
 
+from experiments.hinton.constraints import max_norm
 from jaxdistill import data, models, objectives, parallel, study, teachers, train
 from jaxdistill.data import Batches, augment
 from jaxdistill.study import Arm, sweep
-from jaxdistill.train.constraints import max_norm
 
 CHOICE_SEED = 1_000
 """The seed of what is chosen on the validation images: none of the final seeds."""

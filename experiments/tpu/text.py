@@ -19,8 +19,8 @@ it by all-reduces of parts), and collectives outside return activations and embe
 alone; temporaries are at most two layers' gathered weights beside activations.
 
   pip install 'jaxdistill[tpu]'
-  python -m experiments.tpu_text --job bert
-  python -m experiments.tpu_text --job gpt
+  python -m experiments.tpu.text --job bert
+  python -m experiments.tpu.text --job gpt
 
 Cost: minutes on a laptop.
 """
@@ -33,7 +33,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from experiments import tpu_compile  # first: it sets what must stand before jax
+from experiments.tpu import images as tpu_compile
 
 # isort: split
 import jax
@@ -43,7 +43,7 @@ import tyro
 from flax import linen as nn
 
 from jaxdistill import losses, models, objectives, parallel, teachers, train
-from jaxdistill.train import cost as benchmark
+from jaxdistill.train import cost
 from jaxdistill.types import Objective, Term
 
 
@@ -175,8 +175,8 @@ def costs(job: Job, chips: Sequence[Any]) -> dict[str, Any]:
     return {
         "teacher": count(arguments[1]),
         "student": count(arguments[0].params),
-        **benchmark.memory(compiled),
-        "flops": benchmark.flops(compiled),
+        **cost.memory(compiled),
+        "flops": cost.flops(compiled),
         "layer": layer_bytes(arguments[1]),
         "in loops": len(repeated),
         "a turn": sum(repeated),

@@ -5,9 +5,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.loops import LIVE, SCANNED, STORED, SWEPT
+from experiments.speed.loops import LIVE, SCANNED, STORED, SWEPT
 from jaxdistill.report.figures import new_figure, to_png
-from jaxdistill.train import cost as benchmark
+from jaxdistill.train import cost
 
 
 def tables(summary: Mapping[str, Any]) -> dict[str, str]:
@@ -30,7 +30,7 @@ def _loops(part: Mapping[str, Any]) -> str:
     for name, times in seconds.items():
         cells = [name, span(times)]
         for other in ours:
-            ratio = benchmark.ratios(times, seconds[other])
+            ratio = cost.ratios(times, seconds[other])
             cells.append("-" if name == other else span(ratio, digits=2))
         lines.append(row(cells))
     dash = [" - "] * (len(head) - 2)
@@ -72,7 +72,7 @@ def _programs(part: Mapping[str, Any]) -> list[str]:
         )
     by_hand, live = (part["programs"][name] for name in (SCANNED, LIVE))
     gaps = [100 * (live[key] / by_hand[key] - 1) for key in ("flops", "bytes")]
-    slower = benchmark.ratios(part["seconds"][LIVE], part["seconds"][SCANNED])
+    slower = cost.ratios(part["seconds"][LIVE], part["seconds"][SCANNED])
     return [
         *lines,
         "",
@@ -112,7 +112,7 @@ def _cold(part: Mapping[str, Any]) -> str:
     lines = [row(head), row(["---"] + ["--:"] * (len(head) - 1))]
     for side, runs in found.items():
         times = [one["seconds"] for one in runs]
-        ratio = benchmark.ratios(times, ours)
+        ratio = cost.ratios(times, ours)
         lines.append(
             row(
                 [

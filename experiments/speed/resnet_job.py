@@ -13,8 +13,8 @@ import jax
 import numpy as np
 import optax
 
-from experiments.article_job import Job, baseline
-from experiments.loops import (
+from experiments.speed.article_job import Job, baseline
+from experiments.speed.loops import (
     ARTICLE,
     COMPILED,
     LIVE,
@@ -90,7 +90,7 @@ def torch_loops(
         torch = baseline()
     except ValueError as error:
         return {}, dict.fromkeys((ARTICLE, TUNED, COMPILED), str(error))
-    from experiments.pytorch_resnet import ResNet
+    from experiments.baselines.pytorch_resnet import ResNet
 
     torch.torch.set_num_threads(config.threads)
 

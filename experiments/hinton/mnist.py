@@ -27,9 +27,9 @@ one. Of "beyond" the students that see shifted images have their rates, and with
 teacher their temperatures, chosen so too. Which row of it is best is said by another
 training of each, and of its teacher, without the validation images.
 
-  python -m experiments.hinton_mnist --data-dir ~/mnist
-  python -m experiments.hinton_mnist --data-dir ~/mnist --part temperature
-  python -m experiments.hinton_mnist --smoke
+  python -m experiments.hinton.mnist --data-dir ~/mnist
+  python -m experiments.hinton.mnist --data-dir ~/mnist --part temperature
+  python -m experiments.hinton.mnist --smoke
 
 A part trains what it needs of the triple, unless that is there. Kill it at any moment:
 the same command goes on. Its minutes are in its folder.
@@ -39,9 +39,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from experiments.hinton_beyond import beyond
-from experiments.hinton_parts import temperature, transfer, triple
-from experiments.hinton_task import Task
+from experiments.hinton.beyond import beyond
+from experiments.hinton.parts import temperature, transfer, triple
+from experiments.hinton.task import Task
 from jaxdistill import train
 from jaxdistill.study import sweep
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.article_job import Task, baseline
+from experiments.speed.article_job import Task, baseline
 from jaxdistill import pretrained
 from jaxdistill.teachers import fingerprints
 from jaxdistill.types import TrainState

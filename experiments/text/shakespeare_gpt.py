@@ -35,9 +35,9 @@ multiply out that must. It is meant for the corpus without its train.txt: 246 th
 words to train on, of which students make 3 to 4 passes and the teacher 5, all with
 dropout. It has no `nanogpt`, whose loss is of characters.
 
-  python -m experiments.shakespeare_gpt --data-dir ~/tiny_shakespeare
-  python -m experiments.shakespeare_gpt --preset wikitext2 --data-dir ~/wikitext2
-  python -m experiments.shakespeare_gpt --smoke
+  python -m experiments.text.shakespeare_gpt --data-dir ~/tiny_shakespeare
+  python -m experiments.text.shakespeare_gpt --preset wikitext2 --data-dir ~/wikitext2
+  python -m experiments.text.shakespeare_gpt --smoke
 
 Cost: `shakespeare` two hours and a quarter on one core, with other work on the second;
 `wikitext2` an hour and a quarter on two, with other work there. A minute with --smoke.
@@ -47,7 +47,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from experiments.shakespeare_task import Task
+from experiments.text.shakespeare_task import Task
 from jaxdistill import models, report, study, train
 from jaxdistill.parallel import Kind, processes
 

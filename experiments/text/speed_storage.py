@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.text_jobs import Shape, draw, gpt
+from experiments.text.speed_jobs import Shape, draw, gpt
 from jaxdistill import (
     data,
     losses,

@@ -27,10 +27,10 @@ The torch side needs `pip install torch transformers`. A run directory keeps the
 it has: run one again at a quiet time. Cost on two cores: about 20 minutes, a minute
 with --smoke.
 
-  python -m experiments.text_speed
-  python -m experiments.text_speed --part train --rounds 11
-  python -m experiments.text_speed --part storage --corpus shakespeare --data-dir DIR
-  python -m experiments.text_speed --smoke
+  python -m experiments.text.speed
+  python -m experiments.text.speed --part train --rounds 11
+  python -m experiments.text.speed --part storage --corpus shakespeare --data-dir DIR
+  python -m experiments.text.speed --smoke
 """
 
 import json
@@ -43,9 +43,9 @@ import numpy as np
 import tyro
 from tqdm.auto import tqdm
 
-from experiments import text_report, text_storage
-from experiments.article_job import machine
-from experiments.text_jobs import (
+from experiments.speed.article_job import machine
+from experiments.text import speed_report, speed_storage
+from experiments.text.speed_jobs import (
     OURS,
     SCANNED,
     THEIRS,
@@ -57,9 +57,9 @@ from experiments.text_jobs import (
     gpt,
     torch_side,
 )
-from experiments.text_settings import SMOKE, Config, rule
+from experiments.text.speed_settings import SMOKE, Config, rule
 from jaxdistill import data, report, train
-from jaxdistill.train import cost as benchmark
+from jaxdistill.train import cost
 
 PARTS = ("train", "distill", "lengths", "stages", "generate", "storage")
 
@@ -98,7 +98,7 @@ def execute(config: Config) -> dict[str, Any]:
         summary[part] = {**jobs[part](config), "machine": versions(config.threads)}
         run_dir.write("summary.json", summary)
     run_dir.write("env.json", train.environment())
-    texts = text_report.tables(summary)
+    texts = speed_report.tables(summary)
     for name, text in texts.items():
         run_dir.write_bytes(name, text.encode())
     if config.save is not None:
@@ -210,12 +210,12 @@ def check_tokens(theirs: np.ndarray, ours: np.ndarray) -> None:
 def storage(config: Config) -> dict[str, Any]:
     """Bytes of a token's stored outputs, and the error of a student's KL."""
     if config.corpus == "drawn":
-        teacher, student, examples = text_storage.drawn(
+        teacher, student, examples = speed_storage.drawn(
             config.gpt, config.windows, config.sharpness, config.seed
         )
         name = "random tokens, models drawn and sharpened"
     else:
-        teacher, student, examples = text_storage.trained_pair(
+        teacher, student, examples = speed_storage.trained_pair(
             config.gpt,
             data.load_corpus(config.corpus, config.data_dir),
             config.at_least,
@@ -227,7 +227,7 @@ def storage(config: Config) -> dict[str, Any]:
         name = f"{config.corpus}, models trained for {config.text_steps:,} steps"
     top_k = [k for k in config.top_k if k <= student.module.size.vocab]
     temperatures = sorted({1.0, config.temperature})
-    return text_storage.measure(
+    return speed_storage.measure(
         teacher, student, examples, top_k=top_k, temperatures=temperatures, name=name
     )
 
@@ -258,7 +258,7 @@ def in_turns(config: Config, name: str, jobs, rounds: int = 0) -> dict[str, list
         def counted(job):
             return lambda: (job(), bar.update())
 
-        return benchmark.interleave({k: counted(j) for k, j in jobs.items()}, rounds)
+        return cost.interleave({k: counted(j) for k, j in jobs.items()}, rounds)
 
 
 def versions(threads: int) -> dict[str, Any]:

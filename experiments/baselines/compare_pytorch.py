@@ -20,8 +20,8 @@ section 2).
 Needs jaxdistill[torch]. A run directory keeps the parts it has, so that one part can be
 run again. Cost on two cores: about a quarter of an hour, a minute with `--smoke`.
 
-  python -m experiments.compare_pytorch --data-dir ~/mnist
-  python -m experiments.compare_pytorch --smoke
+  python -m experiments.baselines.compare_pytorch --data-dir ~/mnist
+  python -m experiments.baselines.compare_pytorch --smoke
 """
 
 import json
@@ -33,8 +33,8 @@ from typing import Any, Literal
 
 from tqdm.auto import tqdm
 
-from experiments.article_job import Job, Task, baseline, machine
-from experiments.pytorch_parity import parity
+from experiments.baselines.parity import parity
+from experiments.speed.article_job import Job, Task, baseline, machine
 from jaxdistill import report, train
 
 

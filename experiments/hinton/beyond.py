@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from itertools import product
 from typing import Any
 
-from experiments.hinton_parts import (
+from experiments.hinton.parts import (
     chosen_rates,
     distilled_arm,
     student_arm,
     triple_arms,
 )
-from experiments.hinton_task import CHOICE_SEED, Task, adam, errors, labels, logits_of
+from experiments.hinton.task import CHOICE_SEED, Task, adam, errors, labels, logits_of
 from jaxdistill import models, report, study, teachers
 from jaxdistill.report.figures import words
 

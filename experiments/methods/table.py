@@ -22,9 +22,9 @@ more teachers for the ensemble, an assistant, a first generation for the born-ag
 student, a second student for mutual learning. The differences to scratch and to plain
 distillation are paired by seed, their p-values corrected for their number (Holm 1979).
 
-  python -m experiments.method_table --data-dir ~/fashion_mnist
-  python -m experiments.method_table --smoke
-  python -m experiments.method_table --preset repdistiller --data-dir ~/cifar
+  python -m experiments.methods.table --data-dir ~/fashion_mnist
+  python -m experiments.methods.table --smoke
+  python -m experiments.methods.table --preset repdistiller --data-dir ~/cifar
 
 Cost: an hour and a half on two cores; a minute or two with --smoke, nearly all of it
 compilation.
@@ -37,7 +37,7 @@ from typing import Any, Literal
 
 import optax
 
-from experiments.methods import METHODS, Layers, Method
+from experiments.methods.methods import METHODS, Layers, Method
 from jaxdistill import (
     data,
     models,

@@ -22,7 +22,7 @@ from jaxdistill import (
 )
 from jaxdistill.data import Batches, tokens
 from jaxdistill.data.augment import Augment
-from jaxdistill.pretrained import weights as huggingface
+from jaxdistill.pretrained import weights
 from jaxdistill.types import Objective
 
 SMOKE_TEXTS = ("a fine film", "a dull film , again", "so fine", "again dull", "fine !")
@@ -41,9 +41,7 @@ class Task:
         self.classes = texts.num_classes
         if config.teacher is None and not config.teacher_epochs:
             raise ValueError("--teacher-epochs 0 needs a --teacher that is trained")
-        self.folder = (
-            None if config.teacher is None else huggingface.find(config.teacher)
-        )
+        self.folder = None if config.teacher is None else weights.find(config.teacher)
         who = f"pretrained: {config.teacher}" if self.folder else "trained from scratch"
         self.said = f"The teacher is {who}. Texts: {texts.origin}."
         if self.folder is None:

@@ -58,14 +58,14 @@ def baseline():
       ValueError: PyTorch is not installed.
     """
     try:
-        from experiments import pytorch_baseline
+        from experiments.baselines import pytorch_mlp
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
         raise ValueError(
             "comparing with PyTorch needs it: pip install 'jaxdistill[torch]'"
         ) from error
-    return pytorch_baseline
+    return pytorch_mlp
 
 
 class Task:

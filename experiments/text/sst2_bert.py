@@ -31,12 +31,12 @@ texts beside it, which are SST-2's dev where its files are read. AdamW, a tenth 
 steps up to the rate and a line down to nothing. Costs are those of one test text of
 median length without padding.
 
-  python -m experiments.sst2_bert --data-dir ~/sst2
-  python -m experiments.sst2_bert --data-dir ~/sst2 --teacher ~/MiniLM-L6 \
+  python -m experiments.text.sst2_bert --data-dir ~/sst2
+  python -m experiments.text.sst2_bert --data-dir ~/sst2 --teacher ~/MiniLM-L6 \
       --teacher-epochs 1
-  python -m experiments.sst2_bert --preset ag_news --data-dir ~/ag_news \
+  python -m experiments.text.sst2_bert --preset ag_news --data-dir ~/ag_news \
       --teacher ~/MiniLM-L6
-  python -m experiments.sst2_bert --smoke
+  python -m experiments.text.sst2_bert --smoke
 
 Needs jaxdistill[huggingface]. Cost: with the MiniLM two cores took about an hour a seed
 of SST-2, of which the arms of masked texts were a quarter, and 40 minutes of AG News;
@@ -48,7 +48,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from experiments.sst2_task import Task
+from experiments.text.sst2_task import Task
 from jaxdistill import models, report, study, train
 from jaxdistill.parallel import Kind, processes
 

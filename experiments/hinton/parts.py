@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.hinton_task import CHOICE_SEED, Task, adam, errors, labels, logits_of
+from experiments.hinton.task import CHOICE_SEED, Task, adam, errors, labels, logits_of
 from jaxdistill import models, report, study
 from jaxdistill.study import sweep
 

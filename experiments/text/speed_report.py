@@ -5,9 +5,9 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.speed_report import machine_line, row, span
-from experiments.text_jobs import OURS, THEIRS
-from jaxdistill.train import cost as benchmark
+from experiments.speed.report import machine_line, row, span
+from experiments.text.speed_jobs import OURS, THEIRS
+from jaxdistill.train import cost
 
 
 def tables(summary: Mapping[str, Any]) -> dict[str, str]:
@@ -36,7 +36,7 @@ def _speed(part: Mapping[str, Any]) -> str:
         lines.append(row([f"**{name}**, {job['about']}", " ", " "]))
         for side, times in job["seconds"].items():
             rates = [job["tokens"] / seconds for seconds in times]
-            ratio = benchmark.ratios(theirs, times)
+            ratio = cost.ratios(theirs, times)
             share = "-" if side == THEIRS else span(ratio, digits=3)
             lines.append(row([side, _rates(rates), share]))
     return "\n".join(
@@ -57,7 +57,7 @@ def _stages(part: Mapping[str, Any]) -> str:
     for name, job in part["jobs"].items():
         for stage, sides in job["seconds"].items():
             times = [[1e3 * s for s in sides[side]] for side in (THEIRS, OURS)]
-            ratio = span(benchmark.ratios(*times), digits=3)
+            ratio = span(cost.ratios(*times), digits=3)
             lines.append(row([name, stage, *map(span, times), ratio]))
     return "\n".join(
         [

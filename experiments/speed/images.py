@@ -27,9 +27,9 @@ The PyTorch loops need jaxdistill[torch], Keras's jaxdistill[keras]; what is not
 is left out, and the table says so. A run directory keeps the parts it has: run one
 again at a quiet time. Cost on two cores: about 20 minutes, a minute with --smoke.
 
-  python -m experiments.benchmark --data-dir ~/mnist
-  python -m experiments.benchmark --data-dir ~/mnist --part loops --rounds 25
-  python -m experiments.benchmark --smoke
+  python -m experiments.speed.images --data-dir ~/mnist
+  python -m experiments.speed.images --data-dir ~/mnist --part loops --rounds 25
+  python -m experiments.speed.images --smoke
 """
 
 import importlib.util
@@ -50,11 +50,12 @@ import numpy as np
 import tyro
 from tqdm.auto import tqdm
 
-from experiments import bare_jax, loops, resnet_job, speed_report
-from experiments.article_job import Job, Task, machine
+from experiments.speed import bare_jax, loops, resnet_job
+from experiments.speed import report as speed_report
+from experiments.speed.article_job import Job, Task, machine
 from jaxdistill import report, teachers, train
 from jaxdistill.study import sweep
-from jaxdistill.train import cost as benchmark
+from jaxdistill.train import cost
 
 WIDTHS, BATCHES, STUDENTS = (0.5, 1, 2, 4), (16, 64, 256, 1024), (1, 4, 16, 32)
 SCALING_STEPS = 200
@@ -66,7 +67,7 @@ class Config(Job):
 
     part: Literal["loops", "resnet", "scaling", "cold", "all"] = "all"
     """what to run"""
-    run_dir: str = "runs/benchmark"
+    run_dir: str = "runs/speed"
     """where the results are kept"""
     rounds: int = 15
     """epochs timed of each loop, after one that is not counted"""
@@ -197,9 +198,9 @@ def programs(task: Task, variables: Any) -> dict[str, dict[str, float]]:
     for name, program in lowered.items():
         compiled = program.compile()
         result[name] = {
-            "flops": benchmark.flops(compiled),
-            "bytes": benchmark.bytes_accessed(compiled),
-            **benchmark.memory(compiled),
+            "flops": cost.flops(compiled),
+            "bytes": cost.bytes_accessed(compiled),
+            **cost.memory(compiled),
         }
     return result
 
@@ -213,7 +214,7 @@ def peak(size: int = 2048) -> float:
         product(a, a).block_until_ready()
 
     once()
-    return 2 * size**3 / min(benchmark.seconds(once) for _ in range(10)) / 1e9
+    return 2 * size**3 / min(cost.seconds(once) for _ in range(10)) / 1e9
 
 
 def scaling(task: Task) -> dict[str, Any]:
@@ -283,7 +284,7 @@ def in_turns(task: Task, part: str, jobs, rounds: int) -> dict[str, list[float]]
         def counted(job):
             return lambda: (job(), bar.update())
 
-        return benchmark.interleave({k: counted(j) for k, j in jobs.items()}, rounds)
+        return cost.interleave({k: counted(j) for k, j in jobs.items()}, rounds)
 
 
 def cold(task: Task) -> dict[str, Any]:
@@ -312,10 +313,10 @@ def cold(task: Task) -> dict[str, Any]:
 
 def process(side: str, folder: Path, output: Path) -> dict[str, float]:
     """One side's whole job, with nothing compiled before."""
-    command = [sys.executable, "-m", "experiments.whole_job"]
+    command = [sys.executable, "-m", "experiments.speed.whole_job"]
     command += [side, str(folder), str(output)]
     env = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "0"}
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     start = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=root)
     seconds = time.perf_counter() - start

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from experiments.loops import one_epoch
+from experiments.speed.loops import one_epoch
 from jaxdistill import models, objectives, parallel, pretrained, teachers, train
 from jaxdistill.data import Batches
 from jaxdistill.types import TrainState
@@ -104,7 +104,7 @@ def torch_side():
       ValueError: PyTorch or transformers is not installed.
     """
     try:
-        from experiments import pytorch_text
+        from experiments.baselines import pytorch_text
     except ModuleNotFoundError as error:
         if error.name not in ("torch", "transformers"):
             raise

@@ -30,9 +30,9 @@ round quite as the file does (`quantized`): it has one symmetric range for an ar
 this batch; the file one for each channel of the weights and, for the rest, fixed ones
 of 256 training images.
 
-  python -m experiments.edge --data-dir ~/mnist
-  python -m experiments.edge --preset fashion_mnist --data-dir ~/fashion_mnist
-  python -m experiments.edge --preset digits --smoke
+  python -m experiments.edge.students --data-dir ~/mnist
+  python -m experiments.edge.students --preset fashion_mnist --data-dir ~/fashion_mnist
+  python -m experiments.edge.students --preset digits --smoke
 
 Needs jaxdistill[onnx,quantize]. Cost: a quarter of an hour a data set on two cores; two
 minutes with --smoke.
@@ -45,7 +45,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.edge_choice import adam, choose, make_objective
+from experiments.edge.choice import adam, choose, make_objective
 from jaxdistill import (
     data,
     export,

@@ -32,10 +32,10 @@ from jaxdistill.export.benchmark.process import (
     in_turns,
     measure,
 )
-from jaxdistill.report import tables as report
+from jaxdistill.report import tables
 from jaxdistill.report.statistics import spread
 from jaxdistill.runtimes import ArtefactError
-from jaxdistill.train import cost as benchmark
+from jaxdistill.train import cost
 from jaxdistill.train.run_dir import RunError, processor
 
 ARMS = ("teacher", "scratch", "distilled")
@@ -99,7 +99,7 @@ def from_run(
     folder = Path(run_dir) / FOLDER
     folder.mkdir(exist_ok=True)
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    report.write(folder)
+    tables.write(folder)
     return summary
 
 
@@ -166,7 +166,7 @@ def _describe(subject: Subject, made: Artefact) -> dict[str, Any]:
     inputs = some_of(subject.examples["inputs"], np.arange(1))
     batch = {"inputs": subject.prepare(inputs), "mask": np.ones(1, np.float32)}
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        forward = benchmark.compile_forward(subject.student, batch)
+        forward = cost.compile_forward(subject.student, batch)
     manifest = made.manifest
     return {
         "arm": made.arm,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.text_jobs import Rule, Shape
+from experiments.text.speed_jobs import Rule, Shape
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from builders import NormNet
-from test_digits_mlp import run as train_digits
-from test_report import summary
 
 from jaxdistill import cli, data, models, report, teachers, train
 from jaxdistill.teachers import fingerprints
 from jaxdistill.train import RunDir, RunError, saved
+from tests.builders import NormNet
+from tests.experiments.test_digits_mlp import run as train_digits
+from tests.report.test_report import summary
 
 
 @pytest.fixture

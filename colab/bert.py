@@ -205,8 +205,8 @@ arms = {
 # %%
 partitioner = parallel.choose("auto")
 experiment = study.Study(
-    partitioner,
     train.RunDir(RUN_DIR, SETTINGS),
+    partitioner=partitioner,
     examples=lambda arm, seed: train_split,
     steps=STEPS,
     batch_size=SETTINGS["batch_size"],

@@ -79,8 +79,8 @@ arms = {
 }
 partitioner = parallel.choose("auto")
 experiment = study.Study(
-    partitioner,
     train.RunDir(RUN_DIR, SETTINGS),
+    partitioner=partitioner,
     examples=lambda arm, seed: train_split,
     steps=SETTINGS["steps"],
     batch_size=SETTINGS["batch_size"],

@@ -115,8 +115,8 @@ def execute(config: Config) -> dict[str, Any]:
     train_set = source.inputs(train_split)
     batches = data.Batches(len(train_split["labels"]), config.batch_size)
     experiment = study.Study(
-        partitioner,
         train.RunDir(config.run_dir, train.settings(config)),
+        partitioner=partitioner,
         examples=study.few_labels(train_set, config.labels),
         steps=config.epochs * batches.steps_per_epoch,
         batch_size=config.batch_size,

@@ -163,10 +163,10 @@ def execute(config: Config) -> dict[str, Any]:
     )
     lines = arms(config, steps)
     experiment = study.Study(
-        partitioner,
         train.RunDir(
             config.run_dir.format(preset=config.preset), train.settings(config)
         ),
+        partitioner=partitioner,
         examples=study.few_labels(train_set, config.labels),
         steps=steps,
         batch_size=config.batch_size,

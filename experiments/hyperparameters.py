@@ -143,8 +143,8 @@ class Task:
         # A device is enough; several processes have no other way than together.
         partitioner = parallel.choose("jit" if jax.process_count() == 1 else "mesh")
         experiment = study.Study(
-            partitioner,
             self.run_dir,
+            partitioner=partitioner,
             examples=self.examples,
             steps=self.steps,
             batch_size=config.batch_size,

@@ -112,8 +112,8 @@ def make_study(config: Config, kind: Any, train_split, test, path) -> study.Stud
     partitioner, together = divide("auto", config.seeds)
     batches = data.Batches(len(train_split["labels"]), config.batch_size)
     return study.Study(
-        partitioner,
         train.RunDir(path, {**train.settings(config), "precision": kind}),
+        partitioner=partitioner,
         examples=lambda arm, seed: train_split,
         steps=config.epochs * batches.steps_per_epoch,
         batch_size=config.batch_size,

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the README prints works as printed."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -24,8 +25,27 @@ COMMANDS = [
 ]
 
 
+def test_a_comparison_of_ones_own_needs_eight_names(tmp_path, monkeypatch):
+    tree = ast.parse(BLOCKS[0])
+    names = {
+        ast.unparse(node)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id in ("models", "objectives", "report", "study")
+    }
+    assert len(names) <= 8
+    monkeypatch.chdir(tmp_path)
+    fewer = BLOCKS[0].replace("epochs=30", "epochs=3").replace("seeds=3", "seeds=2")
+    scope: dict = {}
+    exec(compile(fewer, "README.md", "exec"), scope)
+    table = (tmp_path / "runs" / "mine" / "table.md").read_text()
+    assert "- distilled minus scratch: " in table
+    assert "(2 paired seeds)" in table
+
+
 def test_the_model_of_ones_own_trains_and_streams():
-    own, _, streamed, _ = BLOCKS
+    _, own, _, streamed, _ = BLOCKS
     scope: dict = {}
     exec(compile(own, "README.md", "exec"), scope)
     assert int(scope["state"].step) == scope["batches"].steps_per_epoch
@@ -56,7 +76,7 @@ def test_a_bert_of_ones_own_teaches(tmp_path, monkeypatch):
     pretrained.save(tmp_path / "bert-sst2", variables, config)
     monkeypatch.chdir(tmp_path)
     scope: dict = {}
-    own, text, *_ = BLOCKS
+    _, own, text, *_ = BLOCKS
     exec(compile(own, "README.md", "exec"), scope)
     exec(compile(text, "README.md", "exec"), scope)
     student, optimizer = scope["text_student"], scope["optimizer"]

@@ -181,8 +181,8 @@ class Task:
     ) -> study.Study:
         """Trainings on some examples, in as many steps as all training images take."""
         return study.Study(
-            self.partitioner,
             self.run_dir,
+            partitioner=self.partitioner,
             examples=lambda arm, seed: examples,
             steps=self.steps(self.config.epochs),
             batch_size=self.config.batch_size,

@@ -91,8 +91,8 @@ class Task:
         config, shown = self.config, self.examples[split]
         validation = train.Evaluator(self.partitioner, self.examples["validation"])
         return study.Study(
-            self.partitioner,
             self.run_dir(part),
+            partitioner=self.partitioner,
             examples=examples or (lambda arm, seed: shown),
             steps=self.steps(config.epochs),
             batch_size=batch_size or config.batch_size,

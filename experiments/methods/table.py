@@ -181,8 +181,8 @@ class Task:
         examples = source.inputs(train_split)
         batches = data.Batches(len(train_split["labels"]), config.batch_size)
         self.study = study.Study(
-            partitioner,
             train.RunDir(config.run_dir, train.settings(config)),
+            partitioner=partitioner,
             examples=lambda arm, seed: examples,
             steps=config.epochs * batches.steps_per_epoch,
             batch_size=config.batch_size,

@@ -40,10 +40,10 @@ class Task:
             partitioner, self.test, batch_size=64, metrics=train.language
         )
         self.study = study.Study(
-            partitioner,
             train.RunDir(
                 config.run_dir.format(preset=config.preset), train.settings(config)
             ),
+            partitioner=partitioner,
             examples=self.examples,
             steps=config.steps,
             batch_size=config.batch_size,

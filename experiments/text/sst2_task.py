@@ -64,8 +64,8 @@ class Task:
         )
         run_dir.write_bytes("tokenizer.json", self.tokenizer.to_str().encode())
         self.study = study.Study(
-            partitioner,
             run_dir,
+            partitioner=partitioner,
             examples=lambda arm, seed: self.examples,
             steps=self.steps(config.epochs),
             batch_size=config.batch_size,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trainings on one task, of the same size, each compiled once, in one resumable run.
 
-study = Study(partitioner, run_dir, examples=..., steps=..., batch_size=..., test=...)
+study = Study("runs/mine", examples=..., test=..., epochs=..., batch_size=...)
 teacher = study.train("teacher", Arm(...), seed=0)
 place = study.partitioner.place
 student = study.train("distilled", Arm(...), 0, place(teacher))
@@ -9,7 +9,9 @@ student = study.train("distilled", Arm(...), 0, place(teacher))
 `study.compare` makes a table of them.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -25,7 +27,7 @@ from jaxdistill.data import (
 from jaxdistill.models import apply, student
 from jaxdistill.models.apply import Precision
 from jaxdistill.parallel import processes
-from jaxdistill.parallel.partitioner import Partitioner
+from jaxdistill.parallel.partitioner import Partitioner, choose
 from jaxdistill.study import sweep
 from jaxdistill.study.arm import Arm
 from jaxdistill.study.stores import TeacherStores
@@ -38,20 +40,24 @@ from jaxdistill.train.run_dir import RunDir, RunError
 from jaxdistill.train.step import init_state, make_train_step, scan_train
 from jaxdistill.types import TrainState
 
+Arrays = Mapping[str, Any]
+"""Examples: `inputs`, `labels` and what else a batch has, arrays of one length."""
+
 
 class Study:
     """Trains arms on one task, in steps of the same size."""
 
     def __init__(
         self,
-        partitioner: Partitioner,
-        run_dir: RunDir,
+        run_dir: RunDir | str | os.PathLike,
         *,
-        examples: Callable[[Arm, int], Mapping[str, np.ndarray]],
-        steps: int,
+        examples: Arrays | Callable[[Arm, int], Arrays],
+        test: Any,
         batch_size: int,
-        test: Callable[[Any, Any], Mapping[str, Any]],
-        validation: Evaluator | None = None,
+        steps: int | None = None,
+        epochs: int | None = None,
+        validation: Any = None,
+        partitioner: Partitioner | None = None,
         evaluations: int = 10,
         stored: bool = False,
         precision: Precision = "float32",
@@ -62,14 +68,16 @@ class Study:
         """Everything the trainings share.
 
         Args:
-          partitioner: see `parallel`.
-          run_dir: the run directory.
-          examples: `(arm, seed) -> arrays` to train on. The same object returned twice
-            is placed on the devices once.
-          steps: optimizer steps of a training, unless its arm says otherwise.
+          run_dir: the run directory, or where it is to be.
+          examples: `inputs` and `labels` to train on, or `(arm, seed) -> arrays`. The
+            same object returned twice is placed on the devices once.
+          test: arrays on which the last state is evaluated once, or what evaluates it
+            as an `Evaluator` does.
           batch_size: examples in a batch, over all devices.
-          test: evaluates once, the last state, as an `Evaluator` does.
-          validation: evaluates along the way, or never.
+          steps: optimizer steps of a training, unless its arm says otherwise.
+          epochs: passes over the examples, in place of `steps`.
+          validation: arrays or an `Evaluator` for evaluations along the way, or None.
+          partitioner: how the steps run, see `parallel`; None is `choose("auto")`.
           evaluations: records, checkpoints and validations of a training, about so
             many (`train.interval`).
           stored: compute a live teacher's outputs once, below the run directory, for
@@ -84,16 +92,33 @@ class Study:
             of tokens, and a live one's but for rounding. An `Evaluator` cuts by its
             own.
           progress: whether to show bars.
+
+        Raises:
+          ValueError: not one of `steps` and `epochs`, or `epochs` where the examples
+            depend on the arm.
         """
+        partitioner = choose("auto") if partitioner is None else partitioner
         partitioner.check_batch(batch_size)
         if together and bucket_lengths:
             raise ValueError(
                 "together and bucket_lengths exclude each other: all lengths would be "
                 "computed"
             )
-        self.partitioner, self.run_dir, self.steps = partitioner, run_dir, steps
-        self.examples, self.batch_size = examples, batch_size
-        self.test, self.validation = test, validation
+        self.steps = _steps(steps, epochs, examples, batch_size)
+        if not isinstance(run_dir, RunDir):
+            settings = {"steps": self.steps, "batch_size": batch_size}
+            run_dir = RunDir(run_dir, {**settings, "precision": precision})
+        self.partitioner, self.run_dir, self.batch_size = (
+            partitioner,
+            run_dir,
+            batch_size,
+        )
+        self.examples = _by_arm(examples)
+        evaluator = partial(Evaluator, partitioner, bucket_lengths=bucket_lengths)
+        self.test: Callable[..., Any] = evaluator(test) if _arrays(test) else test
+        self.validation: Evaluator | None = (
+            evaluator(validation) if _arrays(validation) else validation
+        )
         self.evaluations, self.progress = evaluations, progress
         self.stored, self.together = stored, together
         self.bucket_lengths = tuple(bucket_lengths)
@@ -328,3 +353,25 @@ class Study:
         if self._placed[0] is not examples:
             self._placed = (examples, self.partitioner.replicate(dict(examples)))
         return self._placed[1]
+
+
+def _arrays(given: Any) -> bool:
+    return isinstance(given, Mapping)
+
+
+def _by_arm(examples: Any) -> Callable[[Arm, int], Arrays]:
+    return (lambda arm, seed: examples) if _arrays(examples) else examples
+
+
+def _steps(
+    steps: int | None, epochs: int | None, examples: Any, batch_size: int
+) -> int:
+    if (steps is None) == (epochs is None):
+        raise ValueError(
+            f"a study takes steps or epochs, one of them: got {steps} and {epochs}"
+        )
+    if epochs is None:
+        return steps or 0
+    if not _arrays(examples):
+        raise ValueError("examples that depend on the arm need steps, not epochs")
+    return epochs * Batches(len(examples["labels"]), batch_size).steps_per_epoch

@@ -118,8 +118,8 @@ def study(tmp_path):
         partitioner = parallel.jit()
         examples = {name: batch(12)[name] for name in ("inputs", "labels")}
         return Study(
-            partitioner,
             RunDir(tmp_path / str(together), {}),
+            partitioner=partitioner,
             examples=lambda row, seed: examples,
             steps=4,
             batch_size=4,

@@ -12,7 +12,7 @@ from jaxdistill.data.tokens import hide_tokens
 from jaxdistill.objectives import combine, hard_labels, soft_targets
 from jaxdistill.study import Arm, Study, compare
 from jaxdistill.teachers import ensemble, fingerprints, mean_logits
-from jaxdistill.train import CheckpointError, Evaluator, RunDir, saved
+from jaxdistill.train import CheckpointError, Evaluator, RunDir, RunError, saved
 
 MODULE = models.MLP((8, 10))
 SOURCE = data.load("digits")
@@ -31,8 +31,8 @@ ARM = Arm(
 def study(tmp_path):
     partitioner = parallel.jit()
     return Study(
-        partitioner,
         RunDir(tmp_path, {}),
+        partitioner=partitioner,
         examples=lambda arm, seed: EXAMPLES,
         steps=12,
         batch_size=16,
@@ -116,8 +116,8 @@ def test_texts_are_trained_on_unless_one_is_all_padding(tmp_path):
     examples = {"inputs": inputs, "labels": (ids[:, 0] > 4).astype(np.int32)}
     partitioner = parallel.jit()
     study = Study(
-        partitioner,
         RunDir(tmp_path, {}),
+        partitioner=partitioner,
         examples=lambda arm, seed: examples,
         steps=40,
         batch_size=16,
@@ -149,7 +149,11 @@ def of_texts(tmp_path):
         test, shared = Evaluator(partitioner, examples), {"steps": 12, "batch_size": 8}
         shared |= {"evaluations": 2, "stored": True, "progress": False, **options}
         return Study(
-            partitioner, run_dir, examples=lambda *_: examples, test=test, **shared
+            run_dir,
+            partitioner=partitioner,
+            examples=lambda *_: examples,
+            test=test,
+            **shared,
         )
 
     return make
@@ -296,3 +300,35 @@ def test_a_row_may_start_from_its_teacher(study):
     student = study.train("started", arm, 0, study.partitioner.place(teacher))
     jax.tree.map(np.testing.assert_array_equal, student.variables, teacher.variables)
     np.testing.assert_allclose(loss(study, "started"), 0, atol=1e-6)
+
+
+def test_arrays_and_epochs_are_enough(tmp_path):
+    """As evaluators, a partitioner and steps would have it."""
+    given = {"examples": EXAMPLES, "test": EXAMPLES, "validation": EXAMPLES}
+    short = Study(tmp_path, **given, epochs=2, batch_size=16, progress=False)
+    assert short.steps == 2 * -(-len(EXAMPLES["labels"]) // 16)
+    model = short.partitioner.place(models.trained(MODULE, short.fresh(ARM, 0)))
+    expected = Evaluator(parallel.choose("auto"), EXAMPLES)(model)
+    assert short.test(model) == expected == short.validation(model)
+    short.run_dir.log({"fit": "teacher-0", "step": 1})
+    with pytest.raises(RunError, match="steps was"):
+        Study(tmp_path, **given, epochs=3, batch_size=16)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "said"),
+    [
+        ({}, "steps or epochs, one of them: got None and None"),
+        ({"steps": 1, "epochs": 1}, "steps or epochs, one of them: got 1 and 1"),
+        ({"epochs": 1}, "examples that depend on the arm need steps"),
+    ],
+)
+def test_how_long_is_said_in_one_way(tmp_path, lengths, said):
+    with pytest.raises(ValueError, match=said):
+        Study(
+            tmp_path,
+            examples=lambda arm, seed: EXAMPLES,
+            test=EXAMPLES,
+            batch_size=16,
+            **lengths,
+        )

@@ -81,3 +81,50 @@ def pytest_collection_modifyitems(config, items):
     kept = [*first.values()]
     config.hook.pytest_deselected(items=[x for x in items if x not in kept])
     items[:] = kept
+
+
+INSTALLS = {
+    "transformers": "transformers",
+    "scikit-learn": "scikit-learn",
+    "safetensors": "-e '.[huggingface]'",
+    "tokenizers": "-e '.[huggingface]'",
+    "torch": "-e '.[torch]'",
+    "onnx": "-e '.[onnx]'",
+    "tflite": "-e '.[tflite]'",
+    "ai_edge_litert": "-e '.[tflite]'",
+    "tensorflow": "-e '.[tflite]'",
+    "stablehlo": "-e '.[export]'",
+    "flatbuffers": "-e '.[export]'",
+    "qwix": "-e '.[quantize]'",
+    "keras": "-e '.[keras]'",
+    "libtpu": "-e '.[tpu]'",
+}
+"""What a reason for skipping names, in lower case, and what pip installs for it."""
+
+
+def what_would_run(reasons: list[str]) -> str:
+    """A sentence on skipped tests: which commands and variables would run how many."""
+    counts: dict[str, int] = {}
+    for reason in reasons:
+        if "JAXDISTILL_DATA" in reason:
+            way = "a folder of data in JAXDISTILL_DATA"
+        else:
+            lower = reason.lower().replace("pytorch", "torch")
+            found = [what for name, what in INSTALLS.items() if name in lower]
+            way = f"pip install {found[0]}" if found else f"no package ({reason})"
+        counts[way] = counts.get(way, 0) + 1
+    ways = sorted(counts.items(), key=lambda item: -item[1])
+    return f"{len(reasons)} skipped; to run them: " + ", ".join(
+        f"{way} ({count})" for way, count in ways
+    )
+
+
+def pytest_unconfigure(config):
+    """The last line of a run; a file that is skipped whole counts as one."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if hasattr(config, "workerinput") or reporter is None:
+        return
+    skipped = [report.longrepr for report in reporter.stats.get("skipped", [])]
+    reasons = [what[2].removeprefix("Skipped: ") for what in skipped]
+    if reasons:
+        reporter.write_line(what_would_run(reasons))

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from tests import house
+from tests.conftest import what_would_run
 
 # Imported inside the function that needs them: importing no module costs them.
 HEAVY = {"torch", "tensorflow", "tensorflow_datasets", "matplotlib", "transformers"}
@@ -103,3 +104,14 @@ def test_the_core_imports_little_besides_its_dependencies():
     # multiprocessing, which data.Stream uses, names __main__ a second time.
     own = {"jaxdistill", "__mp_main__"}
     assert found - theirs - sys.stdlib_module_names <= own
+
+
+def test_the_last_line_says_what_would_run_skipped_tests():
+    said = what_would_run(
+        ["PyTorch is not installed", "onnx is not installed", "torch is not installed"]
+        + ["JAXDISTILL_DATA names no folder with mnist/"]
+    )
+    assert said == (
+        "4 skipped; to run them: pip install -e '.[torch]' (2), pip install -e "
+        "'.[onnx]' (1), a folder of data in JAXDISTILL_DATA (1)"
+    )

@@ -2,6 +2,7 @@
 """Every loss against its formula in float64 NumPy; the rows are in `losses_table`."""
 
 import inspect
+import os
 from functools import partial
 
 import jax
@@ -212,7 +213,12 @@ def test_degenerate_inputs_have_finite_gradients(case):
 
 
 @each
-@settings(max_examples=25, deadline=None, derandomize=True, database=None)
+@settings(
+    max_examples=int(os.environ.get("JAXDISTILL_DRAWN", "25")),
+    deadline=None,
+    derandomize=True,
+    database=None,
+)
 @given(data=st.data())
 def test_any_finite_student(case, data):
     """Close to the formula and no lower than the minimum, up to float32 rounding."""

@@ -96,7 +96,7 @@ class TestTrained:
         """The library numbers pieces in the order of a hash that each process draws."""
         code = (
             "from jaxdistill.pretrained import tokenizers; import sys; "
-            f"print(ascii(tokens.train_wordpiece({TEXTS!a}, 100).to_str()))"
+            f"print(ascii(tokenizers.train_wordpiece({TEXTS!a}, 100).to_str()))"
         )
         command = [sys.executable, "-c", code]
         for _ in range(2):

@@ -1,5 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data as NumPy arrays: sources, transforms, batches. Nothing here imports jax."""
+"""Data sets, batches and streams, as NumPy arrays on the host.
+
+`images`       image data sets by name, and what their pixels are
+`image_files`  their original files: IDX, CIFAR's binaries
+`texts`        labelled texts: SST-2, AG News
+`corpus`       running texts for language models, and their vocabulary
+`fetch`        where files are: a folder, a prepared copy, TFDS
+`examples`     what examples must be; `DataError`
+`batches`      which examples go into which batch
+`stream`       batches read ahead by worker processes
+`augment`, `tokens`   what changes a batch on the device, with jax: import them by name
+
+`import jaxdistill.data` loads no jax: the last two are not loaded with the folder.
+"""
 
 from jaxdistill.data.batches import Batches, Orders, pad
 from jaxdistill.data.corpus import Corpus, Vocabulary, load_corpus, windows

@@ -3,7 +3,7 @@
 
 module = quantized(models.MLP((16, 10)))     # the same parameters
 state = fit(init_state(rng, student(module), ...), ...)
-model = teachers.trained(models.MLP((16, 10)), state)   # in float, for the export
+model = models.trained(models.MLP((16, 10)), state)   # in float, for the export
 """
 
 from typing import Any

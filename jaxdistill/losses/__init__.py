@@ -1,6 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Distillation losses: arrays in, one value per example or token out.
 
+`logits`      labels, soft targets, divergences
+`structure`   what is decoupled, correlated or standardized among the logits
+`features`    hidden states and feature maps
+`attention`   attention maps, and relations of queries, keys and values
+`relations`   the geometry between the examples of a batch
+`sequences`   frames, and tokens that are shifted
+`vocabulary`  large vocabularies, in parts, or of a teacher's largest probabilities
+`numerics`    arithmetic that stays finite
+
 Argument order is student, teacher, labels, mask, then keyword-only hyperparameters.
 Nothing here reduces over the batch; `train.step` does, in one place.
 """

@@ -5,7 +5,7 @@ A layer map is data, `((student_layer, teacher_layer), ...)`; negative layers co
 the end. A term's value is the sum over its pairs.
 
     combine({"soft": (1.0, soft_targets(temperature=4.0)),
-             "hint": (100.0, on_hiddens(losses.hint_mse, ((1, 1),)))})
+             "hint": (100.0, on_hidden_states(losses.hint_mse, ((1, 1),)))})
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -82,7 +82,7 @@ def on_hidden_states(loss: Callable, layers: LayerMap, **settings: Any) -> Bound
             mine, theirs = (_without_padding(x, batch) for x in (mine, theirs))
         return mine, theirs, loss_kwargs(loss, batch, batch["mask"])
 
-    return _through("on_hiddens", loss, layers, settings, pair)
+    return _through("on_hidden_states", loss, layers, settings, pair)
 
 
 def on_attentions(loss: Callable, layers: LayerMap, **settings: Any) -> BoundTerm:

@@ -46,7 +46,7 @@ def tinybert_intermediate(layers: LayerMap) -> Objective:
     >>> for name, (weight, term) in tinybert_intermediate(((0, 2),)).terms.items():
     ...     print(name, weight, term)
     attention 1.0 on_scores(attention_mse, ((0, 2),))
-    hidden 1.0 on_hiddens(hint_mse, ((0, 2),))
+    hidden 1.0 on_hidden_states(hint_mse, ((0, 2),))
     embedding 1.0 on_extras(hint_mse, 'embeddings', ((0, 0),))
 
     References:
@@ -102,7 +102,7 @@ def distilbert(*, temperature: Any = 2.0) -> Objective:
     ...     print(name, weight, term)
     soft 5.0 real_tokens(soft_targets(temperature=2.0))
     masked 2.0 masked_labels()
-    cosine 1.0 on_hiddens(cosine_distance, ((-1, -1),))
+    cosine 1.0 on_hidden_states(cosine_distance, ((-1, -1),))
 
     References:
       Sanh et al. 2019, DistilBERT, a distilled version of BERT, section 2 (the triple

@@ -166,7 +166,7 @@ def read(path: Any, manifest: Manifest) -> dict[str, np.ndarray]:
     """Stored outputs, for the examples of a run: `{**examples, "teacher": read(...)}`.
 
     A step's batch then holds the rows of its examples, however they are shuffled, and
-    the teacher is `teachers.Stored`.
+    the teacher is `teachers.StoredTeacher()`.
 
     Args:
       path: the store's folder.

@@ -526,7 +526,7 @@ if __name__ == "__main__":
     with Stream(source, Batches(64, 8), workers=2) as stream:
         at = 0
         while True:
-            stream.rows(at, at + 2)
+            stream.indices(at, at + 2)
             at += 2
             Path(sys.argv[1]).touch()
             time.sleep(0.1)  # a step: Python drops a Ctrl-C that falls into a __del__

@@ -79,7 +79,7 @@ class TestCompiledStep:
 def test_topologies_of_equal_count_and_kind_have_a_row_each():
     code = """
     from types import SimpleNamespace
-    import experiments.tpu_compile as it
+    import experiments.tpu.images as it
     it.importlib.util.find_spec = lambda name: name
     it.find = lambda name: [SimpleNamespace(device_kind="TPU v5 lite")] * 8
     it.costs = lambda *_: {"reduced": 1, "gradients": 1}

@@ -13,7 +13,7 @@ from jaxdistill.models import MLP, BatchNorm, student
 from tests.builders import assert_identical
 
 
-def test_mlp_shapes_parameters_and_hiddens():
+def test_mlp_shapes_parameters_and_hidden_states():
     model = MLP((7, 4, 3))
     images = jax.random.normal(jax.random.key(0), (5, 2, 3))
     variables = jax.jit(model.init)(jax.random.key(1), images)

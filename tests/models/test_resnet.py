@@ -93,7 +93,7 @@ def test_imagenet_networks_have_the_published_sizes(depth):
     ids=["cifar", "wide", "imagenet"],
 )
 @pytest.mark.parametrize("channels", [(), (3,)], ids=["grey", "colour"])
-def test_hiddens_are_the_stages_and_the_pooled_vector(
+def test_hidden_states_are_the_stages_and_the_pooled_vector(
     model, side, hidden_states, channels
 ):
     images = jax.ShapeDtypeStruct((2, side, side, *channels), jnp.float32)

@@ -195,7 +195,7 @@ def test_settings_may_be_schedules_and_print_as_written():
     )
     np.testing.assert_allclose(values, expected, rtol=1e-6)
     assert repr(on_hidden_states(losses.hint_mse, uniform(1, 3))) == (
-        "on_hiddens(hint_mse, ((0, 2),))"
+        "on_hidden_states(hint_mse, ((0, 2),))"
     )
 
 

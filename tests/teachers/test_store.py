@@ -322,7 +322,7 @@ def test_no_flipped_bit_of_a_small_file_passes(store, name):
     assert passed <= (0.05 * len(bits) if name == "logits/zarr.json" else 0)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]", b'{"format": 3}'])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]", b'{"format": 4}'])
 def test_a_damaged_begin_is_named(store, content):
     path, manifest = store
     (path / "manifest.json").unlink()

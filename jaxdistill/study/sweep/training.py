@@ -58,7 +58,7 @@ def train(
         `teacher`, see `store.read`.
       batches: which examples go into which batch: the same for all trials, or `Orders`.
       steps: optimizer steps.
-      teacher: not placed: `teachers.Stored()`, a live teacher, each trial's own
+      teacher: not placed: `teachers.StoredTeacher()`, a live teacher, each trial's own
         (`stack`), or None.
       names: of the trials in logs; without, a record is their mean.
       evaluate: `all students -> {name: number}`, with names one such of each trial.

@@ -34,6 +34,7 @@ import optax
 from jaxdistill import data, losses, models, objectives, report, study, teachers, train
 from jaxdistill.parallel import processes
 from jaxdistill.study.sweep import divide
+from jaxdistill.teachers.manifest import DTYPES
 from jaxdistill.types import TopK
 
 TEMPERATURE = 2.0
@@ -166,7 +167,7 @@ def storage(config: Config, experiment: study.Study, train_split) -> dict[str, A
     exact = losses.forward_kl(logits, targets, temperature=TEMPERATURE)
     result: dict[str, Any] = {"exact": {"loss": float(exact.mean())}}
     for top_k in (None, *config.top_k):
-        for dtype in teachers.store.DTYPES:
+        for dtype in DTYPES:
             name = "dense" if top_k is None else f"top-{top_k}"
             manifest = teachers.store.describe(
                 teacher,

@@ -23,6 +23,7 @@ from jaxdistill import (
     teachers,
     train,
 )
+from jaxdistill.teachers.manifest import DTYPES
 from jaxdistill.types import TopK
 
 
@@ -139,7 +140,7 @@ def measure(
     exact: dict[float, Any] = {}
     stored = {}
     for kept in (None, *top_k):
-        for dtype in teachers.store.DTYPES:
+        for dtype in DTYPES:
             label = f"{'dense' if kept is None else f'top-{kept}'}, {dtype}"
             found, disk = written(teacher, examples, name, kept, dtype)
             kl = {t: divergence(logits, found, t) for t in temperatures}

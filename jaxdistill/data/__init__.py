@@ -20,24 +20,3 @@ from jaxdistill.data.examples import DataError, check_inputs, check_labels, norm
 from jaxdistill.data.images import Dataset, holdout, load
 from jaxdistill.data.stream import Stream
 from jaxdistill.data.texts import Labelled, Texts, load_texts
-
-__all__ = [
-    "Batches",
-    "Corpus",
-    "DataError",
-    "Dataset",
-    "Labelled",
-    "Orders",
-    "Stream",
-    "Texts",
-    "Vocabulary",
-    "check_inputs",
-    "check_labels",
-    "holdout",
-    "load",
-    "load_corpus",
-    "load_texts",
-    "normalize",
-    "pad",
-    "windows",
-]

@@ -26,17 +26,3 @@ from jaxdistill.export.artefact import (
 )
 from jaxdistill.export.from_run import from_run, of_images
 from jaxdistill.export.subject import ExportError, Int8, Pixels, Subject
-
-__all__ = [
-    "FORMATS",
-    "ExportError",
-    "Int8",
-    "Pixels",
-    "Subject",
-    "Target",
-    "default_path",
-    "from_run",
-    "obtain",
-    "of_images",
-    "write",
-]

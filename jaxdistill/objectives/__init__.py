@@ -34,25 +34,3 @@ from jaxdistill.objectives.recipes import (
     tinybert_prediction,
 )
 from jaxdistill.objectives.terms import first_classes, real_tokens
-
-__all__ = [
-    "combine",
-    "distilbert",
-    "first_classes",
-    "hard_labels",
-    "last",
-    "minilm",
-    "minilm_v2",
-    "mutual_targets",
-    "on_attentions",
-    "on_extras",
-    "on_hidden_states",
-    "on_logits",
-    "on_scores",
-    "real_tokens",
-    "soft_targets",
-    "teacher_labels",
-    "tinybert_intermediate",
-    "tinybert_prediction",
-    "uniform",
-]

@@ -18,16 +18,3 @@ from jaxdistill.parallel.partitioner import (
     pmap,
 )
 from jaxdistill.parallel.sharding import cut_width
-
-__all__ = [
-    "AXIS",
-    "Kind",
-    "Partitioner",
-    "choose",
-    "cut_width",
-    "fsdp",
-    "jit",
-    "mesh",
-    "pmap",
-    "processes",
-]

@@ -21,21 +21,3 @@ from jaxdistill.pretrained.tokenizers import (
     train_wordpiece,
 )
 from jaxdistill.pretrained.weights import from_linen, load, save, to_linen
-
-__all__ = [
-    "check_same_tokenizer",
-    "check_tokenizer",
-    "encode",
-    "from_linen",
-    "from_torch",
-    "load",
-    "load_classifier",
-    "load_state_dict",
-    "load_tokenizer",
-    "module_of",
-    "read_config",
-    "save",
-    "to_linen",
-    "to_torch",
-    "train_wordpiece",
-]

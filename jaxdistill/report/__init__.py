@@ -10,15 +10,3 @@
 from jaxdistill.report import figures
 from jaxdistill.report.statistics import holm, paired, spread
 from jaxdistill.report.tables import fill, save, summarize, table, write
-
-__all__ = [
-    "figures",
-    "fill",
-    "holm",
-    "paired",
-    "save",
-    "spread",
-    "summarize",
-    "table",
-    "write",
-]

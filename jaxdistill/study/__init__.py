@@ -12,11 +12,3 @@ from jaxdistill.study import sweep
 from jaxdistill.study.arm import Arm, few_labels
 from jaxdistill.study.comparison import compare
 from jaxdistill.study.study import Study
-
-__all__ = [
-    "Arm",
-    "Study",
-    "compare",
-    "few_labels",
-    "sweep",
-]

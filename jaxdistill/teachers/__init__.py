@@ -18,15 +18,3 @@ from jaxdistill.teachers.forward import (
 )
 from jaxdistill.teachers.manifest import StoreError
 from jaxdistill.teachers.outputs import StoredTeacher
-
-__all__ = [
-    "StoreError",
-    "Ensemble",
-    "MeanLogits",
-    "StoredTeacher",
-    "ensemble",
-    "fingerprints",
-    "live",
-    "mean_logits",
-    "store",
-]

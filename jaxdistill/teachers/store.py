@@ -29,7 +29,6 @@ from jaxdistill.data import check_inputs
 from jaxdistill.data.augment import Augment
 from jaxdistill.teachers import fingerprints
 from jaxdistill.teachers.manifest import (
-    DTYPES,
     Manifest,
     StoreError,
     check_outputs,
@@ -40,11 +39,6 @@ from jaxdistill.teachers.manifest import (
 )
 from jaxdistill.teachers.outputs import of_batch, of_examples
 from jaxdistill.types import Batch, Outputs, token_mask
-
-pass
-
-__all__ = ["DTYPES", "StoreError", "Manifest", "check", "describe", "read", "verify"]
-__all__ += ["write"]
 
 
 def describe(

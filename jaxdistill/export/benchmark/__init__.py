@@ -12,5 +12,3 @@ summary = benchmark.from_run("runs/digits")
 
 from jaxdistill.export.benchmark.measured import from_run
 from jaxdistill.export.benchmark.process import in_turns, measure
-
-__all__ = ["from_run", "in_turns", "measure"]

@@ -31,24 +31,3 @@ from jaxdistill.study.sweep.steps import (
 )
 from jaxdistill.study.sweep.training import train
 from jaxdistill.study.sweep.trials import PerTrial, Trial, grid, size, stack
-
-__all__ = [
-    "Division",
-    "PerTrial",
-    "Trial",
-    "choose",
-    "compile_sweep",
-    "divide",
-    "grid",
-    "group_for",
-    "in_groups",
-    "init_states",
-    "make_sweep_step",
-    "scan_sweep",
-    "select_trial",
-    "size",
-    "stack",
-    "train",
-    "trial_state",
-    "use_cores",
-]

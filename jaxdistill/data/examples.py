@@ -6,10 +6,6 @@ from typing import Any
 
 import numpy as np
 
-pass
-
-pass
-
 
 def some_of(examples: Any, rows: np.ndarray) -> Any:
     """The examples at some rows, of an array or of a mapping of such.
@@ -69,5 +65,8 @@ def normalize(
     >>> normalize(np.array([0, 255], np.uint8), mean=0.5, deviation=0.5)
     array([-1.,  1.], dtype=float32)
     """
-    centre, spread = np.asarray(mean, np.float32), np.asarray(deviation, np.float32)
+    lift = (1,) * (images.ndim - 1) + (-1,)
+    centre, spread = (
+        np.asarray(x, np.float32).reshape(lift) for x in (mean, deviation)
+    )
     return (images / np.float32(peak) - centre) / spread

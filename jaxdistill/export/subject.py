@@ -77,11 +77,8 @@ class Subject(NamedTuple):
             inputs = {"inputs" if self.pixels is None else "images": inputs}
         arrays = {name: np.asarray(array) for name, array in inputs.items()}
         with jax.enable_x64(False):
-            kinds = {
-                name: jax.dtypes.canonicalize_dtype(array.dtype)
-                for name, array in arrays.items()
-            }
-        return {name: x.astype(kinds[name], copy=False) for name, x in arrays.items()}
+            kind = jax.dtypes.canonicalize_dtype
+            return {k: x.astype(kind(x.dtype), copy=False) for k, x in arrays.items()}
 
     def prepare(self, inputs: Any) -> Any:
         """Inputs as the model itself takes them: raw images normalised."""
@@ -135,7 +132,8 @@ def make_forward(subject: Subject) -> Callable[[Mapping[str, Array]], dict[str, 
         if not several:
             (inputs,) = named.values()
         if subject.pixels is not None:
-            inputs = _normalise(inputs, subject.pixels)
+            peak, mean, deviation = subject.pixels
+            inputs = normalize(inputs, mean, deviation, peak)
         outputs: Any = module.apply(variables, inputs, mask=None, train=False)
         return {LOGITS: whole_logits(outputs.logits).astype(jnp.float32)}
 
@@ -154,15 +152,6 @@ def _unscanned(student: BoundModule) -> tuple[nn.Module, Any]:
     if module is student.module:
         return module, variables
     return module, {**variables, "params": unstack_layers(variables["params"])}
-
-
-def _normalise(images: Array, pixels: Pixels) -> Array:
-    """`data.normalize`, on arrays that are traced."""
-    lift = [1] * (images.ndim - 1) + [-1]
-    mean, deviation = (
-        jnp.asarray(value, jnp.float32).reshape(lift) for value in pixels[1:]
-    )
-    return (images.astype(jnp.float32) / pixels.peak - mean) / deviation
 
 
 def logits_of(subject: Subject) -> np.ndarray:

@@ -161,11 +161,8 @@ def pad(order: np.ndarray, batch_size: int) -> dict[str, np.ndarray]:
            [1., 0.]], dtype=float32)
     """
     steps = -(-len(order) // batch_size)
-    index = np.full(steps * batch_size, order[(steps - 1) * batch_size], np.int32)
-    index[: len(order)] = order
-    mask = np.zeros(steps * batch_size, np.float32)
-    mask[: len(order)] = 1
-    return {
-        "index": index.reshape(steps, batch_size),
-        "mask": mask.reshape(steps, batch_size),
-    }
+    at = np.arange(steps * batch_size)
+    real = at < len(order)
+    index = order[np.where(real, at, (steps - 1) * batch_size)].astype(np.int32)
+    mask = real.astype(np.float32)
+    return {k: v.reshape(steps, -1) for k, v in {"index": index, "mask": mask}.items()}

@@ -82,7 +82,8 @@ def load_corpus(name: str, data_dir: str | Path | None = None) -> Corpus:
         return _wikitext2(folder)
     if folder is not None:
         path = fetch.path_of(folder, NEEDED[name][0])
-        return _shakespeare(_checked(path, fetch.read_file(path)), "input.txt")
+        text = fetch.counted(path, fetch.read_file(path), COUNTS, "tokens")
+        return _shakespeare(text, "input.txt")
     records = fetch.prepared("tiny_shakespeare", data_dir)
     if records is None:
         raise fetch.absent(*where, "tiny_shakespeare")
@@ -111,17 +112,8 @@ def _wikitext2(folder: Path) -> Corpus:
 
 def _words(path: Path) -> list[str]:
     lines = (line.split() for line in fetch.read_lines(path))
-    return list(_checked(path, [word for line in lines for word in (*line, END)]))
-
-
-def _checked(path: Path, tokens: Any) -> Any:
-    count = COUNTS[path.name.removesuffix(".gz")]
-    if len(tokens) != count:
-        raise DataError(
-            f"{path} has {len(tokens)} tokens, the original {count}: it is cut short "
-            "or another file"
-        )
-    return tokens
+    words = [word for line in lines for word in (*line, END)]
+    return fetch.counted(path, words, COUNTS, "tokens")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 
 import gzip
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -85,6 +85,21 @@ def read_lines(path: Path) -> list[str]:
     lines = read_file(path).split("\n")  # splitlines also splits at rarer characters
     lines = lines if lines[-1] else lines[:-1]
     return [line.removesuffix("\r") for line in lines]
+
+
+def counted(path: Path, found: Any, counts: Mapping[str, int], what: str) -> Any:
+    """What was found in a file, of as many as the original has.
+
+    Raises:
+      DataError: it has more or fewer.
+    """
+    count = counts[path.name.removesuffix(".gz")]
+    if len(found) != count:
+        raise DataError(
+            f"{path} has {len(found)} {what}, the original {count}: it is cut short or "
+            "another file"
+        )
+    return found
 
 
 def prepared(tfds_name: str, data_dir: str | Path | None) -> dict[str, list] | None:

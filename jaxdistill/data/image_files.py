@@ -11,8 +11,6 @@ import numpy as np
 
 from jaxdistill.data.examples import DataError
 
-pass
-
 Examples = dict[str, np.ndarray]
 """`images` uint8 `[N, H, W]` and `labels` int32 `[N]`."""
 
@@ -22,61 +20,22 @@ IDX_FILES = {
 }
 # SHA-256 of the uncompressed files, so that a re-compressed copy is still the original.
 SHA256 = {
-    "mnist": {
-        "train-images-idx3-ubyte": (
-            "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"
+    name: dict(zip((*IDX_FILES["train"], *IDX_FILES["test"]), digests, strict=True))
+    for name, digests in {
+        "mnist": (
+            "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+            "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+            "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+            "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
         ),
-        "train-labels-idx1-ubyte": (
-            "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"
+        "fashion_mnist": (
+            "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+            "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+            "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+            "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
         ),
-        "t10k-images-idx3-ubyte": (
-            "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"
-        ),
-        "t10k-labels-idx1-ubyte": (
-            "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"
-        ),
-    },
-    "fashion_mnist": {
-        "train-images-idx3-ubyte": (
-            "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"
-        ),
-        "train-labels-idx1-ubyte": (
-            "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9"
-        ),
-        "t10k-images-idx3-ubyte": (
-            "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"
-        ),
-        "t10k-labels-idx1-ubyte": (
-            "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"
-        ),
-    },
+    }.items()
 }
-
-
-def find_idx(name: str, data_dir: str | Path | None) -> Path | None:
-    """The folder of IDX files, None where there are none.
-
-    Raises:
-      DataError: a folder that does not exist, or that holds half a set.
-    """
-    if data_dir is None:
-        return None
-    root = Path(data_dir)
-    if "://" in str(data_dir):
-        return None
-    if not root.is_dir():
-        raise DataError(f"data folder {root} does not exist or is not a folder")
-    for folder in (root, root / name):
-        found = [file for file in SHA256[name] if locate_idx(folder, file)]
-        missing = sorted(set(SHA256[name]) - set(found))
-        if found and missing:
-            raise DataError(
-                f"{folder} holds only part of {name}: missing {', '.join(missing)} "
-                "(with or without .gz)"
-            )
-        if found:
-            return folder
-    return None
 
 
 def locate_idx(folder: Path, file: str) -> Path | None:
@@ -87,7 +46,7 @@ def locate_idx(folder: Path, file: str) -> Path | None:
 
 
 def read_idx(name: str, folder: Path) -> dict[str, Examples]:
-    """Both splits from a folder that `find` gave.
+    """Both splits from a folder that `fetch.find_file` gave.
 
     Raises:
       DataError: a damaged file, or another one of that name.

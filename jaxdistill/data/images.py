@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxdistill.data import fetch, image_files
-from jaxdistill.data.examples import DataError, check_labels, normalize
+from jaxdistill.data.examples import DataError, check_labels, normalize, some_of
 from jaxdistill.data.image_files import Examples
 
 DIGITS_TEST = 797
@@ -83,7 +83,8 @@ def load(name: str, data_dir: str | Path | None = None) -> Dataset:
     if name not in image_files.SHA256:
         known = ", ".join(["digits", *image_files.SHA256, image_files.CIFAR])
         raise DataError(f"unknown data set {name!r}; known: {known}")
-    folder = image_files.find_idx(name, data_dir)
+    needed = [(file,) for file in sorted(image_files.SHA256[name])]
+    folder = fetch.find_file(name, (name,), needed, data_dir)
     splits = (
         fetch.read_tfds(name, data_dir)
         if folder is None
@@ -106,10 +107,7 @@ def holdout(examples: Examples, count: int, seed: int = 0) -> tuple[Examples, Ex
         )
     order = np.random.default_rng(seed).permutation(size)
     rest, held = np.sort(order[count:]), np.sort(order[:count])
-    return (
-        {key: value[rest] for key, value in examples.items()},
-        {key: value[held] for key, value in examples.items()},
-    )
+    return some_of(examples, rest), some_of(examples, held)
 
 
 def _digits() -> Dataset:

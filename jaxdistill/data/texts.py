@@ -17,6 +17,7 @@ NEEDED = {
     "sst2": (("train.tsv",), ("dev.tsv",), ("test_sentences.tsv",)),
     "ag_news": (("train.csv", "train_10k.csv"), ("test.csv",)),
 }
+SPLITS = {"sst2": ("train", "validation", "test"), "ag_news": ("train", "test")}
 TFDS = {"sst2": "glue/sst2", "ag_news": "ag_news_subset"}
 CLASSES = {"sst2": 2, "ag_news": 4}
 COUNTS = {
@@ -95,8 +96,7 @@ def load_texts(name: str, data_dir: str | Path | None = None) -> Texts:
     where = (name, FOLDERS[name], NEEDED[name], data_dir)
     folder = fetch.find_file(*where)
     if folder is not None:
-        splits, origin = (_sst2 if name == "sst2" else _ag_news)(folder)
-        return _texts(name, splits, origin)
+        return _texts(name, *_of_files(name, folder))
     records = fetch.prepared(TFDS[name], data_dir)
     if records is None:
         raise fetch.absent(*where, TFDS[name])
@@ -113,25 +113,27 @@ def _texts(name: str, splits: Splits, origin: str) -> Texts:
     if "validation" not in splits:
         count = HELD_OUT[name]
         origin = f"{origin}; validation is {count:,} of train"
-        splits["train"], splits["validation"] = _hold_out(splits["train"], count)
+        texts, labels = splits["train"]
+        parts = holdout({"texts": np.array(texts, object), "labels": labels}, count)
+        splits["train"], splits["validation"] = (
+            Labelled(part["texts"].tolist(), part["labels"]) for part in parts
+        )
     train, validation, test = (splits[x] for x in ("train", "validation", "test"))
     return Texts(name, train, validation, test, CLASSES[name], origin)
 
 
-def _sst2(folder: Path) -> tuple[Splits, str]:
-    headers = {
-        "train": ("sentence", "label"),
-        "validation": ("sentence", "label"),
-        "test": ("label", "content"),
-    }
-    splits = {}
-    for names, (split, header) in zip(NEEDED["sst2"], headers.items(), strict=True):
+def _of_files(name: str, folder: Path) -> tuple[Splits, str]:
+    read, splits, origin = _tsv if name == "sst2" else _csv, {}, []
+    for names, split in zip(NEEDED[name], SPLITS[name], strict=True):
         path = fetch.path_of(folder, names)
-        splits[split] = _checked(path, _tsv(path, header))
-    return splits, "train.tsv, dev.tsv, test_sentences.tsv"
+        origin.append(path.name.removesuffix(".gz"))
+        splits[split] = read(path)
+    return splits, ", ".join(origin)
 
 
-def _tsv(path: Path, header: tuple[str, str]) -> Labelled:
+def _tsv(path: Path) -> Labelled:
+    is_test = path.name.startswith("test_sentences")
+    header = ("label", "content") if is_test else ("sentence", "label")
     first, *rows = (line.split("\t") for line in fetch.read_lines(path))
     if tuple(first) != header:
         raise DataError(
@@ -147,16 +149,7 @@ def _tsv(path: Path, header: tuple[str, str]) -> Labelled:
             )
         labels.append(_label(path, number, row[at], ("0", "1")))
         texts.append(row[1 - at].strip())
-    return Labelled(texts, np.array(labels, np.int32))
-
-
-def _ag_news(folder: Path) -> tuple[Splits, str]:
-    splits, origin = {}, []
-    for names, split in zip(NEEDED["ag_news"], ("train", "test"), strict=True):
-        path = fetch.path_of(folder, names)
-        origin.append(path.name.removesuffix(".gz"))
-        splits[split] = _checked(path, _csv(path))
-    return splits, ", ".join(origin)
+    return _labelled(path, texts, labels)
 
 
 def _csv(path: Path) -> Labelled:
@@ -175,6 +168,11 @@ def _csv(path: Path) -> Labelled:
             texts.append(_news(*row[1:]))
     except csv.Error as error:
         raise DataError(f"{path}, line {reader.line_num}: {error}") from error
+    return _labelled(path, texts, labels)
+
+
+def _labelled(path: Path, texts: list[str], labels: list[int]) -> Labelled:
+    texts = fetch.counted(path, texts, COUNTS, "examples")
     return Labelled(texts, np.array(labels, np.int32))
 
 
@@ -189,16 +187,6 @@ def _label(path: Path, number: int, found: str, known: tuple[str, ...]) -> int:
             f"{', '.join(known)}"
         )
     return int(found)
-
-
-def _checked(path: Path, labelled: Labelled) -> Labelled:
-    count = COUNTS[path.name.removesuffix(".gz")]
-    if len(labelled.texts) != count:
-        raise DataError(
-            f"{path} has {len(labelled.texts)} examples, the original {count}: it is "
-            "cut short or another file"
-        )
-    return labelled
 
 
 def _of_tfds(name: str, records: dict[str, list]) -> tuple[Splits, str]:
@@ -223,12 +211,3 @@ def _in_order(labelled: Labelled) -> Labelled:
     return Labelled(
         [text for text, _ in rows], np.array([label for _, label in rows], np.int32)
     )
-
-
-def _hold_out(train: Labelled, count: int) -> tuple[Labelled, Labelled]:
-    parts = holdout({"index": np.arange(len(train.texts))}, count)
-    rest, held = (
-        Labelled([train.texts[i] for i in part["index"]], train.labels[part["index"]])
-        for part in parts
-    )
-    return rest, held

@@ -24,8 +24,6 @@ from jaxdistill.types import (
     whole_logits,
 )
 
-pass
-
 
 @struct.dataclass
 class BoundModule:

@@ -53,8 +53,6 @@ from jaxdistill.pretrained.names import (
     Place,
 )
 
-pass
-
 ParamPath = tuple[str, ...]
 Placed = tuple[Place, list[str], ParamPath]
 """A place, the names of its tensors' layers, and its path in `params`."""

@@ -25,8 +25,6 @@ from jaxdistill.train.checkpoint import Checkpoints
 from jaxdistill.train.run_dir import RunDir
 from jaxdistill.types import TrainState
 
-pass
-
 STEPS_PER_DISPATCH, STREAMED_PER_DISPATCH = 1000, 8
 
 

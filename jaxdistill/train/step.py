@@ -29,8 +29,6 @@ from jaxdistill.types import (
     TrainState,
 )
 
-pass
-
 DROPOUT, AUGMENT, GENERATE = 0, 1, 2
 """Purposes of a step's keys: `fold_in(fold_in(state.rng, state.step), PURPOSE)`."""
 

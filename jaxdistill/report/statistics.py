@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Means over seeds, paired differences, many comparisons at once; known metrics."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -28,19 +29,13 @@ def paired(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:
     from scipy import special
 
     gap = np.asarray(a, np.float64) - np.asarray(b, np.float64)
-    n, mean, nan = len(gap), float(gap.mean()), math.nan
-    if n < 2:
-        return {"mean": mean, "low": nan, "high": nan, "p": nan, "n": n}
-    error = gap.std(ddof=1) / math.sqrt(n)
-    half = special.stdtrit(n - 1, 0.975) * error
-    p = 2 * special.stdtr(n - 1, -abs(mean) / error) if error > 0 else nan
-    return {
-        "mean": mean,
-        "low": float(mean - half),
-        "high": float(mean + half),
-        "p": float(p),
-        "n": n,
-    }
+    n, mean, half, p = len(gap), float(gap.mean()), math.nan, math.nan
+    if n > 1:
+        error = gap.std(ddof=1) / math.sqrt(n)
+        half = float(special.stdtrit(n - 1, 0.975) * error)
+        if error > 0:
+            p = float(2 * special.stdtr(n - 1, -abs(mean) / error))
+    return {"mean": mean, "low": mean - half, "high": mean + half, "p": p, "n": n}
 
 
 def holm(p: Mapping[Any, float]) -> dict[Any, float]:
@@ -56,12 +51,10 @@ def holm(p: Mapping[Any, float]) -> dict[Any, float]:
       Holm 1979, A Simple Sequentially Rejective Multiple Test Procedure.
     """
     known = {name: 1.0 if math.isnan(value) else value for name, value in p.items()}
-    corrected: dict[Any, float] = {}
-    least = 0.0
-    for rank, name in enumerate(sorted(known, key=lambda name: known[name])):
-        least = max(least, min(1.0, (len(known) - rank) * known[name]))
-        corrected[name] = least
-    return corrected
+    names = sorted(known, key=lambda name: known[name])
+    times = [(len(names) - i) * known[name] for i, name in enumerate(names)]
+    corrected = itertools.accumulate((min(1.0, value) for value in times), max)
+    return dict(zip(names, corrected, strict=True))
 
 
 class Measure(NamedTuple):

@@ -5,9 +5,30 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jaxdistill.report.figures import words
+from jaxdistill.report.figures import grid, words
 
 Rounds = Sequence[Mapping[str, Any]]
+
+COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "": lambda arm: words(arm["arm"]),
+    "format": lambda arm: arm["kind"],
+    "accuracy %": lambda arm: f"{100 * arm['accuracy']['mean']:.2f}",
+    "parameters": lambda arm: f"{arm['cost']['parameters']:,}",
+    "FLOPs": lambda arm: f"{arm['cost']['flops']:,.0f}",
+    "kB": lambda arm: f"{arm['cost']['bytes'] / 1e3:,.1f}",
+}
+ONE_THREAD: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
+    "cold start, s": lambda each: each["cold_start_s"],
+    "of that load, ms": lambda each: 1e3 * each["load_s"],
+    "peak MB": lambda each: each["memory"] and each["memory"] / 1e6,
+}
+BY_THREADS: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
+    "p50, us": lambda each: each["latency_us"]["p50"],
+    "p95, us": lambda each: each["latency_us"]["p95"],
+    "examples/s": lambda each: each["per_second"],
+}
+"""Columns by their titles: of an arm, of its rounds with one thread, and of its rounds
+with each number of threads."""
 
 
 def table(summary: Mapping[str, Any]) -> str:
@@ -15,44 +36,18 @@ def table(summary: Mapping[str, Any]) -> str:
 
     The summary is `export.benchmark.from_run`'s.
     """
-    how = summary["deployed"]
-    head = [
-        "",
-        "format",
-        "accuracy %",
-        "parameters",
-        "FLOPs",
-        "kB",
-        "cold start, s",
-        "of that load, ms",
-        "peak MB",
-    ]
-    for count in how["threads"]:
-        some = _count(count, "thread")
-        head += [f"p50, us, {some}", f"p95, us, {some}", f"examples/s, {some}"]
-    lines = [_line(head), _line(["---", "---"] + ["--:"] * (len(head) - 2))]
+    counts = summary["deployed"]["threads"]
+    head = [*COLUMNS, *ONE_THREAD]
+    head += [f"{name}, {_count(n, 'thread')}" for n in counts for name in BY_THREADS]
+    rows = []
     for arm in summary["arms"].values():
-        one, cost = arm["threads"]["1"], arm["cost"]
-        cells = [
-            words(arm["arm"]),
-            arm["kind"],
-            f"{100 * arm['accuracy']['mean']:.2f}",
-            f"{cost['parameters']:,}",
-            f"{cost['flops']:,.0f}",
-            f"{cost['bytes'] / 1e3:,.1f}",
-            _span(one, lambda each: each["cold_start_s"]),
-            _span(one, lambda each: 1e3 * each["load_s"]),
-            _span(one, _megabytes),
-        ]
-        for count in how["threads"]:
+        cells = [shown(arm) for shown in COLUMNS.values()]
+        cells += [_span(arm["threads"]["1"], value) for value in ONE_THREAD.values()]
+        for count in counts:
             found = arm["threads"][str(count)]
-            cells += [
-                _span(found, lambda each: each["latency_us"]["p50"]),
-                _span(found, lambda each: each["latency_us"]["p95"]),
-                _span(found, lambda each: each["per_second"]),
-            ]
-        lines.append(_line(cells))
-    return "\n".join([*lines, "", *_notes(summary), ""])
+            cells += [_span(found, value) for value in BY_THREADS.values()]
+        rows.append(cells)
+    return "\n".join([*grid(head, rows, 2), "", *_notes(summary), ""])
 
 
 def _notes(summary: Mapping[str, Any]) -> list[str]:
@@ -121,14 +116,6 @@ def _span(rounds: Rounds, value: Callable[[Mapping[str, Any]], float | None]) ->
     return f"{_number(statistics.median(values))} ({low} to {high})"
 
 
-def _megabytes(found: Mapping[str, Any]) -> float | None:
-    return None if found["memory"] is None else found["memory"] / 1e6
-
-
 def _number(value: float) -> str:
     """Three digits, or all of a whole number that has more."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

@@ -10,7 +10,8 @@ frontier is what accuracy costs: arms of a summary against their bytes and their
 """
 
 import io
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -83,32 +84,32 @@ def _by_arm(records, names, key) -> dict[str, dict[int, list[float]]]:
     for record in records:
         name = record["fit"].rsplit("-", 1)[0]
         if key in record and name in names:
-            arms.setdefault(words(name), {}).setdefault(record["step"], []).append(
-                record[key]
-            )
+            steps = arms.setdefault(words(name), {})
+            steps.setdefault(record["step"], []).append(record[key])
     return arms
-
-
-def _pyplot():
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
 
 
 def new_figure(size: tuple[float, float], columns: int = 1):
     """A Matplotlib figure of a size in inches, and its axes in a row."""
-    return _pyplot().subplots(1, columns, figsize=size, layout="constrained")
+    from matplotlib.figure import Figure
+
+    figure = Figure(size, layout="constrained")
+    return figure, figure.subplots(1, columns)
 
 
 def to_png(figure) -> bytes:
-    """A figure as a PNG; it is closed."""
+    """A figure as a PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
-    _pyplot().close(figure)
     return buffer.getvalue()
+
+
+def grid(
+    head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1
+) -> list[str]:
+    """The lines of a Markdown table; all but the first columns stand to the right."""
+    rule = ["---"] * left + ["--:"] * (len(head) - left)
+    return [f"| {' | '.join(cells)} |" for cells in (head, rule, *rows)]
 
 
 def words(name: str) -> str:
@@ -120,23 +121,16 @@ def series_table(summary: Mapping[str, Any]) -> str:
     """Mean and sample deviation over the seeds, a line for each row, as Markdown."""
     series = summary["series"]
     columns = list(dict.fromkeys(name for row in series.values() for name in row))
-    lines = [
-        [summary["across"], *map(words, columns)],
-        ["---", *["--:"] * len(columns)],
+    rows = [
+        [words(name), *(_cell(row.get(column)) for column in columns)]
+        for name, row in series.items()
     ]
-    for name, row in series.items():
-        lines.append([words(name), *(_cell(row.get(column)) for column in columns)])
     counts = sorted({len(v) for row in series.values() for v in row.values()})
     seeds = " or ".join(map(str, counts))
-    return "\n".join(
-        [
-            *(f"| {' | '.join(line)} |" for line in lines),
-            "",
-            f"{summary['measure'].capitalize()}: mean ± sample deviation over {seeds} "
-            f"seeds. {summary.get('note', '')}".rstrip(),
-            "",
-        ]
-    )
+    said = f"{summary['measure'].capitalize()}: mean ± sample deviation over {seeds}"
+    note = f"{said} seeds. {summary.get('note', '')}".rstrip()
+    head = [summary["across"], *map(words, columns)]
+    return "\n".join([*grid(head, rows), "", note, ""])
 
 
 def draw_series(summary: Mapping[str, Any]) -> dict[str, bytes]:
@@ -194,22 +188,17 @@ def heatmap_table(summary: Mapping[str, Any], most: int = 10) -> str:
     order = np.argsort(-validation.mean(1), kind="stable")
     names = list(settings[0])
     head = [*map(words, names), "validation %", "test %"]
-    lines = [head, ["--:"] * len(head)]
+    rows = []
     for i in order[:most]:
         cells = [f"{settings[i][name]:g}" for name in names]
-        lines.append([*cells, _percent(validation[i]), _percent(test[i])])
-    rows = [f"| {' | '.join(line)} |" for line in lines]
+        rows.append([*cells, _percent(validation[i]), _percent(test[i])])
     chosen = ", ".join(f"{words(k)} {v:g}" for k, v in settings[order[0]].items())
-    return "\n".join(
-        [
-            *rows,
-            "",
-            f"The first {min(most, len(order))} of {len(order)} settings, chosen on "
-            f"validation: {chosen}. Mean ± sample deviation over "
-            f"{validation.shape[1]} seeds.",
-            "",
-        ]
+    note = (
+        f"The first {min(most, len(order))} of {len(order)} settings, chosen on "
+        f"validation: {chosen}. Mean ± sample deviation over {validation.shape[1]} "
+        "seeds."
     )
+    return "\n".join([*grid(head, rows, 0), "", note, ""])
 
 
 def draw_heatmap(summary: Mapping[str, Any]) -> bytes:
@@ -253,10 +242,9 @@ def _by_settings(summary: Mapping[str, Any]):
     seeds = len(axes.pop("seed"))
     if not axes:
         raise ValueError("a sweep's table needs an axis besides the seed")
-    mesh = np.meshgrid(*axes.values(), indexing="ij")
     settings = [
-        dict(zip(axes, (float(x) for x in values), strict=True))
-        for values in zip(*(m.ravel() for m in mesh), strict=True)
+        dict(zip(axes, map(float, values), strict=True))
+        for values in itertools.product(*axes.values())
     ]
     return settings, *(
         np.asarray(summary[split]).reshape(-1, seeds)
@@ -313,25 +301,16 @@ def draw_frontier(arms: Arms, lines: Mapping[str, Sequence[str]]) -> dict[str, b
             for name, x, y in zip(there, at, means, strict=True):
                 spread = 100 * arms[name]["accuracy"]["std"]
                 colour = colours[name if name == TEACHER else family]
-                axis.errorbar(
-                    x,
-                    y,
-                    spread,
-                    fmt=marks[name],
-                    color=colour,
-                    capsize=3,
-                    markersize=10 if marks[name] == STAR else 6,
-                )
+                size = 10 if marks[name] == STAR else 6
+                style = {"fmt": marks[name], "color": colour, "markersize": size}
+                axis.errorbar(x, y, spread, capsize=3, **style)
         for name in lines.get(TEACHER, [TEACHER] if TEACHER in arms else [])[:1]:
             best = 100 * arms[name]["accuracy"]["mean"]
             axis.axhline(best, color="black", ls=":", lw=1)
         axis.set(xlabel=title, ylabel="test accuracy, %", xscale="log")
         _plain(axis)
-    figure.legend(
-        handles=_handles(axes[0], families, arms, marks),
-        loc="outside right center",
-        frameon=False,
-    )
+    shown = _handles(axes[0], families, arms, marks)
+    figure.legend(handles=shown, loc="outside right center", frameon=False)
     return {"frontier.png": to_png(figure)}
 
 
@@ -360,10 +339,7 @@ def _colours(families: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _handles(
-    axis,
-    families: Mapping[str, Sequence[str]],
-    arms: Arms,
-    marks: Mapping[str, str],
+    axis, families: Mapping[str, Sequence[str]], arms: Arms, marks: Mapping[str, str]
 ) -> list[Any]:
     """What the legend shows: a line for each family, a mark for each kind."""
     shown, colours = [], _colours(families)

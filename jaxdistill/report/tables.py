@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 
 from jaxdistill.report import deployed, figures
-from jaxdistill.report.figures import words
+from jaxdistill.report.figures import grid, words
 from jaxdistill.report.statistics import MEASURES, holm, measure_of, paired, spread
 from jaxdistill.train.run_dir import read_summary
 
@@ -57,14 +57,9 @@ def summarize(
             by_class = np.mean([seed["class_error"] for seed in seeds], axis=0)
             arms[name]["class_error"] = by_class.tolist()
         arms[name]["cost"] = dict(costs[name])
+    found = {name: [seed[measure] for seed in seeds] for name, seeds in results.items()}
     compared = {
-        name: {
-            other: paired(
-                [seed[measure] for seed in results[name]],
-                [seed[measure] for seed in results[other]],
-            )
-            for other in others
-        }
+        name: {other: paired(found[name], found[other]) for other in others}
         for name, others in pairs.items()
     }
     return {
@@ -83,7 +78,7 @@ def table(summary: Mapping[str, Any]) -> str:
         column for column in COSTS if any(column[0] in arm["cost"] for arm in arms)
     ]
     head = ["", *(title for _, title, *_ in (*columns, *costs))]
-    lines = [_row(head), _row(["---"] + ["--:"] * (len(head) - 1))]
+    shown = []
     for name, arm in summary["arms"].items():
         cells = [words(name)]
         for key, _, scale, digits in columns:
@@ -91,8 +86,8 @@ def table(summary: Mapping[str, Any]) -> str:
         for key, _, unit, digits in costs:
             cost = arm["cost"].get(key)
             cells.append("-" if cost is None else f"{cost * unit:,.{digits}f}")
-        lines.append(_row(cells))
-    lines.append("")
+        shown.append(cells)
+    lines = [*grid(head, shown), ""]
     if sum(map(len, summary["paired"].values())) > LISTED:
         lines += _many(summary["paired"], measure)
     else:
@@ -119,14 +114,10 @@ def _many(pairs: Mapping[str, Mapping[str, Any]], measure: str) -> list[str]:
     }
     note = ["", "\\* p < 0.05 after Holm's correction for all comparisons here."]
     if 2 * len(found) < len(pairs) * len(against):  # most cells would be empty
-        lines = [_row(["", "against", told]), _row(["---", "---", "--:"])]
-        lines += [_row([words(a), words(b), cell]) for (a, b), cell in shown.items()]
-        return lines + note
-    lines = [_row([told, *map(words, against)])]
-    lines.append(_row(["---"] + ["--:"] * len(against)))
-    for a in pairs:
-        lines.append(_row([words(a), *(shown.get((a, b), "-") for b in against)]))
-    lines += [*note, ""]
+        rows = [[words(a), words(b), cell] for (a, b), cell in shown.items()]
+        return grid(["", "against", told], rows, 2) + note
+    rows = [[words(a), *(shown.get((a, b), "-") for b in against)] for a in pairs]
+    lines = [*grid([told, *map(words, against)], rows), *note, ""]
     for b in against:
         for word, sign in signs:
             names = [
@@ -160,10 +151,8 @@ def write(directory: Any) -> str:
     directory = epath.Path(directory)
     summary = read_summary(directory)
     if "axes" in summary:
-        text, pictures = (
-            figures.heatmap_table(summary),
-            {"heatmap.png": figures.draw_heatmap(summary)},
-        )
+        text = figures.heatmap_table(summary)
+        pictures = {"heatmap.png": figures.draw_heatmap(summary)}
     elif "series" in summary:
         text, pictures = figures.series_table(summary), figures.draw_series(summary)
     elif "deployed" in summary:
@@ -228,17 +217,9 @@ def fill(page: Path, results: Path, write: bool = True) -> bool:
     return new != old
 
 
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
 def _plus_minus(value: Mapping[str, float], scale: float, digits: int) -> str:
-    mean, std = value["mean"] * scale, value["std"] * scale
-    return (
-        f"{mean:.{digits}f} ± {std:.{digits}f}"
-        if value["n"] > 1
-        else f"{mean:.{digits}f}"
-    )
+    mean, std = (f"{value[key] * scale:.{digits}f}" for key in ("mean", "std"))
+    return f"{mean} ± {std}" if value["n"] > 1 else mean
 
 
 def _sentence(name: str, other: str, gap: Mapping[str, float], measure: str) -> str:

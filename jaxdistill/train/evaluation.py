@@ -16,11 +16,11 @@ from jaxdistill.data import tokens
 from jaxdistill.data.batches import pad
 from jaxdistill.data.examples import DataError, check_inputs
 from jaxdistill.losses.logits import mean_log_probs, of_classes
-from jaxdistill.losses.numerics import divergence
+from jaxdistill.losses.numerics import divergence, promote
 from jaxdistill.parallel.partitioner import Partitioner
 from jaxdistill.teachers.outputs import StoredTeacher
 from jaxdistill.train.step import make_eval_step, masked_sum, scan_eval
-from jaxdistill.types import WHOLE, Batch, Metrics, Outputs, token_mask
+from jaxdistill.types import WHOLE, Array, Batch, Metrics, Outputs, token_mask
 
 ECE_BINS = 15
 
@@ -38,33 +38,18 @@ def classification(student: Outputs, teacher: Outputs | None, batch: Batch) -> M
       Guo et al. 2017, On Calibration of Modern Neural Networks, section 2 (ECE).
     """
     labels, mask = batch["labels"], batch["mask"]
-    ndim = labels.ndim + 1
-    log_q = mean_log_probs(student.logits, ndim)
-    count = mask.sum()
-    guess = log_q.argmax(-1)
-    right = (guess == labels).astype(jnp.float32)
-    nll = -jnp.take_along_axis(log_q, labels[..., None], -1)[..., 0]
-    nll = of_classes(nll, labels, log_q)
-
-    def mean(values):
-        return masked_sum(values, mask), count
-
+    log_q, values = _values(student, teacher, labels)
+    right = values["accuracy"]
     confidence = jnp.exp(log_q.max(-1))
     bins = jnp.clip((confidence * ECE_BINS).astype(jnp.int32), 0, ECE_BINS - 1)
     in_bin = jax.nn.one_hot(bins, ECE_BINS) * mask[:, None]
     in_class = jax.nn.one_hot(labels, log_q.shape[-1]) * mask[:, None]
-    metrics = {
-        "accuracy": mean(right),
-        "nll": mean(nll),
+    return {
+        **{name: (masked_sum(x, mask), mask.sum()) for name, x in values.items()},
         # Products and sums, not a matmul: that would be rounded to bfloat16 on a TPU.
         "ece": (((confidence - right)[:, None] * in_bin).sum(0), in_bin.sum(0)),
         "class_error": (((1 - right)[:, None] * in_class).sum(0), in_class.sum(0)),
     }
-    if teacher is not None:
-        log_p = mean_log_probs(teacher.logits, ndim)
-        metrics["agreement"] = mean((guess == log_p.argmax(-1)).astype(jnp.float32))
-        metrics["kl"] = mean(divergence(log_p, log_q))
-    return metrics
 
 
 def language(student: Outputs, teacher: Outputs | None, batch: Batch) -> Metrics:
@@ -78,20 +63,27 @@ def language(student: Outputs, teacher: Outputs | None, batch: Batch) -> Metrics
     `nll` of a label that counts and is no class, such as -100, is NaN.
     """
     labels = batch["labels"]
-    ndim, mask = labels.ndim + 1, token_mask(batch, labels.shape)
-    log_q = mean_log_probs(student.logits, ndim)
-    count, guess = mask.sum(), log_q.argmax(-1)
+    mask = token_mask(batch, labels.shape)
+    _, values = _values(student, teacher, labels)
+    values["perplexity"] = values["nll"]
+    return {name: (masked_sum(x, mask), mask.sum()) for name, x in values.items()}
+
+
+def _values(
+    student: Outputs, teacher: Outputs | None, labels: Array
+) -> tuple[Array, dict[str, Array]]:
+    """The student's log-probabilities, and metrics' values at each label."""
+    log_q = mean_log_probs(student.logits, labels.ndim + 1)
+    guess = log_q.argmax(-1)
     nll = -jnp.take_along_axis(log_q, labels[..., None], -1)[..., 0]
-    nll = of_classes(nll, labels, log_q)
-    values = {"accuracy": guess == labels, "nll": nll, "perplexity": nll}
+    values = {"accuracy": guess == labels, "nll": of_classes(nll, labels, log_q)}
     if teacher is not None:
-        log_p = mean_log_probs(teacher.logits, ndim)
-        values["agreement"] = guess == log_p.argmax(-1)
-        values["kl"] = divergence(log_p, log_q)
-    return {
-        name: (masked_sum(value.astype(jnp.float32), mask), count)
-        for name, value in values.items()
-    }
+        log_p = mean_log_probs(teacher.logits, labels.ndim + 1)
+        values |= {
+            "agreement": guess == log_p.argmax(-1),
+            "kl": divergence(log_p, log_q),
+        }
+    return log_q, {name: promote(x) for name, x in values.items()}
 
 
 def summarize(metrics: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:

@@ -5,6 +5,8 @@ Layers are created in the order of PyTorch's state dicts (torchvision, RepDistil
 `pretrained.from_torch` pairs them without a list of names.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -140,11 +142,7 @@ class ResNet(nn.Module):
 
 
 def resnet_cifar(
-    depth: int,
-    num_classes: int = 10,
-    width: int = 1,
-    norm: Norm = "batch",
-    axis_name: str | None = None,
+    depth: int, num_classes: int = 10, width: int = 1, **options: Any
 ) -> ResNet:
     """The ResNets for 32x32 images: 20, 32, 44, 56, 110, or 8x4 and 32x4.
 
@@ -156,8 +154,7 @@ def resnet_cifar(
       depth: `6 n + 2`, for n blocks per stage.
       num_classes: C.
       width: 1, or 4 for the networks that RepDistiller calls resnet8x4 and resnet32x4.
-      norm: "batch" or "group".
-      axis_name: the pmap axis that BatchNorm sums over, or None.
+      options: `norm`, `axis_name` and `remat`, see `ResNet`.
 
     Raises:
       ValueError: no such depth or width.
@@ -172,21 +169,10 @@ def resnet_cifar(
         raise ValueError(f"no CIFAR ResNet has depth {depth}: expected 8, 14, 20, ...")
     if width not in _CIFAR_WIDTHS:
         raise ValueError(f"width={width}, expected one of {sorted(_CIFAR_WIDTHS)}")
-    return ResNet(
-        num_classes,
-        stages=(blocks,) * 3,
-        widths=_CIFAR_WIDTHS[width],
-        norm=norm,
-        axis_name=axis_name,
-    )
+    return ResNet(num_classes, (blocks,) * 3, _CIFAR_WIDTHS[width], **options)
 
 
-def resnet_imagenet(
-    depth: int,
-    num_classes: int = 1000,
-    norm: Norm = "batch",
-    axis_name: str | None = None,
-) -> ResNet:
+def resnet_imagenet(depth: int, num_classes: int = 1000, **options: Any) -> ResNet:
     """The ResNets for 224x224 images: 18 and 34 of basic blocks, 50 of bottlenecks.
 
     As torchvision's: 11,689,512, 21,797,672 and 25,557,032 parameters.
@@ -194,8 +180,7 @@ def resnet_imagenet(
     Args:
       depth: 18, 34 or 50.
       num_classes: C.
-      norm: "batch" or "group".
-      axis_name: the pmap axis that BatchNorm sums over, or None.
+      options: `norm`, `axis_name` and `remat`, see `ResNet`.
 
     Raises:
       ValueError: no such depth.
@@ -214,6 +199,5 @@ def resnet_imagenet(
         widths=(64, 64, 128, 256, 512),
         bottleneck=depth >= 50,
         large_stem=True,
-        norm=norm,
-        axis_name=axis_name,
+        **options,
     )

@@ -247,8 +247,11 @@ class Blocks(nn.Module):
         return hidden_states, found, after
 
 
-def dense(width: int, name: str) -> nn.Dense:
-    """A dense layer as BERT and GPT-2 start it."""
+def dense(width: int, name: str | None = None) -> nn.Dense:
+    """A dense layer as BERT, GPT-2 and ViTs start it.
+
+    DeiT's code truncates at +-2, a hundred standard deviations: never.
+    """
     return nn.Dense(width, kernel_init=NORMAL, name=name)
 
 
@@ -268,11 +271,7 @@ def outputs_of(embeddings: Array, hidden_states: Any, layers: Layer | None) -> A
     extras = {"embeddings": (embeddings,)}
     if layers is None:
         return Outputs(None, hidden_states, extras=extras)
-    extras |= {
-        "queries": layers.queries,
-        "keys": layers.keys,
-        "values": layers.values,
-    }
+    extras |= {"queries": layers.queries, "keys": layers.keys, "values": layers.values}
     return Outputs(None, hidden_states, layers.attention, extras=extras)
 
 
@@ -357,14 +356,12 @@ def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _at_blocks(change: Callable, params: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: change(tree)
-        if name == BLOCKS
-        else _at_blocks(change, tree)
-        if isinstance(tree, Mapping)
-        else tree
-        for name, tree in params.items()
-    }
+    def at(name, tree):
+        if name == BLOCKS:
+            return change(tree)
+        return _at_blocks(change, tree) if isinstance(tree, Mapping) else tree
+
+    return {name: at(name, tree) for name, tree in params.items()}
 
 
 def _stacked(blocks: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,15 +5,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxdistill.models.layers import with_channels
-from jaxdistill.models.transformer import attend, by_head
+from jaxdistill.models.transformer import NORMAL, attend, by_head, dense
 from jaxdistill.types import Array, Outputs
-
-# The official code truncates at +-2, a hundred standard deviations: never.
-_NORMAL = nn.initializers.normal(0.02)
-
-
-def _dense(width: int, name: str | None = None) -> nn.Dense:
-    return nn.Dense(width, kernel_init=_NORMAL, name=name)
 
 
 def _layer_norm(name: str | None = None) -> nn.LayerNorm:
@@ -43,11 +36,11 @@ class TransformerBlock(nn.Module):
         width = x.shape[-1]
         if width % self.heads:
             raise ValueError(f"{self.heads} heads do not divide a width of {width}")
-        qkv = jnp.split(_dense(3 * width)(_layer_norm()(x)), 3, axis=-1)
+        qkv = jnp.split(dense(3 * width)(_layer_norm()(x)), 3, axis=-1)
         mixed, attention = attend(*(by_head(side, self.heads) for side in qkv))
-        x = x + _dense(width)(mixed)
-        inner = nn.gelu(_dense(4 * width)(_layer_norm()(x)), approximate=False)
-        return x + _dense(width)(inner), attention
+        x = x + dense(width)(mixed)
+        inner = nn.gelu(dense(4 * width)(_layer_norm()(x)), approximate=False)
+        return x + dense(width)(inner), attention
 
 
 class ViT(nn.Module):
@@ -107,10 +100,10 @@ class ViT(nn.Module):
             attentions.append(attention)
         # Lower case sorts after the blocks, where `convert` expects it.
         x = _layer_norm("norm")(x)
-        logits = _dense(self.num_classes, "head")(x[:, 0])
+        logits = dense(self.num_classes, "head")(x[:, 0])
         extras = {}
         if self.distillation_token:
-            distilled = _dense(self.num_classes, "head_dist")(x[:, 1])
+            distilled = dense(self.num_classes, "head_dist")(x[:, 1])
             if train:
                 extras = {"distillation": distilled}
             else:
@@ -135,10 +128,10 @@ class ViT(nn.Module):
         )(images)
         x = x.reshape(batch, -1, self.width)
         names = ["cls_token", *["dist_token"] * self.distillation_token]
-        tokens = [self.param(name, _NORMAL, (1, 1, self.width)) for name in names]
+        tokens = [self.param(name, NORMAL, (1, 1, self.width)) for name in names]
         first = [jnp.broadcast_to(t, (batch, 1, self.width)) for t in tokens]
         x = jnp.concatenate([*first, x], axis=1)
-        return x + self.param("pos_embed", _NORMAL, (1, *x.shape[1:]))
+        return x + self.param("pos_embed", NORMAL, (1, *x.shape[1:]))
 
 
 def deit_tiny(num_classes: int = 1000, distillation_token: bool = True) -> ViT:

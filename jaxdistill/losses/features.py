@@ -39,7 +39,7 @@ def hint_mse(student: States, teacher: States) -> Float[Array, "*b"]:
       Romero et al. 2015, FitNets: Hints for Thin Deep Nets, equation 3 (there half the
       sum over d).
     """
-    _check_pair("hint_mse", student, teacher)
+    check_states("hint_mse", student, teacher)
     return ((promote(student) - fixed(teacher)) ** 2).mean(-1)
 
 
@@ -66,7 +66,7 @@ def cosine_distance(student: States, teacher: States) -> Float[Array, "*b"]:
     References:
       Sanh et al. 2019, DistilBERT, section 2 (cosine embedding loss).
     """
-    _check_pair("cosine_distance", student, teacher)
+    check_states("cosine_distance", student, teacher)
     return 1 - (normalize(promote(student)) * normalize(fixed(teacher))).sum(-1)
 
 
@@ -95,7 +95,7 @@ def patient_mse(student: States, teacher: States) -> Float[Array, "*b"]:
       Sun et al. 2019, Patient Knowledge Distillation for BERT Model Compression,
       equation 7.
     """
-    _check_pair("patient_mse", student, teacher)
+    check_states("patient_mse", student, teacher)
     gap = normalize(promote(student)) - normalize(fixed(teacher))
     return (gap**2).mean(-1)
 
@@ -180,10 +180,11 @@ def neuron_selectivity(student: StudentMap, teacher: TeacherMap) -> Float[Array,
     return similarity(s, s) + similarity(t, t) - 2 * similarity(s, t)
 
 
-def _check_pair(name: str, student: Array, teacher: Array) -> None:
+def check_states(name: str, student: Array, teacher: Array, what="states") -> None:
+    """Raise ValueError unless both sides have one shape."""
     if student.shape != teacher.shape:
         raise ValueError(
-            f"{name}: student states of shape {student.shape} and teacher states of "
+            f"{name}: student {what} of shape {student.shape} and teacher {what} of "
             f"shape {teacher.shape} differ; project the student's (models.adapters)"
         )
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Float, Int, Real
 
+from jaxdistill.losses.features import check_states
 from jaxdistill.losses.logits import check_temperature
 from jaxdistill.losses.numerics import (
     centre,
@@ -345,12 +346,7 @@ def contrastive(
       Tian, Krishnan, Isola 2020, Contrastive Representation Distillation, section 3.2,
       equations 17 to 19.
     """
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"contrastive: student embeddings of shape {student.shape} and teacher "
-            f"embeddings of shape {teacher.shape} differ; project the student's "
-            "(models.adapters)"
-        )
+    check_states("contrastive", student, teacher, "embeddings")
     check_temperature(temperature)
     if labels is not None and bank is not None and bank_labels is None:
         raise ValueError(

@@ -133,14 +133,9 @@ def readable(
             f"a sequence of {ids.shape[-1]} tokens is longer than the model's "
             f"{size.positions} positions"
         )
-    shared = (1, ids.shape[1])
-    allowed = {
-        "attention_mask": [ids.shape],
-        "token_type_ids": [ids.shape],
-        "position_ids": [ids.shape, shared],
-    }
-    for name, shapes in allowed.items():
-        if name in inputs and inputs[name].shape not in shapes:
+    for name in ("attention_mask", "token_type_ids", "position_ids"):
+        shared = (1, ids.shape[1]) if name == "position_ids" else ids.shape
+        if name in inputs and inputs[name].shape not in (ids.shape, shared):
             raise ValueError(
                 f"{name} has the shape {inputs[name].shape}, and input_ids {ids.shape}"
             )

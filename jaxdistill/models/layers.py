@@ -180,7 +180,7 @@ def with_channels(inputs: Array) -> Array:
     return inputs[..., None] if inputs.ndim == 3 else inputs
 
 
-def convolve(images, kernel, strides, padding, *, dimension_numbers, **others):
+def convolve(images, kernel, strides, padding, **others):
     """`lax.conv_general_dilated` for `nn.Conv`: on a CPU, patches times a matrix.
 
     XLA gives a convolution inside a loop one slow thread there: a training step in a
@@ -190,14 +190,7 @@ def convolve(images, kernel, strides, padding, *, dimension_numbers, **others):
     """
 
     def convolution(images, kernel):
-        return jax.lax.conv_general_dilated(
-            images,
-            kernel,
-            strides,
-            padding,
-            dimension_numbers=dimension_numbers,
-            **others,
-        )
+        return jax.lax.conv_general_dilated(images, kernel, strides, padding, **others)
 
     dilated = (others.get("lhs_dilation"), others.get("rhs_dilation"))
     plain = images.ndim == 4 and all(set(d or (1,)) == {1} for d in dilated)

@@ -69,14 +69,10 @@ def start(
     if not jax.distributed.is_initialized():
         if not (distributed or _in_a_cluster()):
             return  # and nothing has touched a device
-        timeouts: dict[str, Any] = {
-            "heartbeat_timeout_seconds": heartbeat_seconds,
-            "shutdown_timeout_seconds": heartbeat_seconds,
-        }
-        if _in_a_cluster():
-            jax.distributed.initialize(**timeouts)
-        else:
-            jax.distributed.initialize(*_by_hand(), **timeouts)
+        who: tuple[Any, ...] = () if _in_a_cluster() else _by_hand()
+        names = ("heartbeat_timeout_seconds", "shutdown_timeout_seconds")
+        timeouts: dict[str, Any] = dict.fromkeys(names, heartbeat_seconds)
+        jax.distributed.initialize(*who, **timeouts)
         print(
             f"process {jax.process_index()} of {jax.process_count()}, "
             f"{jax.device_count()} devices; if one process dies, the others end within "

@@ -18,11 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-_RENAMED = {
-    "running_mean": ("batch_stats", "mean"),
-    "running_var": ("batch_stats", "var"),
-}
-
 
 def from_torch(
     state_dict: Mapping[str, Any], like: Any, names: Mapping[str, str] | None = None
@@ -243,8 +238,8 @@ def _as_dict(variables: Any) -> dict:
 
 
 def _leaf(kind: str, ndim: int) -> tuple[str, str]:
-    if kind in _RENAMED:
-        return _RENAMED[kind]
+    if kind in ("running_mean", "running_var"):
+        return "batch_stats", kind.removeprefix("running_")
     if kind == "weight":
         return "params", "kernel" if ndim > 1 else "scale"
     return "params", kind

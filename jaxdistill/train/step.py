@@ -214,14 +214,12 @@ def _mean_state(model_state: Any, replica: Replica) -> Any:
     # A device that normalises with its own examples has its own statistics; a counter
     # is the same on all. Types stay: the state is the carry of a scan.
     devices = replica.sum(jnp.ones(()))
-    return jax.tree.map(
-        lambda x: (
-            (replica.sum(x) / devices).astype(x.dtype)
-            if jnp.issubdtype(x.dtype, jnp.inexact)
-            else x
-        ),
-        model_state,
-    )
+
+    def mean(x):
+        floats = jnp.issubdtype(x.dtype, jnp.inexact)
+        return (replica.sum(x) / devices).astype(x.dtype) if floats else x
+
+    return jax.tree.map(mean, model_state)
 
 
 def _forward(student, objective, teacher, dtype, step, dropout, micro_batches):

@@ -85,12 +85,9 @@ def measure(
         stored = Path(folder) / "inputs.npz"
         np.savez(stored, **arrays)  # type: ignore[arg-type]
         job = {
+            **numbers,
             "path": str(path),
             "inputs": str(stored),
-            "threads": threads,
-            "repeats": repeats,
-            "warmup": warmup,
-            "batch": batch,
             "many": None if many is None else str(many),
             "fewer": FEWER,
             "seconds": SECONDS,

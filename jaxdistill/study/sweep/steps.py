@@ -101,18 +101,14 @@ def _alone(function: Callable, axes: Any, out_axes: Any) -> Callable:
     Of a product under vmap XLA's CPU compiler transposes the gradient twice.
     """
 
-    def squeeze(axis, part):
-        return part if axis is None else jax.tree.map(lambda x: x[0], part)
+    def at(index, axes, tree):
+        def change(axis, part):
+            return part if axis is None else jax.tree.map(lambda x: x[index], part)
 
-    def expand(axis, part):
-        return part if axis is None else jax.tree.map(lambda x: x[None], part)
-
-    def apply(change, axes, tree):
-        leaf = lambda x: x is None  # noqa: E731
-        return jax.tree.map(change, axes, tree, is_leaf=leaf)
+        return jax.tree.map(change, axes, tree, is_leaf=lambda x: x is None)
 
     def run(*given):
-        return apply(expand, out_axes, function(*apply(squeeze, axes, given)))
+        return at(None, out_axes, function(*at(0, axes, given)))
 
     return run
 

@@ -30,6 +30,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 
 HEARTBEAT_SECONDS = 20
@@ -151,6 +152,19 @@ def fail_together():
 def out_of_memory(error: Exception) -> bool:
     """Whether an error of JAX's says that a device's memory is full."""
     return "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error)
+
+
+def write_whole(path: epath.Path, text: str) -> None:
+    """Writes a file whole: a reader sees the old one or the new one.
+
+    Several processes may write the same one.
+    """
+    if "://" in str(path):  # an object appears when it is complete
+        path.write_text(text)
+        return
+    partial = path.with_name(f"{path.name}.{jax.process_index()}.partial")
+    partial.write_text(text)
+    partial.replace(path)
 
 
 def check_examples(size: int) -> None:

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import jax
 from etils import epath
 
+from jaxdistill.parallel.processes import write_whole
 from jaxdistill.teachers.forward import Ensemble
 from jaxdistill.types import Outputs
 
@@ -146,18 +146,7 @@ def compare(path: epath.Path, manifest: Manifest) -> None:
 
 def save(path: epath.Path, value: Any) -> None:
     """Writes a JSON file whole; several processes may write the same one."""
-    text = json.dumps(value, indent=1)
-    if "://" in str(path):  # an object appears when it is complete
-        path.write_text(text)
-        return
-    partial = path.with_name(f"{path.name}.{jax.process_index()}.partial")
-    partial.write_text(text)
-    partial.replace(path)
-
-
-def save_manifest(path: epath.Path, manifest: Manifest) -> None:
-    """Writes what `compare` reads."""
-    save(path, asdict(manifest))
+    write_whole(path, json.dumps(value, indent=1))
 
 
 def is_marked(path: epath.Path, shapes: Mapping[str, Any]) -> bool:

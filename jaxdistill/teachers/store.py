@@ -15,7 +15,7 @@ What is stored is free of temperature.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -35,7 +35,6 @@ from jaxdistill.teachers.manifest import (
     compare,
     is_marked,
     save,
-    save_manifest,
 )
 from jaxdistill.teachers.outputs import of_batch, of_examples
 from jaxdistill.types import Batch, Outputs, token_mask
@@ -129,7 +128,7 @@ def write(
         return
     if (folder / "begun.json").exists():
         compare(folder / "begun.json", manifest)
-    save_manifest(folder / "begun.json", manifest)
+    save(folder / "begun.json", asdict(manifest))
     forward = jax.jit(partial(of_batch, manifest=manifest, augment=augment))
     shards = range(0, manifest.size, SHARD)
     mine = shards[jax.process_index() :: jax.process_count()]
@@ -145,15 +144,12 @@ def write(
         arrays = of_examples(forward, teacher, examples, index, manifest)
         for name, array in arrays.items():
             shape = (manifest.size, *array.shape[1:])
-            try:
-                store = open_array(folder / name, shape, array.dtype, create=True)
-            except DamagedError as error:
-                raise StoreError(str(error)) from error
+            store = open_array(folder / name, shape, array.dtype, create=True)
             store[start:stop].write(array).result()
         save(mark, shapes)
     if jax.process_index() == 0:
         _wait([folder / f"shard_{start}.json" for start in shards])
-        save_manifest(folder / "manifest.json", manifest)
+        save(folder / "manifest.json", asdict(manifest))
 
 
 def read(path: Any, manifest: Manifest) -> dict[str, np.ndarray]:
@@ -184,10 +180,7 @@ def read(path: Any, manifest: Manifest) -> dict[str, np.ndarray]:
     arrays = {}
     for name, shape in manifest.shapes(manifest.size).items():
         dtype = manifest.arrays[name]["dtype"]
-        try:
-            arrays[name] = read_array(folder / name, shape, dtype)
-        except DamagedError as error:
-            raise StoreError(str(error)) from error
+        arrays[name] = read_array(folder / name, shape, dtype)
     return arrays
 
 
@@ -227,14 +220,12 @@ def verify(
     chosen = np.sort(rng.permutation(manifest.size)[:rows]).astype(np.int32)
     forward = jax.jit(partial(of_batch, manifest=manifest, augment=augment))
     again = of_examples(forward, teacher, examples, chosen, manifest)
-    name = "logits" if manifest.top_k is None else "log_probs"
+    if manifest.top_k is None:
+        name, guess = "logits", stored["logits"][:, 0].argmax(-1)
+    else:
+        name, guess = "log_probs", stored["ids"][:, 0, ..., 0]
     found = np.asarray(stored[name][chosen], np.float32)
     expected = np.asarray(again[name], np.float32)
-    guess = (
-        stored["logits"][:, 0].argmax(-1)
-        if manifest.top_k is None
-        else stored["ids"][:, 0, ..., 0]
-    )
     right = guess == np.asarray(examples["labels"])
     real = {**examples, "mask": np.ones(len(right))}
     return {
@@ -267,15 +258,11 @@ SHARD, CHUNK = 4096, 512
 compressed and has a checksum."""
 
 
-class DamagedError(ValueError):
-    """A file is missing, cut short or changed; one sentence says which."""
-
-
 def read_array(path: epath.Path, shape: Sequence[int], dtype: Any) -> np.ndarray:
     """A whole array, whose first axis is the example.
 
     Raises:
-      DamagedError: a file is missing, cut short or has a flipped bit, or the array is
+      StoreError: a file is missing, cut short or has a flipped bit, or the array is
         another one.
     """
     check_files(path, shape)
@@ -290,7 +277,7 @@ def open_array(
     """A zarr3 array, which must be as it would be made; made where there is none.
 
     Raises:
-      DamagedError: there is none or another one.
+      StoreError: there is none or another one.
     """
     import tensorstore
 
@@ -326,7 +313,7 @@ def _damage(path: epath.Path):
         yield
     except ValueError as error:
         reason = str(error).split(" [")[0]
-        raise DamagedError(f"{path} is damaged: {reason}") from error
+        raise StoreError(f"{path} is damaged: {reason}") from error
 
 
 def _kvstore(path: epath.Path) -> Any:
@@ -335,13 +322,11 @@ def _kvstore(path: epath.Path) -> Any:
 
 
 def check_files(path: epath.Path, shape: Sequence[int]) -> None:
-    """Raise DamagedError unless an array has all its files.
+    """Raise StoreError unless an array has all its files.
 
     TensorStore reads what is not there as zeros.
     """
     for number in range(-(-shape[0] // SHARD)):
         file = path.joinpath("c", str(number), *["0"] * (len(shape) - 1))
         if not file.exists():
-            raise DamagedError(
-                f"{path} is damaged: {file.relative_to(path)} is missing"
-            )
+            raise StoreError(f"{path} is damaged: {file.relative_to(path)} is missing")

@@ -231,29 +231,19 @@ class Checkpoints:
         (self.path / str(step)).rename(target / f"{step}-{number}")
 
     def _unwritten(self, step: int | None, error: Exception) -> CheckpointError:
-        which = (
-            "the last checkpoint" if step is None else f"the checkpoint of step {step}"
-        )
+        which = "last checkpoint" if step is None else f"checkpoint of step {step}"
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        kept = [str(s) for s in self.steps() if s != step]
-        last = (
-            f"steps kept: {', '.join(kept)}" if kept else "none was written before it"
-        )
+        kept = ", ".join(str(s) for s in self.steps() if s != step)
+        last = f"steps kept: {kept}" if kept else "none was written before it"
         return CheckpointError(
-            f"could not write {which} to {self.path} (disk full or no permission?): "
-            f"{reason}; {last}"
+            f"could not write the {which} to {self.path} (disk full or no permission?):"
+            f" {reason}; {last}"
         )
 
 
 def _plain(state: TrainState) -> dict[str, Any]:
     """A state as a dict of numeric arrays; the typed key as its data."""
-    return {
-        "step": state.step,
-        "params": state.params,
-        "model_state": state.model_state,
-        "opt_state": state.opt_state,
-        "rng": jax.random.key_data(state.rng),
-    }
+    return {**vars(state), "rng": jax.random.key_data(state.rng)}
 
 
 def _of_all_processes(arrays: Any) -> Any:
@@ -286,14 +276,10 @@ def _state(arrays: Mapping[str, Any], like: TrainState) -> TrainState:
 
 def _leaves(arrays: Any) -> dict[str, list]:
     """`{path: [dtype, shape, sha256]}`."""
-    hashes = fingerprints.by_leaf(arrays)
+    hashes = fingerprints.by_leaf(arrays).items()
     return {
-        jax.tree_util.keystr(path): [
-            str(jnp.asarray(leaf).dtype),
-            list(leaf.shape),
-            hashes[jax.tree_util.keystr(path)],
-        ]
-        for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)
+        name: [str(jnp.asarray(leaf).dtype), list(leaf.shape), digest]
+        for (name, digest), leaf in zip(hashes, jax.tree.leaves(arrays), strict=True)
     }
 
 

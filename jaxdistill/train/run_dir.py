@@ -50,6 +50,9 @@ FREE = (
 Of `parallel` seeds alone has checkpoints of its own, and says so.
 """
 
+PACKAGES = ("jaxdistill", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+"""On which numbers depend."""
+
 
 class RunError(RuntimeError):
     """A run directory that cannot be used; one sentence says why."""
@@ -145,15 +148,8 @@ class RunDir:
         return list(self._records)
 
     def _replace(self, name: str, text: str) -> None:
-        if not processes.is_first():
-            return
-        path = self.path / name
-        if "://" in str(path):
-            path.write_text(text)
-            return
-        partial = path.with_name(f"{name}.partial")
-        partial.write_text(text)
-        partial.replace(path)
+        if processes.is_first():
+            processes.write_whole(self.path / name, text)
 
     def _compare(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         changed = [
@@ -233,21 +229,12 @@ def read_summary(run_dir: Any) -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """What the numbers depend on: versions, devices, precision, commit."""
-    packages = (
-        "jaxdistill",
-        "jax",
-        "jaxlib",
-        "flax",
-        "optax",
-        "orbax-checkpoint",
-        "numpy",
-    )
     device = jax.devices()[0]
     precision = getattr(jax.config, "jax_default_matmul_precision", None)
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in packages},
+        "versions": {name: _version(name) for name in PACKAGES},
         "devices": {
             "platform": device.platform,
             "kind": device.device_kind,
@@ -304,15 +291,12 @@ def enable_compilation_cache() -> None:
     enabled = setting("jax_enable_compilation_cache")
     if not enabled or setting("jax_compilation_cache_dir"):
         return
-    folder = _caches() / "jaxdistill" / _features()
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = caches / "jaxdistill" / _features()
     jax.config.update("jax_compilation_cache_dir", str(folder))
     # By default only what took a second: small students compile in less, many times.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
-def _caches() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
 def _features() -> str:
@@ -328,7 +312,7 @@ def _features() -> str:
     return f"{platform.machine()}-{hashlib.sha256(features.encode()).hexdigest()[:8]}"
 
 
-PACKAGE = Path(__file__).parents[1]
+SOURCES = Path(__file__).parents[1]
 
 
 @contextmanager
@@ -358,7 +342,7 @@ def _explains_itself(error: Exception) -> bool:
     file = Path(last.f_code.co_filename)
     package = (script.f_globals.get("__package__") or "").split(".")[0]
     ours = (
-        file.is_relative_to(PACKAGE)
+        file.is_relative_to(SOURCES)
         or file.parent == Path(script.f_code.co_filename).parent
         or (package and (last.f_globals.get("__package__") or "").startswith(package))
     )

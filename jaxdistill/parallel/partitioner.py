@@ -126,15 +126,9 @@ def jit(devices: Sequence[Any] | None = None) -> Partitioner:
         del axis
         return jax.device_put(tree, device, may_alias=False)
 
-    def compile(function, *, batch_axis=0, donate=True):
-        del batch_axis
-        return jax.jit(function, donate_argnums=(0,) if donate else ())
-
-    def shardings(tree):
-        return jax.tree.map(lambda _: SingleDeviceSharding(device), tree)
-
+    shardings = partial(jax.tree.map, lambda _: SingleDeviceSharding(device))
     return Partitioner(
-        "jit", (device,), place, place, place, lambda tree: tree, compile, shardings
+        "jit", (device,), place, place, place, lambda x: x, compile_whole, shardings
     )
 
 
@@ -147,14 +141,8 @@ def mesh(devices: Sequence[Any] | None = None) -> Partitioner:
     def along(axis):
         return NamedSharding(grid, PartitionSpec(*(None,) * axis, AXIS))
 
-    def place(tree):
-        return jax.tree.map(lambda x: put(x, everywhere), tree)
-
     def join(tree, axis=0):
         return jax.make_array_from_process_local_data(along(axis), tree)
-
-    def fetch(tree):
-        return jax.tree.map(lambda x: x.addressable_data(0), tree)
 
     def compile(function, *, batch_axis=0, donate=True):
         return jax.jit(
@@ -164,9 +152,9 @@ def mesh(devices: Sequence[Any] | None = None) -> Partitioner:
             donate_argnums=(0,) if donate else (),
         )
 
-    def shardings(tree):
-        return jax.tree.map(lambda _: everywhere, tree)
-
+    place = partial(jax.tree.map, lambda x: put(x, everywhere))
+    fetch = partial(jax.tree.map, lambda x: x.addressable_data(0))
+    shardings = partial(jax.tree.map, lambda _: everywhere)
     return Partitioner("mesh", devices, place, place, join, fetch, compile, shardings)
 
 
@@ -210,14 +198,8 @@ def fsdp(
     def place(tree):
         return jax.tree.map(put, tree, shardings(tree))
 
-    def replicate(tree):
-        return jax.tree.map(lambda x: put(x, everywhere), tree)
-
     def join(tree, axis=0):
         return jax.make_array_from_process_local_data(along(axis), tree)
-
-    def fetch(tree):
-        return jax.tree.map(whole, tree)
 
     def rows(x):
         divides = jnp.ndim(x) > 0 and x.shape[0] % len(devices) == 0
@@ -239,6 +221,8 @@ def fsdp(
 
         return jax.jit(sharded, donate_argnums=(0,) if donate else ())
 
+    replicate = partial(jax.tree.map, lambda x: put(x, everywhere))
+    fetch = partial(jax.tree.map, whole)
     return Partitioner(
         "fsdp", devices, place, replicate, join, fetch, compile, shardings
     )
@@ -268,9 +252,6 @@ def pmap(devices: Sequence[Any] | None = None) -> Partitioner:
 
         return jax.device_put(jax.tree.map(part, tree), leading)
 
-    def fetch(tree):
-        return jax.tree.map(lambda x: x.addressable_data(0)[0], tree)
-
     def compile(function, *, batch_axis=0, donate=True):
         del batch_axis  # `join` has made the device axis the first
         replica = Replica(
@@ -285,9 +266,16 @@ def pmap(devices: Sequence[Any] | None = None) -> Partitioner:
             donate_argnums=(0,) if donate else (),
         )
 
+    fetch = partial(jax.tree.map, lambda x: x.addressable_data(0)[0])
     return Partitioner(
         "pmap", devices, place, place, join, fetch, compile, lambda tree: None
     )
+
+
+def compile_whole(function, *, batch_axis=0, donate=True):
+    """A `Partitioner`'s `compile` for arguments that lie as they are used."""
+    del batch_axis
+    return jax.jit(function, donate_argnums=(0,) if donate else ())
 
 
 def _in_a_row(devices: Sequence[Any] | None) -> tuple[Any, ...]:

@@ -4,6 +4,7 @@
 import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -12,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxdistill.parallel import partitioner as parallel
-from jaxdistill.parallel.partitioner import Partitioner
+from jaxdistill.parallel.partitioner import Partitioner, compile_whole
 from jaxdistill.parallel.sharding import put, whole
 from jaxdistill.study.sweep.steps import axis_of, in_groups, scan_sweep
 from jaxdistill.study.sweep.trials import axes_of, is_per_trial, size
@@ -181,21 +182,14 @@ def choose(
             is_leaf=is_per_trial,
         )
 
-    def compile(function, *, batch_axis=0, donate=True):
-        del batch_axis
-        return jax.jit(function, donate_argnums=(0,) if donate else ())
-
-    def fetch(tree):
-        return jax.tree.map(whole, tree)
-
     return Partitioner(
         name="trials",
         devices=devices,
         place=place,
         replicate=replicate,
         join=replicate,
-        fetch=fetch,
-        compile=compile,
+        fetch=partial(jax.tree.map, whole),
+        compile=compile_whole,
         shardings=shardings,
         shares_batch=True,
     )

@@ -4,6 +4,7 @@
 import hashlib
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,33 +16,24 @@ from jaxdistill.parallel.partitioner import Partitioner
 from jaxdistill.teachers import fingerprints, store
 
 
+@dataclass
 class TeacherStores:
-    """The stores of one run; the last one read stays in memory."""
+    """The stores of one run; the last one read stays in memory.
 
-    def __init__(
-        self,
-        partitioner: Partitioner,
-        folder: epath.Path,
-        compute: Any,
-        bucket_lengths: tuple[int, ...],
-        progress: bool,
-    ):
-        """Nothing is written yet.
+    Attributes:
+      partitioner: how the steps run that read them.
+      folder: for stores, one for each teacher, data set and batch shape.
+      compute: what the steps compute in, see `manifest.Manifest`.
+      bucket_lengths: lengths that batches of texts are cut to, likewise.
+      progress: whether to show bars.
+    """
 
-        Args:
-          partitioner: how the steps run that read them.
-          folder: for stores, one for each teacher, data set and batch shape.
-          compute: what the steps compute in, see `manifest.Manifest`.
-          bucket_lengths: lengths that batches of texts are cut to, likewise.
-          progress: whether to show bars.
-        """
-        self.partitioner, self.folder = partitioner, folder
-        self.compute, self.bucket_lengths, self.progress = (
-            compute,
-            bucket_lengths,
-            progress,
-        )
-        self._last: tuple[str, Any, dict[str, Any]] = ("", None, {})
+    partitioner: Partitioner
+    folder: epath.Path
+    compute: Any
+    bucket_lengths: tuple[int, ...]
+    progress: bool
+    _last: tuple[str, Any, Any] = ("", None, None)
 
     def of(
         self,
@@ -95,14 +87,8 @@ class TeacherStores:
                 compute=self.compute,
             )
             path = self.folder / f"{name}-{manifest.content[:16]}"
-            store.write(
-                path,
-                teacher,
-                examples,
-                manifest,
-                augment=augment,
-                progress=self.progress,
-            )
+            options: dict[str, Any] = {"augment": augment, "progress": self.progress}
+            store.write(path, teacher, examples, manifest, **options)
             # The first process finishes the store, and the others wait until then.
             processes.on_first(partial(store.check, path, manifest))
             merged = {**examples, "teacher": store.read(path, manifest)}

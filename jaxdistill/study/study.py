@@ -17,13 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxdistill.data import (
-    Batches,
-    Orders,
-    check_inputs,
-    check_labels,
-    tokens,
-)
+from jaxdistill.data import Batches, Orders, check_inputs, check_labels, tokens
 from jaxdistill.models import apply, student
 from jaxdistill.models.apply import Precision
 from jaxdistill.parallel import processes
@@ -123,13 +117,8 @@ class Study:
         self.stored, self.together = stored, together
         self.bucket_lengths = tuple(bucket_lengths)
         self.dtype = None if precision == "float32" else precision
-        self._stores = TeacherStores(
-            partitioner,
-            run_dir.path / "outputs",
-            self.dtype,
-            self.bucket_lengths,
-            progress,
-        )
+        folder, cuts = run_dir.path / "outputs", self.bucket_lengths
+        self._stores = TeacherStores(partitioner, folder, self.dtype, cuts, progress)
         self._compiled: dict[Arm, Callable] = {}
         self._placed: tuple[Any, Any] = (None, None)
 
@@ -151,8 +140,11 @@ class Study:
         examples, fetched = self._checked(arm, seed), self.partitioner.fetch(teacher)
         fresh = self.fresh(arm, seed, fetched)
         digest = None if teacher is None else fingerprints.of_tree(fetched)
-        steps = self._steps(arm)
+        steps = self.steps if arm.steps is None else arm.steps
         self._refuse(name, f"{name}-{seed}", "seeds")
+        cuts = (
+            {"bucket_lengths": list(self.bucket_lengths)} if self.bucket_lengths else {}
+        )
         checkpoints = Checkpoints(
             self.run_dir.path / "checkpoints" / f"{name}-{seed}",
             identity={
@@ -163,11 +155,7 @@ class Study:
                 "objective": fingerprints.described(arm.objective),
                 "views": arm.replays(self.stored),
                 **arm.unusual(self.stored),
-                **(
-                    {"bucket_lengths": list(self.bucket_lengths)}
-                    if self.bucket_lengths
-                    else {}
-                ),
+                **cuts,
             },
             best=self._best,
         )
@@ -237,7 +225,7 @@ class Study:
             name=name,
             examples=sweep.stack(examples),
             batches=Orders(tuple(Batches(size, self.batch_size, s) for s in seeds)),
-            steps=self._steps(arm),
+            steps=self.steps if arm.steps is None else arm.steps,
             teacher=sweep.stack(step_teachers),
             names=shown,
             evaluate=judge if validation else None,
@@ -289,9 +277,6 @@ class Study:
         if views := arm.replays(self.stored):
             options |= {"augment": arm.augment, "views": views}
         return self._stores.of(examples, teacher, size, **options), StoredTeacher()
-
-    def _steps(self, arm: Arm) -> int:
-        return self.steps if arm.steps is None else arm.steps
 
     def fresh(self, arm: Arm, seed: int, teacher: Any = None) -> TrainState:
         """The arm's state before its first step.

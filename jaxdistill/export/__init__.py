@@ -17,12 +17,6 @@ What is written was read again in its own runtime, in a fresh process, and gave 
 linen model's logits on the whole test; else nothing is left behind.
 """
 
-from jaxdistill.export.artefact import (
-    FORMATS,
-    Target,
-    default_path,
-    obtain,
-    write,
-)
+from jaxdistill.export.artefact import FORMATS, Target, default_path, obtain, write
 from jaxdistill.export.from_run import from_run, of_images
 from jaxdistill.export.subject import ExportError, Int8, Pixels, Subject

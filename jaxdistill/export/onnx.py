@@ -10,13 +10,7 @@ import numpy as np
 
 from jaxdistill.export import check
 from jaxdistill.export.check import quiet
-from jaxdistill.export.subject import (
-    LOGITS,
-    ExportError,
-    Int8,
-    Subject,
-    make_forward,
-)
+from jaxdistill.export.subject import LOGITS, ExportError, Int8, Subject, make_forward
 from jaxdistill.models.layers import direct
 from jaxdistill.runtimes import OPEN, first_line, need
 

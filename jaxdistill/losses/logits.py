@@ -14,12 +14,7 @@ import optax
 from jaxtyping import Float, Int
 
 from jaxdistill.losses.numerics import divergence, divide, fixed, promote
-from jaxdistill.types import (
-    Array,
-    Factored,
-    is_concrete,
-    whole_logits,
-)
+from jaxdistill.types import Array, Factored, is_concrete, whole_logits
 
 Logits = Float[Array, "*b c"]
 Values = Float[Array, "*b"]

@@ -16,13 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from jaxdistill.types import (
-    Batch,
-    Outputs,
-    Student,
-    TrainState,
-    whole_logits,
-)
+from jaxdistill.types import Batch, Outputs, Student, TrainState, whole_logits
 
 
 @struct.dataclass

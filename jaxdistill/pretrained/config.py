@@ -31,10 +31,7 @@ USUAL: dict[str, dict[str, Any]] = {
         "add_cross_attention": False,
     },
     "distilbert": {},
-    "gpt2": {
-        "add_cross_attention": False,
-        "is_causal": True,
-    },
+    "gpt2": {"add_cross_attention": False, "is_causal": True},
 }
 """Settings with which the models are computed as they are here."""
 NUMBERS: dict[str, dict[str, tuple[str, Any]]] = {

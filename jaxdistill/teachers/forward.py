@@ -14,11 +14,7 @@ from flax import linen as nn
 from flax import struct
 
 from jaxdistill.models.apply import BoundModule
-from jaxdistill.types import (
-    Batch,
-    Outputs,
-    whole_logits,
-)
+from jaxdistill.types import Batch, Outputs, whole_logits
 
 
 @struct.dataclass

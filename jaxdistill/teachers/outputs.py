@@ -16,13 +16,7 @@ from jaxdistill.data.examples import some_of
 from jaxdistill.losses.numerics import promote
 from jaxdistill.models.apply import cast_to_compute
 from jaxdistill.teachers.manifest import Manifest
-from jaxdistill.types import (
-    Array,
-    Batch,
-    Outputs,
-    TopK,
-    whole_logits,
-)
+from jaxdistill.types import Array, Batch, Outputs, TopK, whole_logits
 
 
 def of_batch(

@@ -279,10 +279,7 @@ def _update(state, optimizer, grads, model_state, counts) -> TrainState:
     some, grads = sum(counts.values()) > 0, jax.lax.optimization_barrier(grads)
     params, model_state, opt_state = jax.lax.cond(some, move, stay, grads, model_state)
     return state.replace(
-        step=state.step + 1,
-        params=params,
-        model_state=model_state,
-        opt_state=opt_state,
+        step=state.step + 1, params=params, model_state=model_state, opt_state=opt_state
     )
 
 

@@ -96,11 +96,7 @@ def _on_each(program: Callable, devices: Mesh) -> Callable:
         local = jax.shard_map(
             program,
             mesh=devices,
-            in_specs=(
-                states_of,
-                (P(AXIS), *axes_of(given, P(AXIS), P())),
-                own_indices,
-            ),
+            in_specs=(states_of, (P(AXIS), *axes_of(given, P(AXIS), P())), own_indices),
             out_specs=(states_of, P(None, AXIS)),
             check_vma=False,
         )

@@ -78,10 +78,7 @@ def make_sweep_step(
     """
 
     def one(state, trial, teacher, batch):
-        objective, optimizer = (
-            make_objective(trial),
-            make_optimizer(trial),
-        )
+        objective, optimizer = (make_objective(trial), make_optimizer(trial))
         step = make_train_step(student, objective, optimizer, **options)
         return step(state, of_one(teacher), batch)
 

@@ -23,6 +23,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from jaxdistill.models.transformer import stack_layers, unstack_layers
+from jaxdistill.pretrained import names as hf
 from jaxdistill.pretrained.config import (
     CONFIG,
     architecture_of,
@@ -33,28 +34,9 @@ from jaxdistill.pretrained.config import (
     transformer_config,
 )
 from jaxdistill.pretrained.files import WEIGHTS, find, read_weights
-from jaxdistill.pretrained.names import (
-    BARE,
-    BESIDE,
-    BIAS,
-    BIAS_AGAIN,
-    BODIES,
-    BUFFERS,
-    ENDS,
-    HEAD,
-    HEADS,
-    LEAVES,
-    NOTHING,
-    OLDER,
-    PREFIXES,
-    ROOTS,
-    TIED,
-    TURNED,
-    Place,
-)
 
 ParamPath = tuple[str, ...]
-Placed = tuple[Place, list[str], ParamPath]
+Placed = tuple[hf.Place, list[str], ParamPath]
 """A place, the names of its tensors' layers, and its path in `params`."""
 
 Tensors = dict[str, tuple[str, np.ndarray]]
@@ -100,7 +82,7 @@ def to_linen(
       ValueError: a tensor without a place, a place without a tensor, or a shape that
         is not the module's, or of no float; it names the first.
     """
-    beside = BESIDE.get(architecture_of(config), NOTHING)
+    beside = hf.BESIDE.get(architecture_of(config), hf.NOTHING)
     tensors = without_copies(by_todays_names(state, config), is_tied(config), beside)
     found = place(tensors, _places(config), module_of(config), beside)
     params = traverse_util.unflatten_dict(found)
@@ -127,12 +109,12 @@ def place(
     """
     left, found = dict(tensors), {}
     for where, names, path in places:
-        for theirs, leaf in LEAVES[where.kind].items():
+        for theirs, leaf in hf.LEAVES[where.kind].items():
             keys = [f"{name}.{theirs}" for name in names]
             missing = [key for key in keys if key not in left]
             if missing:
                 raise ValueError(f"the weights lack {missing[0]!r}")
-            turned = where.kind in TURNED and leaf == "kernel"
+            turned = where.kind in hf.TURNED and leaf == "kernel"
             found[*path, leaf] = [left.pop(key) for key in keys], turned
     over = sorted(
         theirs for name, (theirs, _) in left.items() if not beside.match(name)
@@ -176,39 +158,39 @@ def from_linen(
     flat = traverse_util.flatten_dict(params)
     _check_shapes(flat, config)
     state = {}
-    prefix = PREFIXES[kind_of(config)] if architecture_of(config) in BARE else ""
+    prefix = hf.PREFIXES[kind_of(config)] if architecture_of(config) in hf.BARE else ""
     for where, names, path in _places(config):
-        for theirs, leaf in LEAVES[where.kind].items():
+        for theirs, leaf in hf.LEAVES[where.kind].items():
             parts = np.split(flat[(*path, leaf)], len(names), axis=-1)
             for name, part in zip(names, parts, strict=True):
-                turned = where.kind in TURNED and leaf == "kernel"
+                turned = where.kind in hf.TURNED and leaf == "kernel"
                 array = part.T if turned else part
                 key = f"{name}.{theirs}".removeprefix(prefix)
                 state[key] = np.array(array, order="C")
-    if BIAS in state and not is_tied(config):
-        state[BIAS_AGAIN] = state[BIAS]
+    if hf.BIAS in state and not is_tied(config):
+        state[hf.BIAS_AGAIN] = state[hf.BIAS]
     return state
 
 
 def _places(config) -> Iterator[Placed]:
     """Every place of a model, its tensors' layer names, and its path in `params`."""
     architecture = architecture_of(config)
-    alone = architecture in BARE or architecture == "GPT2LMHeadModel"
+    alone = architecture in hf.BARE or architecture == "GPT2LMHeadModel"
     yield from body_places(config, alone=alone)
-    end = () if is_tied(config) else (ENDS[architecture],)
-    for where in (*HEADS.get(architecture, ()), *end):
+    end = () if is_tied(config) else (hf.ENDS[architecture],)
+    for where in (*hf.HEADS.get(architecture, ()), *end):
         yield where, list(where.theirs), tuple(filter(None, (where.ours,)))
 
 
 def body_places(config: Mapping[str, Any], *, alone=False) -> Iterator[Placed]:
     """The places of a model's body, below a head or alone."""
     kind, size = kind_of(config), transformer_config(config)
-    root = () if alone else (ROOTS[kind],)
-    for where in BODIES[kind]:
+    root = () if alone else (hf.ROOTS[kind],)
+    for where in hf.BODIES[kind]:
         if where.ours == "segments" and not size.types:
             continue
         for i in range(size.depth if "{}" in where.ours else 1):
-            names = [PREFIXES[kind] + name.format(i) for name in where.theirs]
+            names = [hf.PREFIXES[kind] + name.format(i) for name in where.theirs]
             yield where, names, (*root, *where.ours.format(i).split("/"))
 
 
@@ -274,15 +256,15 @@ def by_todays_names(
     kind = kind_of(config)
     found = {name: (name, np.asarray(array)) for name, array in state.items()}
     for name in [*found]:
-        for old, new in OLDER.items():
+        for old, new in hf.OLDER.items():
             today = name.removesuffix(old) + new
             if name.endswith(old) and today not in found:
                 found[today] = found.pop(name)
-    prefix = PREFIXES[kind]
+    prefix = hf.PREFIXES[kind]
     if not any(name.startswith(prefix) for name in found):
-        found = {k if HEAD.match(k) else prefix + k: v for k, v in found.items()}
+        found = {k if hf.HEAD.match(k) else prefix + k: v for k, v in found.items()}
     depth = min(transformer_config(config).depth, len(found))
-    for name in BUFFERS[kind]:
+    for name in hf.BUFFERS[kind]:
         for i in range(depth):
             found.pop(name.format(i), None)
     return found
@@ -304,10 +286,10 @@ def without_copies(tensors: Tensors, tied: bool, beside: re.Pattern[str]) -> Ten
     """
     kept = dict(tensors)
     if not tied:
-        if BIAS_AGAIN in kept:
-            kept[BIAS] = kept.pop(BIAS_AGAIN)
+        if hf.BIAS_AGAIN in kept:
+            kept[hf.BIAS] = kept.pop(hf.BIAS_AGAIN)
         return kept
-    for copy, source in {**TIED, BIAS_AGAIN: BIAS}.items():
+    for copy, source in {**hf.TIED, hf.BIAS_AGAIN: hf.BIAS}.items():
         if copy not in kept or beside.match(copy):
             continue
         theirs, array = kept.pop(copy)

@@ -15,6 +15,7 @@ import jax
 from etils import epath
 from flax import linen as nn
 
+from jaxdistill import runtimes
 from jaxdistill.export import check, onnx, stablehlo, tflite
 from jaxdistill.export.subject import (
     LOGITS,
@@ -23,15 +24,6 @@ from jaxdistill.export.subject import (
     Subject,
     logits_of,
     make_forward,
-)
-from jaxdistill.runtimes import (
-    FORMAT,
-    OPEN,
-    ArtefactError,
-    first_line,
-    manifest_path,
-    read,
-    version,
 )
 from jaxdistill.teachers import fingerprints
 from jaxdistill.train import cost
@@ -87,17 +79,17 @@ def write(
             in_int8 = exporter.save(
                 subject, draft, expected=expected, batch_size=batch_size, int8=int8
             )
-        except (ExportError, ArtefactError):
+        except (ExportError, runtimes.ArtefactError):
             raise
         except Exception as error:  # each exporter raises its own types
             raise ExportError(_unable(error, subject, to)) from error
         manifest = describe(subject, draft, to=to, int8=int8, batch_size=batch_size)
         manifest["int8_operations"] = in_int8
-        _write_json(manifest_path(draft), manifest)
+        _write_json(runtimes.manifest_path(draft), manifest)
         found = check.run_fresh(draft, subject.inputs)
         bound = None if int8 is None else max_drop
         manifest["check"] = check.compare(found, expected, subject.labels, bound)
-        _write_json(manifest_path(draft), manifest)
+        _write_json(runtimes.manifest_path(draft), manifest)
         _free(output)  # all this took its time
         _move(draft, output)
     return manifest
@@ -113,11 +105,11 @@ def _draft(output: Path) -> Iterator[Path]:
 def _move(draft: Path, output: Path) -> None:
     """Moves an artefact and its manifest, or neither."""
     # The artefact last: where it is, its manifest is.
-    manifest_path(draft).replace(manifest_path(output))
+    runtimes.manifest_path(draft).replace(runtimes.manifest_path(output))
     try:
         draft.replace(output)
     except OSError:
-        manifest_path(output).unlink()
+        runtimes.manifest_path(output).unlink()
         raise
 
 
@@ -146,7 +138,7 @@ def obtain(
         "to": to,
         "int8": int8,
         "fingerprint": fingerprints.of_model(subject.student),
-        "batch": OPEN if size is None else size,
+        "batch": runtimes.OPEN if size is None else size,
     }
     for path in places:
         if _is(path, wanted, max_drop):
@@ -162,7 +154,7 @@ def obtain(
 def _is(path: Path, wanted: Mapping[str, Any], max_drop: float) -> bool:
     """Whether there is the artefact that is wanted, undamaged."""
     try:
-        manifest, _ = read(path)
+        manifest, _ = runtimes.read(path)
         found = {
             "to": manifest["to"],
             "int8": manifest["int8"],
@@ -170,7 +162,7 @@ def _is(path: Path, wanted: Mapping[str, Any], max_drop: float) -> bool:
             "batch": next(iter(manifest["inputs"].values()))["shape"][0],
         }
         drop = check.drop(manifest["check"])
-    except (ArtefactError, KeyError, TypeError):
+    except (runtimes.ArtefactError, KeyError, TypeError):
         return False
     return found == wanted and (wanted["int8"] is None or drop <= max_drop)
 
@@ -180,7 +172,7 @@ def describe(
 ) -> dict[str, Any]:
     """The manifest of an artefact, all but its check."""
     exporter, content = FORMATS[to], path.read_bytes()
-    first = OPEN if batch_size is None else batch_size
+    first = runtimes.OPEN if batch_size is None else batch_size
     logits = jax.eval_shape(make_forward(subject), subject.shapes(2))[LOGITS]
     inputs = {
         name: {"shape": [first, *spec.shape[1:]], "dtype": str(spec.dtype)}
@@ -192,7 +184,7 @@ def describe(
         formula = "(images / peak - mean) / deviation"
         raw = {"in_artefact": True, "formula": formula, **pixels._asdict()}
     return {
-        "format": FORMAT,
+        "format": runtimes.FORMAT,
         "to": to,
         "runtime": exporter.RUNTIME,
         "file": path.name,
@@ -211,7 +203,9 @@ def describe(
         "teacher": None,
         "run": None,
         **subject.about,
-        "versions": {name: version(name) for name in (*OURS, *exporter.PACKAGES)},
+        "versions": {
+            name: runtimes.version(name) for name in (*OURS, *exporter.PACKAGES)
+        },
     }
 
 
@@ -244,7 +238,7 @@ def _check(output: Path, subject: Subject, int8: Any, batch_size: Any, max_drop:
 
 def _free(output: Path) -> None:
     """Raise ExportError where there is something already."""
-    for path in (output, manifest_path(output)):
+    for path in (output, runtimes.manifest_path(output)):
         if path.is_dir():
             raise ExportError(f"{path} is a folder: give an --output that is a file")
         if path.exists():
@@ -253,7 +247,7 @@ def _free(output: Path) -> None:
 
 def _unable(error: Exception, subject: Subject, to: Target) -> str:
     """Which operation a format lacks, as far as its exporter says, and what has it."""
-    name, said = subject.name, first_line(error)
+    name, said = subject.name, runtimes.first_line(error)
     named = re.search(r"primitive '(\w+)'", said)
     inner = _innermost(error)
     if named:

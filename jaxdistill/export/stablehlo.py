@@ -2,9 +2,9 @@
 """StableHLO by `jax.export`: any number of examples, on CPU, GPU and TPU."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
-import numpy as np
 
 from jaxdistill.export.subject import ExportError, Int8, Subject, make_forward
 from jaxdistill.runtimes import OPEN, need
@@ -15,19 +15,13 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def save(
-    subject: Subject,
-    path: Path,
-    *,
-    expected: np.ndarray,
-    batch_size: int | None,
-    int8: Int8 | None,
+    subject: Subject, path: Path, *, batch_size: int | None, int8: Int8 | None, **_: Any
 ) -> None:
     """Writes an artefact, no operation of it in int8.
 
     Args:
       subject: what is exported.
       path: where to.
-      expected: not looked at; ONNX's is.
       batch_size: None for any.
       int8: must be None.
 
@@ -35,7 +29,6 @@ def save(
       ExportError: int8 was asked for.
       ArtefactError: a package is missing.
     """
-    del expected
     if int8 is not None:
         raise ExportError("StableHLO has no int8 here: export to onnx or tflite for it")
     need("flatbuffers", "export")

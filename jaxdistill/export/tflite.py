@@ -8,8 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from jaxdistill.export import check
 from jaxdistill.export.check import quiet
 from jaxdistill.export.subject import ExportError, Int8, Subject, make_forward
@@ -27,19 +25,13 @@ PRODUCTS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 
 
 def save(
-    subject: Subject,
-    path: Path,
-    *,
-    expected: np.ndarray,
-    batch_size: int | None,
-    int8: Int8 | None,
+    subject: Subject, path: Path, *, batch_size: int | None, int8: Int8 | None, **_: Any
 ) -> str | None:
     """Writes an artefact.
 
     Args:
       subject: what is exported.
       path: where to.
-      expected: not looked at; ONNX's is.
       batch_size: B.
       int8: which quantisation, if any.
 
@@ -51,7 +43,6 @@ def save(
       ExportError: no number of examples is given, or the runtime takes no int8.
       ArtefactError: a package is missing.
     """
-    del expected
     if batch_size is None:
         raise ExportError("TFLite takes a fixed number of examples")
     with quiet():

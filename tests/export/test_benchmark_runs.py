@@ -11,7 +11,7 @@ import pytest
 from jaxdistill import cli, export, models, runtimes, teachers, train
 from jaxdistill.export import ExportError, artefact, check
 from jaxdistill.export import benchmark as deployment
-from jaxdistill.export.benchmark import artefacts, measured, process
+from jaxdistill.export.benchmark import artefacts, process
 from jaxdistill.report import deployed
 from jaxdistill.runtimes import ArtefactError
 from jaxdistill.teachers import fingerprints
@@ -32,7 +32,7 @@ def _quick(monkeypatch):
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """What the command needs of a finished run on the digits; one thread is all."""
-    monkeypatch.setattr(measured, "cores", lambda: 1)
+    monkeypatch.setattr(process, "cores", lambda: 1)
     run_dir = RunDir(tmp_path / "run", {"data": "digits", "validation": 900})
     small = models.MLP((4, 10))
     params = small.init(jax.random.key(0), np.zeros((1, 64), np.float32))
@@ -87,7 +87,7 @@ def test_the_command_measures_a_run(run, capsys):
 @pytest.mark.parametrize("to", ["onnx", "tflite"])
 def test_floats_and_int8_with_one_thread_and_with_two(run, to, monkeypatch):
     needs(to)
-    monkeypatch.setattr(measured, "cores", lambda: 2)
+    monkeypatch.setattr(process, "cores", lambda: 2)
     summary = measure(run, "--to", to, "--arms", "teacher", "--int8", "dynamic")
     whole, int8 = summary["arms"].values()
     assert [whole["kind"], int8["kind"]] == [to, f"{to} int8 dynamic"]
@@ -208,14 +208,14 @@ def test_a_file_that_does_not_run_leaves_the_others(run, monkeypatch):
 
 def test_a_measurement_that_fails_leaves_the_others(run, monkeypatch):
     """As with one thread where JAX cannot be kept to fewer cores than there are."""
-    monkeypatch.setattr(measured, "cores", lambda: 2)
+    monkeypatch.setattr(process, "cores", lambda: 2)
 
     def fails(path, inputs, *, threads, **options):
         if threads == 1 or path.name.startswith("teacher"):
             raise ArtefactError("JAX takes all cores")
         return deployment.measure(path, inputs, threads=threads, **options)
 
-    monkeypatch.setattr(measured, "measure", fails)
+    monkeypatch.setattr(process, "measure", fails)
     summary = measure(run, "--to", "stablehlo")
     (arm,) = summary["arms"].values()
     assert arm["arm"] == "distilled"

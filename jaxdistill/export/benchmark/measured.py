@@ -9,7 +9,8 @@ import datetime
 import json
 import platform
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,8 @@ from tqdm.auto import tqdm
 from jaxdistill import export, runtimes
 from jaxdistill.data.examples import some_of
 from jaxdistill.export import ExportError, Int8, Subject, Target, check
-from jaxdistill.export.benchmark import artefacts
+from jaxdistill.export.benchmark import artefacts, process
 from jaxdistill.export.benchmark.artefacts import Artefact
-from jaxdistill.export.benchmark.process import (
-    BATCH,
-    FEWER,
-    SECONDS,
-    WARMUP,
-    cores,
-    in_turns,
-    measure,
-)
 from jaxdistill.report import tables
 from jaxdistill.report.statistics import spread
 from jaxdistill.runtimes import ArtefactError
@@ -81,7 +73,7 @@ def from_run(
     read = {name: export.from_run(run_dir, name, data_dir=data_dir) for name in names}
     plan = artefacts.plan(names, formats, int8)
     made, found = _export(Path(run_dir), read, plan, progress, left_out)
-    threads = sorted({1, cores()})
+    threads = sorted({1, process.cores()})
     times = _measure(made, read, threads, rounds, repeats, progress, left_out)
     made = {name: each for name, each in made.items() if name in times}
     found = {name: {**found[name], "threads": times[name]} for name in made}
@@ -149,7 +141,7 @@ def _export(
         name = f"{arm} {artefacts.kind(to, kind)}"
         try:
             each = artefacts.obtain(
-                read[arm], run_dir, run_dir / FOLDER, arm, to, kind, BATCH
+                read[arm], run_dir, run_dir / FOLDER, arm, to, kind, process.BATCH
             )
             found[name] = _describe(read[arm], each)
             made[name] = each
@@ -202,27 +194,24 @@ def _measure(
     """
     failed: dict[str, str] = {}
     total = len(made) * len(threads) * (rounds + 1)
+    labels = {f"{name}, threads {n}": (name, n) for name in made for n in threads}
     with tqdm(total=total, desc="measuring", disable=not progress) as bar:
 
-        def job(label: str, each: Artefact, count: int) -> Callable[[], dict[str, Any]]:
-            def run() -> dict[str, Any]:
-                bar.update()
-                if label in failed:
-                    return {}
-                inputs, options = read[each.arm].inputs, {"repeats": repeats}
-                try:
-                    return measure(
-                        each.path, inputs, threads=count, many=each.many, **options
-                    )
-                except ArtefactError as error:
-                    failed[label] = str(error)
-                    return {}
+        def run(label: str) -> dict[str, Any]:
+            bar.update()
+            if label in failed:
+                return {}
+            name, count = labels[label]
+            each = made[name]
+            given: Any = {"threads": count, "repeats": repeats, "many": each.many}
+            try:
+                return process.measure(each.path, read[each.arm].inputs, **given)
+            except ArtefactError as error:
+                failed[label] = str(error)
+                return {}
 
-            return run
-
-        labels = {f"{name}, threads {n}": (name, n) for name in made for n in threads}
-        jobs = {label: job(label, made[name], n) for label, (name, n) in labels.items()}
-        found = in_turns(jobs, rounds)
+        jobs = {label: partial(run, label) for label in labels}
+        found = process.in_turns(jobs, rounds)
     left_out |= failed
     if len(failed) == len(labels):
         raise ExportError(f"nothing was measured: {next(iter(failed.values()))}")
@@ -241,15 +230,15 @@ def _how(
     used = dict.fromkeys(arm["runtime"] for arm in arms.values())
     return {
         **given,
-        "warmup": WARMUP,
-        "batch": BATCH,
-        "batches": max(1, given["repeats"] // FEWER),
-        "seconds": SECONDS,
+        "warmup": process.WARMUP,
+        "batch": process.BATCH,
+        "batches": max(1, given["repeats"] // process.FEWER),
+        "seconds": process.SECONDS,
         "left_out": left_out,
         "machine": {
             "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "cpu": processor(),
-            "cores": cores(),
+            "cores": process.cores(),
             "system": f"{platform.system()} {platform.machine()}",
             "python": platform.python_version(),
             "versions": {name: runtimes.version(name) for name in (*used, "numpy")},

@@ -84,24 +84,16 @@ class Orders:
 
     Attributes:
       each: a `Batches` for each trial, alike but for its seed.
+      size: examples of a trial; these three are as of any of them.
+      batch_size: examples in a trial's batch.
+      steps_per_epoch: batches in an epoch, the padded one included.
     """
 
     each: tuple[Batches, ...]
 
-    @property
-    def size(self) -> int:
-        """Examples of a trial."""
-        return self.each[0].size
-
-    @property
-    def batch_size(self) -> int:
-        """Examples in a trial's batch."""
-        return self.each[0].batch_size
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches in an epoch, the padded one included."""
-        return self.each[0].steps_per_epoch
+    size = property(lambda self: self.each[0].size)
+    batch_size = property(lambda self: self.each[0].batch_size)
+    steps_per_epoch = property(lambda self: self.each[0].steps_per_epoch)
 
     def indices(self, start: int, stop: int) -> dict[str, np.ndarray]:
         """`index` and `mask` `[stop - start, trials, batch_size]`, see `Batches`."""

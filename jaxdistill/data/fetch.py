@@ -122,13 +122,11 @@ def prepared(tfds_name: str, data_dir: str | Path | None) -> dict[str, list] | N
     except DatasetNotFoundError:
         return None
     try:
-        sources = {
-            split: builder.as_data_source(split) for split in builder.info.splits
-        }
-        return {
-            split: source.__getitems__(list(range(len(source))))
-            for split, source in sources.items()
-        }
+        records = {}
+        for split in builder.info.splits:
+            source = builder.as_data_source(split)
+            records[split] = source.__getitems__(list(range(len(source))))
+        return records
     except (RuntimeError, ValueError, NotImplementedError) as error:
         reason = str(error).strip().split("\n")[0]
         raise DataError(

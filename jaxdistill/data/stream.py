@@ -82,7 +82,9 @@ class Stream:
             )
         size = batches.batch_size // count
         columns = slice(index * size, (index + 1) * size)
-        self.batches = batches
+        self.batches, self.position = batches, batches.position
+        self.size, self.batch_size = batches.size, batches.batch_size
+        self.steps_per_epoch = batches.steps_per_epoch
         self._reader = _Reader(source, transform, batches, columns)
         self._workers, self._threads, self._ahead = workers, threads, ahead
         self._iterator: Any = None
@@ -93,25 +95,6 @@ class Stream:
 
     def __exit__(self, *_) -> None:
         self.close()
-
-    @property
-    def size(self) -> int:
-        """Records in the source."""
-        return self.batches.size
-
-    @property
-    def batch_size(self) -> int:
-        """Examples in a batch, all parts together."""
-        return self.batches.batch_size
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """As of the batches."""
-        return self.batches.steps_per_epoch
-
-    def position(self, step: int) -> dict[str, int]:
-        """As of the batches."""
-        return self.batches.position(step)
 
     def indices(self, start: int, stop: int) -> dict[str, Any]:
         """Batches as arrays `[stop - start, B, ...]`, with `index` and `mask`.

@@ -4,7 +4,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import tyro
 
@@ -129,13 +129,7 @@ ROUNDING = 0.02
 """The largest difference that rounding may make, bfloat16 on other machines included,
 over the largest output."""
 
-Command = (
-    Annotated[Report, tyro.conf.subcommand("report")]
-    | Annotated[Pages, tyro.conf.subcommand("pages")]
-    | Annotated[Store, tyro.conf.subcommand("store")]
-    | Annotated[Export, tyro.conf.subcommand("export")]
-    | Annotated[Benchmark, tyro.conf.subcommand("benchmark")]
-)
+Command = Report | Pages | Store | Export | Benchmark
 
 
 def main(argv: Sequence[str] | None = None) -> None:

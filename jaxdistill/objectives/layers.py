@@ -98,13 +98,7 @@ def on_attentions(loss: Callable, layers: LayerMap, **settings: Any) -> BoundTer
         a layer that does not exist.
     """
 
-    def pair(student: Outputs, teacher: Outputs, i: int, j: int, batch: Batch):
-        mine = _layer("student", student.attentions, i)
-        keys = padding_mask(batch, (mine.shape[0], mine.shape[-1]))
-        theirs = _layer("teacher", teacher.attentions, j)
-        return mine, theirs, loss_kwargs(loss, batch, keys)
-
-    return _through("on_attentions", loss, layers, settings, pair)
+    return _on_maps("on_attentions", loss, layers, settings, _attention)
 
 
 def on_scores(loss: Callable, layers: LayerMap, **settings: Any) -> BoundTerm:
@@ -127,13 +121,7 @@ def on_scores(loss: Callable, layers: LayerMap, **settings: Any) -> BoundTerm:
       Vaswani et al. 2017, Attention Is All You Need, equation 1, for the scores.
     """
 
-    def pair(student: Outputs, teacher: Outputs, i: int, j: int, batch: Batch):
-        mine = _scores("student", student, i)
-        theirs = _scores("teacher", teacher, j)
-        keys = padding_mask(batch, (mine.shape[0], mine.shape[-1]))
-        return mine, theirs, loss_kwargs(loss, batch, keys)
-
-    return _through("on_scores", loss, layers, settings, pair)
+    return _on_maps("on_scores", loss, layers, settings, _scores)
 
 
 def on_extras(
@@ -167,6 +155,15 @@ def on_extras(
     return _through("on_extras", loss, layers, settings, pair, name)
 
 
+def _on_maps(name, loss, layers, settings, map_of: Callable) -> BoundTerm:
+    def pair(student: Outputs, teacher: Outputs, i: int, j: int, batch: Batch):
+        mine, theirs = map_of("student", student, i), map_of("teacher", teacher, j)
+        keys = padding_mask(batch, (mine.shape[0], mine.shape[-1]))
+        return mine, theirs, loss_kwargs(loss, batch, keys)
+
+    return _through(name, loss, layers, settings, pair)
+
+
 def _through(name, loss, layers, settings, pair, *given) -> BoundTerm:
     layers = tuple((int(i), int(j)) for i, j in layers)
     if not layers:
@@ -195,9 +192,13 @@ def _without_padding(states: Array, batch: Batch) -> Array:
     return jnp.where(padding_mask(batch, states.shape[:2])[..., None] > 0, states, 0)
 
 
+def _attention(side: str, outputs: Outputs, i: int) -> Array:
+    return _layer(side, outputs.attentions, i)
+
+
 def _scores(side: str, outputs: Outputs, i: int) -> Array:
     """`[B, H, L, S]`, at least float32."""
-    heads = _layer(side, outputs.attentions, i).shape[1]
+    heads = _attention(side, outputs, i).shape[1]
     q, k = (
         promote(_layer(side, outputs.extras.get(name, ()), i))
         for name in ("queries", "keys")

@@ -61,7 +61,6 @@ class Projector(nn.Module):
           ValueError: a layer that the student does not return, or one twice.
         """
         projected: list[Any] = [None] * len(hidden_states)
-        taken: set[int] = set()
         for layer, width in self.widths:
             if not -len(hidden_states) <= layer < len(hidden_states):
                 raise ValueError(
@@ -69,9 +68,8 @@ class Projector(nn.Module):
                     f"{len(hidden_states)} layers"
                 )
             at = layer % len(hidden_states)
-            if at in taken:
+            if projected[at] is not None:
                 raise ValueError(f"layer {at} of the student has two projections")
-            taken.add(at)
             projected[at] = nn.Dense(width, name=f"layer_{at}")(hidden_states[at])
         return tuple(projected)
 

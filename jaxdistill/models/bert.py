@@ -20,14 +20,8 @@ from jaxdistill.models.transformer import (
 from jaxdistill.types import Array, Factored, Outputs
 
 BERT_TINY, BERT_MINI, BERT_SMALL, BERT_MEDIUM, BERT_BASE = (
-    TransformerConfig(30_522, width, depth, heads)
-    for depth, width, heads in (
-        (2, 128, 2),
-        (4, 256, 4),
-        (4, 512, 8),
-        (8, 512, 8),
-        (12, 768, 12),
-    )
+    TransformerConfig(30_522, width, depth, heads=width // 64)
+    for depth, width in ((2, 128), (4, 256), (4, 512), (8, 512), (12, 768))
 )
 """Published sizes of the uncased models: 4,385,920 to 109,482,240 parameters with the
 pooler, without a head (Turc et al. 2019, Well-Read Students Learn Better, table 1)."""

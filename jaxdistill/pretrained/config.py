@@ -169,9 +169,9 @@ def classifier_of(
     if isinstance(body, GPT):
         return GPTClassifier(body, num_classes)
     pool, name, usual = CLASSIFIERS[kind_of(config)]
-    if config.get(name, usual) is None:
-        return BertClassifier(body, num_classes, pool)
-    rate = _value(config, name, 0.0 if usual is None else usual)
+    rate = config.get(name, usual)
+    if rate is not None:
+        rate = _value(config, name, 0.0 if usual is None else usual)
     return BertClassifier(body, num_classes, pool, rate)
 
 

@@ -54,6 +54,7 @@ def _made_of(augment: Any) -> tuple[str, Mapping[str, Any]]:
     """Its name, and what it was made with, by name."""
     if inspect.isfunction(augment):
         made_with = inspect.getclosurevars(augment).nonlocals
+        # An augmentation is a closure, `shift.<locals>.augment`: its maker names it.
         return augment.__qualname__.split(".")[0], made_with
     if isinstance(augment, functools.partial):
         name, made_with = _made_of(augment.func)
@@ -161,6 +162,8 @@ def mixup(alpha: float = 1.0) -> Augment:
         images, labels, mask = batch["inputs"], batch["labels"], batch["mask"]
         turn_rng, share_rng = jax.random.split(rng)
         size = images.shape[0]
+        # randint needs a range that is not empty. In a batch of one the next is the
+        # example itself, as 1 modulo 1 is 0.
         by = jax.random.randint(turn_rng, (), 1, max(size, 2))
         others = (jnp.arange(size) + by) % size
         labelled = batch.get("labelled", jnp.ones(size))

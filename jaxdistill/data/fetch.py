@@ -246,6 +246,7 @@ def _builder(name: str, data_dir: str | Path | None) -> Any:
     from tensorflow_datasets.core import registered
 
     stock = _library(name).builder_cls(name)
+    # The class has the name of TFDS's own builder, and TFDS refuses a second one.
     with registered.skip_registration():
 
         class Builder(stock):  # type: ignore[misc, valid-type]

@@ -112,6 +112,7 @@ class Stream:
             if self._iterator is None or start != self._at:
                 self._open(start)
             steps = _collect(self._iterator, stop - start)
+        # Ctrl-C too: whatever ends the reading, no worker may be left.
         except BaseException as error:
             self.close()
             if not isinstance(error, Exception):
@@ -144,6 +145,7 @@ class Stream:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
         reader = replace(self._reader, start=start)
+        # Grain uses no more threads than its buffer has places, and warns.
         ahead = max(self._ahead, self._threads)
         steps = grain.MapDataset.source(reader).to_iter_dataset(
             grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=ahead)

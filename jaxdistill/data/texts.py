@@ -154,6 +154,7 @@ def _tsv(path: Path) -> Labelled:
 
 def _csv(path: Path) -> Labelled:
     columns = 2 if path.name.startswith("train_10k") else 3
+    # newline="" keeps line ends inside quotes as they are.
     reader = csv.reader(io.StringIO(fetch.read_file(path), newline=""), strict=True)
     texts, labels = [], []
     try:

@@ -37,6 +37,7 @@ def normalize(x: Array, axis=-1) -> Array:
     """`x` over its l2 norm along `axis`; a zero vector stays zero."""
     # Scaled first: the gradient of a division takes the square of a small norm.
     peak = jax.lax.stop_gradient(jnp.abs(x).max(axis, keepdims=True))
+    # Not 0: over a norm below the smallest normal number the gradient overflows.
     some = peak > jnp.finfo(x.dtype).tiny
     x = jnp.where(some, x, 0) / jnp.where(some, peak, 1)
     return divide(x, root((x * x).sum(axis, keepdims=True)))

@@ -109,6 +109,7 @@ def chunked_forward_kl(
         gap = jnp.where(seen, theirs, 0) - jnp.where(seen, mine, 0)
         scale = jnp.exp(peak - after)
         total = total * scale + weights.sum(-1)
+        # What a later peak makes 0 may be infinite, and 0 times that is NaN.
         gaps = jnp.where(scale > 0, gaps, 0) * scale + (weights * gap).sum(-1)
         return (_add(sums, mine), (after, total), gaps), None
 
@@ -126,6 +127,7 @@ def _start(head: Factored) -> tuple[Array, Array]:
     """The largest logit so far, and the sum of exponentials less that: of no class."""
     dtype = jax.eval_shape(head.multiply).dtype
     shape = head.shape[:-1]
+    # Not -inf: two such peaks, of words that are ruled out, would differ by NaN.
     return jnp.full(shape, jnp.finfo(dtype).min), jnp.zeros(shape, dtype)
 
 

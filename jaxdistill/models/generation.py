@@ -77,6 +77,7 @@ def _generate(
     kind = jax.tree.leaves(model.variables)[0].dtype
     # Nothing is asked of the model about the last token.
     cache = empty_cache(model.module.size, batch, length + steps - 1, kind)
+    # Positions count real tokens from 0. Padding before them is masked: any will do.
     places = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
     forward = _last_logits(model)
 
@@ -236,6 +237,7 @@ def on_policy(
 
         of_all = share(state.step) if callable(share) else share
         chosen = jax.random.uniform(choice) < of_all
+        # Both sides must have one structure: `given` has the masks that `own` sets.
         return jax.lax.cond(chosen, own, dict, given)
 
     return rollout

@@ -111,6 +111,8 @@ class GPT(nn.Module):
         words = table(size.vocab, "words")
         x = words(ids) + table(size.positions, "places")(places)
         if cache is not None:
+            # dynamic_update_slice would move what does not fit back over earlier
+            # tokens.
             x = jnp.where(at[-1] < cache.mask.shape[1], x, jnp.nan)
         if "token_type_ids" in inputs:
             x = x + words(inputs["token_type_ids"])
@@ -196,6 +198,7 @@ def empty_cache(
             f"a cache of {length} tokens is longer than the model's {size.positions} "
             "positions"
         )
+    # Heads before tokens: in the other order XLA copies all of it for every token.
     shape = (batch, size.heads, length, size.width // size.heads)
     keys, values = (
         tuple(jnp.zeros(shape, dtype) for _ in range(size.depth)) for _ in range(2)

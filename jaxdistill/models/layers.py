@@ -203,6 +203,8 @@ def convolve(images, kernel, strides, padding, **others):
         height, width = kernel.shape[:2]
         rows = (padded.shape[1] - height) // strides[0] + 1
         columns = (padded.shape[2] - width) // strides[1] + 1
+        # XLA's CPU compiler turns both gradients of a convolution inside a loop into
+        # naive loops. A product of matrices stays one.
         windows = [
             padded[
                 :,

@@ -84,6 +84,7 @@ def attend(
     scores = jnp.einsum("bhld,bhsd->bhls", q * q.shape[-1] ** -0.5, k)
     wide = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
     if keep is not None:
+        # Not -inf: a query that may look at no key would be NaN.
         wide = jnp.where(keep, wide, jnp.finfo(wide.dtype).min)
     probabilities = jax.nn.softmax(wide).astype(scores.dtype)
     mixed = jnp.einsum("bhls,bhsd->blhd", drop(probabilities), v)
@@ -202,6 +203,7 @@ class Blocks(nn.Module):
           before: `KeyValues`, keys and values a tuple by layer, or None. Not one array:
             it would be put together anew for every token.
         """
+        # 3 is `train`: the module counts as 0.
         block = nn.remat(Block, static_argnums=3) if self.remat else Block
         if self.scan:
             return self._scanned(block, x, keep, train, before)

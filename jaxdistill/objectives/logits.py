@@ -6,7 +6,7 @@
 
 A weight or a hyperparameter is a number, a traced value, or a function of the step
 (`schedules`). Any function `(student, teacher, batch, step) -> (values, mask)` is a
-term; terms over hidden states and attention maps are in `matching`.
+term; terms over hidden states and attention maps are in `layers`.
 """
 
 from collections.abc import Callable, Mapping

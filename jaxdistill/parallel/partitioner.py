@@ -124,6 +124,7 @@ def jit(devices: Sequence[Any] | None = None) -> Partitioner:
 
     def place(tree, axis=0):
         del axis
+        # A copy: a step donates its state, and the caller's arrays must stay.
         return jax.device_put(tree, device, may_alias=False)
 
     shardings = partial(jax.tree.map, lambda _: SingleDeviceSharding(device))
@@ -275,6 +276,7 @@ def pmap(devices: Sequence[Any] | None = None) -> Partitioner:
 def compile_whole(function, *, batch_axis=0, donate=True):
     """A `Partitioner`'s `compile` for arguments that lie as they are used."""
     del batch_axis
+    # A state is of no use after its step: its buffers become those of the new one.
     return jax.jit(function, donate_argnums=(0,) if donate else ())
 
 

@@ -68,6 +68,7 @@ def load_classifier(
     places = list(body_places(config))
     if f"{POOLER}.weight" in tensors:
         places.append((Place((POOLER,), "pooler"), [POOLER], ("pooler",)))
+    # Without `scan`, whatever was asked for: a file has its layers apart.
     apart = classifier_of(config, body_of(config, size), num_classes)
     read = traverse_util.unflatten_dict(place(tensors, places, apart, HEAD))
     drawn = module.init(rng, {"input_ids": jnp.zeros((1, 2), jnp.int32)})

@@ -95,6 +95,7 @@ def to_torch(
     for key, value in like.items():
         layer, _, kind = key.rpartition(".")
         if kind == "num_batches_tracked":
+            # load_state_dict wants every key, and nothing here counts batches.
             result[key] = np.zeros((), np.int64)
             continue
         ndim = len(value.shape)

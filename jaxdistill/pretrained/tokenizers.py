@@ -305,6 +305,7 @@ def add_tokens(
             "tokenizer.json alone"
         )
     entries = [_checked(entry, folder) for entry in _entries(config, added, folder)]
+    # The library gives each token that comes the next free number.
     for entry in sorted(entries, key=lambda entry: entry["id"]):
         flags = {name: entry[name] for name in FLAGS if name in entry}
         token = AddedToken(entry["content"], **flags)

@@ -45,6 +45,7 @@ def by_leaf(tree: Any) -> dict[str, str]:
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
         array = np.asarray(whole(leaf) if isinstance(leaf, jax.Array) else leaf)
+        # The same bytes in another shape or type are another array.
         header = f"{array.dtype.str}{array.shape}".encode()
         result[jax.tree_util.keystr(path)] = hashlib.sha256(
             header + array.tobytes()

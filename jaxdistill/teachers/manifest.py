@@ -134,6 +134,7 @@ def compare(path: epath.Path, manifest: Manifest) -> None:
             f"{path.parent} was written by jaxdistill 0.1; delete it and give the "
             "command that wrote it again"
         )
+    # As it is read from the file: JSON turns tuples into lists.
     expected = json.loads(json.dumps(asdict(manifest)))
     for name in dict.fromkeys(["format", *expected, *stored]):
         # A name that is damaged is missing, which None is not.

@@ -85,6 +85,7 @@ def describe(
     batch["index"] = jax.ShapeDtypeStruct((size,), jnp.int32)
     outputs = jax.eval_shape(teacher, batch)
     check_outputs(outputs, teacher, manifest)
+    # Only shapes are asked for, and one plain view has them: no augmentation is traced.
     one_view = partial(of_batch, manifest=replace(manifest, views=1), augment=None)
     return replace(
         manifest,
@@ -128,9 +129,11 @@ def write(
         return
     if (folder / "begun.json").exists():
         compare(folder / "begun.json", manifest)
+    # Before the first shard: another command is refused here from now on.
     save(folder / "begun.json", asdict(manifest))
     forward = jax.jit(partial(of_batch, manifest=manifest, augment=augment))
     shards = range(0, manifest.size, SHARD)
+    # Which shards are whose depends on their number alone: after a restart the same.
     mine = shards[jax.process_index() :: jax.process_count()]
     bar = tqdm(
         mine, desc="teacher outputs", unit="shard", delay=2, disable=not progress

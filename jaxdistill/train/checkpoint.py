@@ -26,6 +26,7 @@ from jaxdistill.parallel import processes
 from jaxdistill.teachers import fingerprints
 from jaxdistill.types import TrainState
 
+# Orbax reports each save and restore through absl.
 logging.getLogger("absl").setLevel(logging.ERROR)
 
 
@@ -58,7 +59,9 @@ class Checkpoints:
         """
         self.path = epath.Path(os.fspath(directory))
         if "://" not in str(self.path):
+            # By os: epath's own method needs etils 1.13.
             self.path = epath.Path(os.path.abspath(self.path))
+        # As it is read again: JSON turns tuples into lists, which equal no tuple.
         self._identity = json.loads(json.dumps(identity or {}))
         # Here and below, not above: opening Orbax takes half a second.
         import orbax.checkpoint as ocp
@@ -118,6 +121,8 @@ class Checkpoints:
         )
         scores = None if self._best is None else dict(metrics or {})
         try:
+            # The loop decides when to save. Without force Orbax's own policy may skip a
+            # step.
             self._manager.save(step, args=args, metrics=scores, force=True)
         except Exception as error:  # Orbax raises whatever its storage raised
             raise self._unwritten(step, error) from error
@@ -178,6 +183,8 @@ class Checkpoints:
                 stacklevel=2,
             )
             processes.on_first(partial(self._set_aside, candidate))
+            # The manager keeps a list of steps, and does not know that one was moved
+            # away.
             self._manager.reload()
         return None
 
@@ -227,6 +234,8 @@ class Checkpoints:
     def _set_aside(self, step: int) -> None:
         target = self.path / "damaged"
         target.mkdir(exist_ok=True)
+        # A step that is trained again may be damaged again: each keeps a name of its
+        # own.
         number = len(list(target.iterdir()))
         (self.path / str(step)).rename(target / f"{step}-{number}")
 

@@ -116,6 +116,7 @@ def bytes_accessed(compiled: Any) -> float:
 
 def _analysis(compiled: Any, key: str) -> float:
     analysis = compiled.cost_analysis()
+    # JAX promises no structure here: some versions give a list.
     analysis = analysis[0] if isinstance(analysis, list) else analysis
     return float(analysis.get(key, float("nan")))
 

@@ -336,6 +336,7 @@ def _leave(name: str, step: int, checkpoints: Checkpoints | None) -> None:
         )
     if processes.is_first():
         print(said, file=sys.stderr)
+    # The status that a shell gives a process that this signal ended.
     raise SystemExit(128 + signal.SIGTERM)
 
 
@@ -357,5 +358,6 @@ def _means(metrics: Mapping[str, Any], start: int, name: str) -> dict[str, float
     record = {}
     for key, pair in metrics.items():
         sums, counts = (np.asarray(x, np.float64)[finite].sum() for x in pair)
+        # A term without a real entry has sum 0 and count 0: its mean is 0.
         record[key] = float(sums / max(counts, 1e-30))
     return record

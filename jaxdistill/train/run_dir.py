@@ -75,6 +75,7 @@ class RunDir:
         self._environment = environment()
         self._records: list[dict[str, Any]] = []
         try:
+            # As it is read again from config.json: JSON turns tuples into lists.
             processes.on_first(lambda: self._open(json.loads(json.dumps(config))))
         except OSError as error:
             raise RunError(
@@ -179,9 +180,11 @@ def parse(presets: Mapping[str, Any], argv: Sequence[str] | None, description: A
     import tyro
 
     first = next(iter(presets))
+    # tyro wants the defaults before it reads the flags that choose them.
     early = argparse.ArgumentParser(add_help=False)
     early.add_argument("--preset", default=first)
     preset = early.parse_known_args(argv)[0].preset
+    # tyro refuses an unknown preset below, and lists those that there are.
     default = presets.get(preset, presets[first])
     config = tyro.cli(
         type(default), args=argv, default=default, description=description
@@ -296,6 +299,7 @@ def enable_compilation_cache() -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     # By default only what took a second: small students compile in less, many times.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    # Not 0: JAX may then choose a least size by the file system.
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 

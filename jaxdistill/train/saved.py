@@ -41,7 +41,7 @@ def save_model(
     """Writes a trained model below a run directory.
 
     Args:
-      log: the run.
+      run_dir: the run.
       arm: the model's name in its table.
       model: without what only trained it.
       teacher: the name and the model of what taught it, if anything did.

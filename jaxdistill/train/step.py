@@ -228,6 +228,7 @@ def _forward(student, objective, teacher, dtype, step, dropout, micro_batches):
     def forward(params, model_state, i, part):
         part = {**part, "inputs": cast_to_compute(part["inputs"], dtype)}
         teacher_outputs = None if teacher is None else teacher(part)
+        # Parts of one batch must not drop the same units.
         key = dropout if micro_batches == 1 else jax.random.fold_in(dropout, i)
         params = cast_to_compute(params, dtype)
         outputs, model_state = student.apply(params, model_state, part, key)

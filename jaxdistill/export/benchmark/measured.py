@@ -79,6 +79,7 @@ def from_run(
     found = {name: {**found[name], "threads": times[name]} for name in made}
     for arm in found.values():
         p50 = [each["latency_us"]["p50"] for each in arm["threads"]["1"]]
+        # One thread may have failed where several ran: then there is no latency.
         arm["cost"]["latency_us"] = statistics.median(p50) if p50 else None
     families = {each.arm: None for each in made.values()}
     how = {"rounds": rounds, "repeats": repeats, "threads": threads}

@@ -154,6 +154,7 @@ def in_groups(program: Callable, group: int) -> Callable:
 
     def run(states, resident, indices):
         trials, *given = resident
+        # The step is one number for all trials: it has no axis to cut.
         first, bodies = states.step, replace(states, step=())
         each, shared = apart(given)
         each_indices = cut(indices, 1) if axis_of(indices, 1) is not None else None
@@ -168,6 +169,7 @@ def in_groups(program: Callable, group: int) -> Callable:
             return replace(states, step=()), metrics, states.step
 
         parts = (*cut((bodies, dict(trials), each)), each_indices)
+        # One group after another, each all its steps: few states stay in the cache.
         bodies, metrics, steps = jax.lax.map(train, parts)
         bodies, metrics = jax.tree.map(join, (bodies, metrics))
         metrics = jax.tree.map(lambda x: x.swapaxes(0, 1), metrics)

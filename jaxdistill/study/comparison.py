@@ -84,10 +84,9 @@ def compare(
                         one = study.example(arm, seed) if example is None else example
                         costs_of[model.module] = cost.cost(model, one)
                     costs[name] = dict(costs_of[model.module])
-                    by = arm.teacher
-                    source = (
-                        None if by is None else (by, study.partitioner.fetch(known[by]))
-                    )
+                    source, by = None, arm.teacher
+                    if by is not None:
+                        source = by, study.partitioner.fetch(known[by])
                     saved.save_model(to, name, model, source)
     if timed_steps:
         for name, ms in _step_ms(study, arms, trained[-1], timed_steps).items():

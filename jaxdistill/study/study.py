@@ -142,9 +142,8 @@ class Study:
         digest = None if teacher is None else fingerprints.of_tree(fetched)
         steps = self.steps if arm.steps is None else arm.steps
         self._refuse(name, f"{name}-{seed}", "seeds")
-        cuts = (
-            {"bucket_lengths": list(self.bucket_lengths)} if self.bucket_lengths else {}
-        )
+        lengths = list(self.bucket_lengths)
+        cuts = {"bucket_lengths": lengths} if lengths else {}
         checkpoints = Checkpoints(
             self.run_dir.path / "checkpoints" / f"{name}-{seed}",
             identity={

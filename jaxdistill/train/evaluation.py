@@ -79,10 +79,8 @@ def _values(
     values = {"accuracy": guess == labels, "nll": of_classes(nll, labels, log_q)}
     if teacher is not None:
         log_p = mean_log_probs(teacher.logits, labels.ndim + 1)
-        values |= {
-            "agreement": guess == log_p.argmax(-1),
-            "kl": divergence(log_p, log_q),
-        }
+        values["agreement"] = guess == log_p.argmax(-1)
+        values["kl"] = divergence(log_p, log_q)
     return log_q, {name: promote(x) for name, x in values.items()}
 
 
@@ -153,10 +151,8 @@ class Evaluator:
         devices = len(partitioner.devices)
         batch_size = -(-min(batch_size, size) // devices) * devices
         self._run, self._metrics, self._trials = partitioner, metrics, trials
-        self._examples, self._order = (
-            partitioner.replicate(dict(examples)),
-            np.arange(size),
-        )
+        self._examples = partitioner.replicate(dict(examples))
+        self._order = np.arange(size)
         if bucket_lengths:
             self._order = tokens.shortest_first(examples["inputs"])
         indices = pad(self._order, batch_size)

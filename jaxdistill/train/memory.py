@@ -36,11 +36,8 @@ def sentence(partitioner: Partitioner, step: Callable, given: tuple) -> str:
     """What to take in place of a batch that does not fit."""
     own = jax.process_index()
     device = next(d for d in partitioner.devices if d.process_index == own)
-    kind, each, size = (
-        device.device_kind,
-        _each(partitioner),
-        _batch_size(partitioner, given),
-    )
+    kind = device.device_kind
+    each, size = _each(partitioner), _batch_size(partitioner, given)
     half, fits = size // 2 // each * each, None
     stats: Mapping[str, int] = {}
     try:
@@ -69,7 +66,7 @@ def largest(
     is nowhere above that line between its ends, nor below it beyond them.
 
     Args:
-      run: see `explain`, as for the next two.
+      partitioner: see `explain`.
       step: compiled as `partitioner.compile` does it, or around such a one.
       given: arrays or shapes.
       stats: the device's `memory_stats()`.
@@ -136,9 +133,8 @@ def _batch_axis(
     partitioner: Partitioner, indices: Mapping[str, Any]
 ) -> tuple[int, int]:
     """Which axis of indices is the batch's, and in how many parts it is cut."""
-    return indices["mask"].ndim - 1, len(
-        partitioner.devices
-    ) if partitioner.name == "pmap" else 1
+    parts = len(partitioner.devices) if partitioner.name == "pmap" else 1
+    return indices["mask"].ndim - 1, parts
 
 
 def _batch_size(partitioner: Partitioner, given: tuple) -> int:

@@ -13,16 +13,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 FSDP = "fsdp"
 """The name of the mesh axis over which parameters are cut."""
-STACKED = ("layers",)
-"""Names of modules whose parameters `nn.scan` stacks, the layer first."""
+STACKED = "layers"
+"""The name of modules whose parameters `nn.scan` stacks, the layer first."""
 
 Rule = Callable[[Sequence[Any], tuple[int, ...]], PartitionSpec]
 """`(path, shape) -> PartitionSpec` of a leaf; paths as `jax.tree_util` gives them."""
 
 
-def cut_width(
-    shards: int, *, smallest: int = 2**14, stacked: Sequence[str] = STACKED
-) -> Rule:
+def cut_width(shards: int, *, smallest: int = 2**14) -> Rule:
     """Cuts the longest axis that divides; small arrays are copied.
 
     Never the layer axis of a scanned module: a device would hold whole layers, and to
@@ -31,7 +29,6 @@ def cut_width(
     Args:
       shards: in how many parts.
       smallest: arrays with fewer entries are copied.
-      stacked: names of scanned modules; below them the first axis is the layer's.
 
     >>> rule = cut_width(4, smallest=1)
     >>> tuple(rule([jax.tree_util.DictKey("layers")], (8, 6, 4)))
@@ -40,7 +37,7 @@ def cut_width(
 
     def rule(path, shape):
         names = [getattr(key, "key", getattr(key, "name", None)) for key in path]
-        first = 1 if set(names) & set(stacked) else 0
+        first = 1 if STACKED in names else 0
         axes = [i for i in range(first, len(shape)) if shape[i] % shards == 0]
         if math.prod(shape) < smallest or not axes:
             return PartitionSpec()

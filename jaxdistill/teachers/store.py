@@ -247,15 +247,17 @@ def _difference(found: np.ndarray, expected: np.ndarray) -> float:
     return float(gap / abs(expected).max()) if gap else 0.0
 
 
-def _wait(files: Sequence[epath.Path], seconds: float = 3600.0) -> None:
+def _wait(files: Sequence[epath.Path]) -> None:
     """Until the other processes have written theirs."""
-    until = time.monotonic() + seconds
+    until = time.monotonic() + LONGEST_WAIT
     while missing := [file for file in files if not file.exists()]:
         if time.monotonic() > until:
-            raise StoreError(f"{missing[0]} was not written within {seconds:.0f} s")
+            raise StoreError(f"{missing[0]} was not written within {LONGEST_WAIT} s")
         time.sleep(0.2)
 
 
+LONGEST_WAIT = 3600
+"""Seconds that the first process gives the others to write their shards."""
 SHARD, CHUNK = 4096, 512
 """Examples in a file, the unit that is written and resumed, and in a part of it that is
 compressed and has a checksum."""

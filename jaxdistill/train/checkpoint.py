@@ -43,7 +43,6 @@ class Checkpoints:
         *,
         identity: Mapping[str, Any] | None = None,
         best: str | None = None,
-        keep: int = 2,
     ):
         """Opens or creates a folder of checkpoints.
 
@@ -52,7 +51,6 @@ class Checkpoints:
           identity: JSON stored beside each state and compared on restore: the
             configuration, the teacher's digest.
           best: the metric whose highest value marks the best checkpoint.
-          keep: how many of the newest stay; two, so that a damaged one has another.
 
         Raises:
           CheckpointError: the folder cannot be made.
@@ -67,7 +65,8 @@ class Checkpoints:
         import orbax.checkpoint as ocp
         from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
-        policies: list[Any] = [policy.LatestN(keep)]
+        # Two, so that a damaged one has another before it.
+        policies: list[Any] = [policy.LatestN(2)]
 
         def score(metrics):
             # A state saved on SIGTERM may come before the first evaluation.

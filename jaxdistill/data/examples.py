@@ -65,6 +65,7 @@ def normalize(
     >>> normalize(np.array([0, 255], np.uint8), mean=0.5, deviation=0.5)
     array([-1.,  1.], dtype=float32)
     """
+    # As many axes as the images have: JAX may be told to refuse to add some.
     lift = (1,) * (images.ndim - 1) + (-1,)
     centre, spread = (
         np.asarray(x, np.float32).reshape(lift) for x in (mean, deviation)

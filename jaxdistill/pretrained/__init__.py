@@ -3,7 +3,8 @@
 
 `weights`      BERT, DistilBERT and GPT-2 from Hugging Face folders
 `config`       their config.json, and the module that it describes
-`names`        what their tensors are called
+`family`       how a family of models is described
+`bert`, `gpt2` the names of their tensors and their numbers
 `classifier`   a pretrained body below a new head
 `state_dicts`  PyTorch's state_dict of a module of your own
 `tokenizers`   a tokenizer for texts, read or trained

@@ -24,8 +24,8 @@ from jaxdistill.pretrained.config import (
     read_config,
     transformer_config,
 )
+from jaxdistill.pretrained.family import HEAD, Place
 from jaxdistill.pretrained.files import WEIGHTS, find, read_weights
-from jaxdistill.pretrained.names import HEAD, Place
 from jaxdistill.pretrained.weights import body_places, by_todays_names, place
 
 POOLER = "bert.pooler.dense"

@@ -12,76 +12,13 @@ from flax import linen as nn
 from jaxdistill.models.bert import BertClassifier, BertMaskedLM, Encoder
 from jaxdistill.models.config import TransformerConfig
 from jaxdistill.models.gpt import GPT, GPTClassifier
-from jaxdistill.pretrained.names import ENDS
+from jaxdistill.pretrained.bert import BERT, DISTILBERT
+from jaxdistill.pretrained.family import Architecture, Family
+from jaxdistill.pretrained.gpt2 import GPT2
 
 CONFIG = "config.json"
-ARCHITECTURES = {
-    "bert": ("BertForSequenceClassification", "BertForMaskedLM", "BertModel"),
-    "distilbert": (
-        "DistilBertForSequenceClassification",
-        "DistilBertForMaskedLM",
-        "DistilBertModel",
-    ),
-    "gpt2": ("GPT2LMHeadModel", "GPT2ForSequenceClassification", "GPT2Model"),
-}
-USUAL: dict[str, dict[str, Any]] = {
-    "bert": {
-        "position_embedding_type": "absolute",
-        "is_decoder": False,
-        "add_cross_attention": False,
-    },
-    "distilbert": {},
-    "gpt2": {"add_cross_attention": False, "is_causal": True},
-}
-"""Settings with which the models are computed as they are here."""
-NUMBERS: dict[str, dict[str, tuple[str, Any]]] = {
-    "bert": {
-        "vocab": ("vocab_size", 30_522),
-        "width": ("hidden_size", 768),
-        "depth": ("num_hidden_layers", 12),
-        "heads": ("num_attention_heads", 12),
-        "inner": ("intermediate_size", 3072),
-        "positions": ("max_position_embeddings", 512),
-        "types": ("type_vocab_size", 2),
-        "epsilon": ("layer_norm_eps", 1e-12),
-        "activation": ("hidden_act", "gelu"),
-        "dropout": ("hidden_dropout_prob", 0.1),
-        "attention_dropout": ("attention_probs_dropout_prob", 0.1),
-    },
-    "distilbert": {
-        "vocab": ("vocab_size", 30_522),
-        "width": ("dim", 768),
-        "depth": ("n_layers", 6),
-        "heads": ("n_heads", 12),
-        "inner": ("hidden_dim", 3072),
-        "positions": ("max_position_embeddings", 512),
-        "activation": ("activation", "gelu"),
-        "dropout": ("dropout", 0.1),
-        "attention_dropout": ("attention_dropout", 0.1),
-    },
-    "gpt2": {
-        "vocab": ("vocab_size", 50_257),
-        "width": ("n_embd", 768),
-        "depth": ("n_layer", 12),
-        "heads": ("n_head", 12),
-        "inner": ("n_inner", None),
-        "positions": ("n_positions", 1024),
-        "epsilon": ("layer_norm_epsilon", 1e-5),
-        "activation": ("activation_function", "gelu_new"),
-        "dropout": ("resid_pdrop", 0.1),
-        "attention_dropout": ("attn_pdrop", 0.1),
-        "embedding_dropout": ("embd_pdrop", 0.1),
-        "scaled": ("scale_attn_weights", True),
-        "scaled_by_layer": ("scale_attn_by_inverse_layer_idx", False),
-    },
-}
-"""By our names of the numbers: a configuration's, and what it means where it is not."""
-CLASSIFIERS = {
-    "bert": ("tanh", "classifier_dropout", None),
-    "distilbert": ("relu", "seq_classif_dropout", 0.2),
-}
-"""The activations of encoders' classifiers, and the names of their dropout and what it
-usually is; None is that of the encoder."""
+FAMILIES = {"bert": BERT, "distilbert": DISTILBERT, "gpt2": GPT2}
+"""By the `model_type` of a configuration."""
 ALIASES = {
     "width": "hidden_size",
     "depth": "num_hidden_layers",
@@ -106,23 +43,23 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
-    kind_of(config)
+    family_of(config)
     return config
 
 
-def kind_of(config: Mapping[str, Any]) -> str:
-    """The model's type.
+def family_of(config: Mapping[str, Any]) -> Family:
+    """The family of the model's type.
 
     Raises:
       ValueError: it is not known.
     """
     found = config.get("model_type") if isinstance(config, Mapping) else None
-    if not isinstance(found, str) or found not in NUMBERS:
+    if not isinstance(found, str) or found not in FAMILIES:
         raise ValueError(
             f"config.json describes a model of type {found!r}; known: "
-            f"{', '.join(NUMBERS)}"
+            f"{', '.join(FAMILIES)}"
         )
-    return found
+    return FAMILIES[found]
 
 
 def module_of(config: Mapping[str, Any], **flags: Any) -> nn.Module:
@@ -145,7 +82,7 @@ def body_of(
     config: Mapping[str, Any], size: TransformerConfig, **flags: Any
 ) -> Encoder | GPT:
     """What is below a classifier."""
-    return (GPT if kind_of(config) == "gpt2" else Encoder)(size, **flags)
+    return (Encoder if family_of(config).classifier else GPT)(size, **flags)
 
 
 def is_tied(config: Mapping[str, Any]) -> bool:
@@ -155,7 +92,7 @@ def is_tied(config: Mapping[str, Any]) -> bool:
       ValueError: the setting is neither true nor false.
     """
     tied = _value(config, "tie_word_embeddings", True)
-    return tied or architecture_of(config) not in ENDS
+    return tied or architecture(config).end is None
 
 
 def classifier_of(
@@ -168,7 +105,9 @@ def classifier_of(
     """
     if isinstance(body, GPT):
         return GPTClassifier(body, num_classes)
-    pool, name, usual = CLASSIFIERS[kind_of(config)]
+    made = family_of(config).classifier
+    assert made is not None, "a family of encoders without a classifier"
+    pool, name, usual = made
     rate = config.get(name, usual)
     if rate is not None:
         rate = _value(config, name, 0.0 if usual is None else usual)
@@ -181,7 +120,7 @@ def architecture_of(config: Mapping[str, Any]) -> str:
     Raises:
       ValueError: it is not named, not known, or another model's.
     """
-    known = ARCHITECTURES[kind_of(config)]
+    known = tuple(family_of(config).architectures)
     found = config.get("architectures")
     first = found[0] if isinstance(found, list | tuple) and found else found
     if first not in known:
@@ -190,16 +129,21 @@ def architecture_of(config: Mapping[str, Any]) -> str:
     return first
 
 
+def architecture(config: Mapping[str, Any]) -> Architecture:
+    """What its model has above the body; it raises as `architecture_of` does."""
+    return family_of(config).architectures[architecture_of(config)]
+
+
 def transformer_config(config: Mapping[str, Any]) -> TransformerConfig:
     """A configuration's numbers.
 
     Raises:
       ValueError: a variant that is computed otherwise, or a number that is none.
     """
-    kind = kind_of(config)
-    _check(config, USUAL[kind])
+    family = family_of(config)
+    _check(config, family.usual)
     numbers: dict[str, Any] = {"types": 0}
-    for ours, (name, usual) in NUMBERS[kind].items():
+    for ours, (name, usual) in family.numbers.items():
         alias = ALIASES.get(ours, name)
         known = alias if alias in config else name
         numbers[ours] = _value(config, known, usual)

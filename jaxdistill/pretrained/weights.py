@@ -23,20 +23,21 @@ from flax import linen as nn
 from flax import traverse_util
 
 from jaxdistill.models.transformer import stack_layers, unstack_layers
-from jaxdistill.pretrained import names as hf
+from jaxdistill.pretrained.bert import BIAS, BIAS_AGAIN
 from jaxdistill.pretrained.config import (
     CONFIG,
-    architecture_of,
+    architecture,
+    family_of,
     is_tied,
-    kind_of,
     module_of,
     read_config,
     transformer_config,
 )
+from jaxdistill.pretrained.family import HEAD, LEAVES, OLDER, TURNED, Place
 from jaxdistill.pretrained.files import WEIGHTS, find, read_weights
 
 ParamPath = tuple[str, ...]
-Placed = tuple[hf.Place, list[str], ParamPath]
+Placed = tuple[Place, list[str], ParamPath]
 """A place, the names of its tensors' layers, and its path in `params`."""
 
 Tensors = dict[str, tuple[str, np.ndarray]]
@@ -82,8 +83,8 @@ def to_linen(
       ValueError: a tensor without a place, a place without a tensor, or a shape that
         is not the module's, or of no float; it names the first.
     """
-    beside = hf.BESIDE.get(architecture_of(config), hf.NOTHING)
-    tensors = without_copies(by_todays_names(state, config), is_tied(config), beside)
+    beside = architecture(config).beside
+    tensors = without_copies(by_todays_names(state, config), config)
     found = place(tensors, _places(config), module_of(config), beside)
     params = traverse_util.unflatten_dict(found)
     return {"params": stack_layers(params) if scan else params}
@@ -109,12 +110,12 @@ def place(
     """
     left, found = dict(tensors), {}
     for where, names, path in places:
-        for theirs, leaf in hf.LEAVES[where.kind].items():
+        for theirs, leaf in LEAVES[where.kind].items():
             keys = [f"{name}.{theirs}" for name in names]
             missing = [key for key in keys if key not in left]
             if missing:
                 raise ValueError(f"the weights lack {missing[0]!r}")
-            turned = where.kind in hf.TURNED and leaf == "kernel"
+            turned = where.kind in TURNED and leaf == "kernel"
             found[*path, leaf] = [left.pop(key) for key in keys], turned
     over = sorted(
         theirs for name, (theirs, _) in left.items() if not beside.match(name)
@@ -158,39 +159,38 @@ def from_linen(
     flat = traverse_util.flatten_dict(params)
     _check_shapes(flat, config)
     state = {}
-    prefix = hf.PREFIXES[kind_of(config)] if architecture_of(config) in hf.BARE else ""
+    prefix = family_of(config).prefix if architecture(config).bare else ""
     for where, names, path in _places(config):
-        for theirs, leaf in hf.LEAVES[where.kind].items():
+        for theirs, leaf in LEAVES[where.kind].items():
             parts = np.split(flat[(*path, leaf)], len(names), axis=-1)
             for name, part in zip(names, parts, strict=True):
-                turned = where.kind in hf.TURNED and leaf == "kernel"
+                turned = where.kind in TURNED and leaf == "kernel"
                 array = part.T if turned else part
                 key = f"{name}.{theirs}".removeprefix(prefix)
                 state[key] = np.array(array, order="C")
-    if hf.BIAS in state and not is_tied(config):
-        state[hf.BIAS_AGAIN] = state[hf.BIAS]
+    if BIAS in state and not is_tied(config):
+        state[BIAS_AGAIN] = state[BIAS]
     return state
 
 
 def _places(config) -> Iterator[Placed]:
     """Every place of a model, its tensors' layer names, and its path in `params`."""
-    architecture = architecture_of(config)
-    alone = architecture in hf.BARE or architecture == "GPT2LMHeadModel"
-    yield from body_places(config, alone=alone)
-    end = () if is_tied(config) else (hf.ENDS[architecture],)
-    for where in (*hf.HEADS.get(architecture, ()), *end):
+    made = architecture(config)
+    yield from body_places(config, alone=made.alone)
+    end = () if is_tied(config) or made.end is None else (made.end,)
+    for where in (*made.head, *end):
         yield where, list(where.theirs), tuple(filter(None, (where.ours,)))
 
 
 def body_places(config: Mapping[str, Any], *, alone=False) -> Iterator[Placed]:
     """The places of a model's body, below a head or alone."""
-    kind, size = kind_of(config), transformer_config(config)
-    root = () if alone else (hf.ROOTS[kind],)
-    for where in hf.BODIES[kind]:
+    family, size = family_of(config), transformer_config(config)
+    root = () if alone else (family.root,)
+    for where in family.body:
         if where.ours == "segments" and not size.types:
             continue
         for i in range(size.depth if "{}" in where.ours else 1):
-            names = [hf.PREFIXES[kind] + name.format(i) for name in where.theirs]
+            names = [family.prefix + name.format(i) for name in where.theirs]
             yield where, names, (*root, *where.ours.format(i).split("/"))
 
 
@@ -253,24 +253,24 @@ def by_todays_names(
     Older files have other names, and constants beside the weights, which are left out;
     the names of a body without a prefix get it.
     """
-    kind = kind_of(config)
+    family = family_of(config)
     found = {name: (name, np.asarray(array)) for name, array in state.items()}
     for name in [*found]:
-        for old, new in hf.OLDER.items():
+        for old, new in OLDER.items():
             today = name.removesuffix(old) + new
             if name.endswith(old) and today not in found:
                 found[today] = found.pop(name)
-    prefix = hf.PREFIXES[kind]
+    prefix = family.prefix
     if not any(name.startswith(prefix) for name in found):
-        found = {k if hf.HEAD.match(k) else prefix + k: v for k, v in found.items()}
+        found = {k if HEAD.match(k) else prefix + k: v for k, v in found.items()}
     depth = min(transformer_config(config).depth, len(found))
-    for name in hf.BUFFERS[kind]:
+    for name in family.buffers:
         for i in range(depth):
             found.pop(name.format(i), None)
     return found
 
 
-def without_copies(tensors: Tensors, tied: bool, beside: re.Pattern[str]) -> Tensors:
+def without_copies(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
     """Without what a tied model's file holds twice, which must be equal.
 
     An untied one's has no matrix twice, and of two biases the one with which
@@ -278,19 +278,18 @@ def without_copies(tensors: Tensors, tied: bool, beside: re.Pattern[str]) -> Ten
 
     Args:
       tensors: see `by_todays_names`.
-      tied: whether a last matrix is that of the embeddings.
-      beside: how the names begin of what is left out anyhow.
+      config: the configuration's content.
 
     Raises:
       ValueError: two that should be one differ.
     """
     kept = dict(tensors)
-    if not tied:
-        if hf.BIAS_AGAIN in kept:
-            kept[hf.BIAS] = kept.pop(hf.BIAS_AGAIN)
+    if not is_tied(config):
+        if BIAS_AGAIN in kept:
+            kept[BIAS] = kept.pop(BIAS_AGAIN)
         return kept
-    for copy, source in {**hf.TIED, hf.BIAS_AGAIN: hf.BIAS}.items():
-        if copy not in kept or beside.match(copy):
+    for copy, source in family_of(config).copies.items():
+        if copy not in kept or architecture(config).beside.match(copy):
             continue
         theirs, array = kept.pop(copy)
         if source not in kept:

@@ -9,7 +9,7 @@ import pytest
 from jaxdistill.models import BertClassifier
 from jaxdistill.models.config import ACTIVATIONS
 from jaxdistill.pretrained import module_of, read_config
-from jaxdistill.pretrained.config import ALIASES, NUMBERS, transformer_config
+from jaxdistill.pretrained.config import ALIASES, FAMILIES, transformer_config
 
 BERT = {"model_type": "bert", "architectures": ["BertForSequenceClassification"]}
 DISTILBERT = {
@@ -19,13 +19,13 @@ DISTILBERT = {
 GPT2 = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
 
 
-@pytest.mark.parametrize("kind", NUMBERS)
+@pytest.mark.parametrize("kind", FAMILIES)
 def test_what_is_missing_is_what_transformers_takes(kind):
     transformers = pytest.importorskip(
         "transformers", reason="transformers is not installed"
     )
     theirs = transformers.AutoConfig.for_model(kind)
-    for ours, (name, usual) in NUMBERS[kind].items():
+    for ours, (name, usual) in FAMILIES[kind].numbers.items():
         assert getattr(theirs, name) == usual
         if ours in ALIASES:
             assert getattr(theirs, ALIASES[ours]) == usual
@@ -49,7 +49,7 @@ def test_names_that_every_model_has_are_read():
     assert (size.width, size.heads, size.depth) == (8, 2, 12)
 
 
-@pytest.mark.parametrize("kind", NUMBERS)
+@pytest.mark.parametrize("kind", FAMILIES)
 def test_of_two_names_that_of_every_model_counts(kind):
     transformers = pytest.importorskip(
         "transformers", reason="transformers is not installed"
@@ -58,7 +58,7 @@ def test_of_two_names_that_of_every_model_counts(kind):
     config = {**BERT, **GPT2} if kind == "gpt2" else {**BERT, **DISTILBERT}
     config["model_type"] = kind
     for ours, (own, alias) in both.items():
-        config |= {NUMBERS[kind][ours][0]: own, ALIASES[ours]: alias}
+        config |= {FAMILIES[kind].numbers[ours][0]: own, ALIASES[ours]: alias}
     size = transformer_config(config)
     theirs = type(transformers.AutoConfig.for_model(kind)).from_dict(config)
     for ours in both:
@@ -120,7 +120,9 @@ def test_what_is_no_number_or_computed_otherwise_is_named(config, message):
 def test_dropout_acts_where_it_is_configured(config, gone):
     """On GPT-2's embeddings apart from the rest; before a classifier."""
     numbers = {"width": 8, "depth": 1, "heads": 2, "vocab": 9}
-    names = {NUMBERS[config["model_type"]][k][0]: v for k, v in numbers.items()}
+    names = {
+        FAMILIES[config["model_type"]].numbers[k][0]: v for k, v in numbers.items()
+    }
     module = module_of({**config, **names})
     inputs = {"input_ids": jnp.arange(3)[None]}
     variables = module.init(jax.random.key(0), inputs)

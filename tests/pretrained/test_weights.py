@@ -12,7 +12,7 @@ import pytest
 from jaxdistill import models, pretrained
 from jaxdistill.pretrained import read_config
 from jaxdistill.pretrained import weights as huggingface
-from jaxdistill.pretrained.names import BUFFERS, PREFIXES
+from jaxdistill.pretrained.config import FAMILIES
 from jaxdistill.pretrained.weights import by_todays_names
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -228,9 +228,9 @@ def test_names_in_older_files_are_known(saved):
     for name, array in state.items():
         name = name.replace("LayerNorm.weight", "LayerNorm.gamma")
         name = name.replace("LayerNorm.bias", "LayerNorm.beta")
-        older[name.removeprefix(PREFIXES[kind])] = array
-    for name in BUFFERS[kind]:
-        name = name.format(1).removeprefix(PREFIXES[kind])
+        older[name.removeprefix(FAMILIES[kind].prefix)] = array
+    for name in FAMILIES[kind].buffers:
+        name = name.format(1).removeprefix(FAMILIES[kind].prefix)
         older[name] = np.ones((1, 1, 3, 3), np.float32)
     found, expected = (pretrained.to_linen(one, config) for one in (older, state))
     assert_same_variables(found, expected)

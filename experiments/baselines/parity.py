@@ -48,14 +48,14 @@ def side_by_side(
 
     inputs, labels = cast(task.train["inputs"]), task.train["labels"]
     with jax.enable_x64(dtype == "float64"):
-        trained, state = cast(task.teacher_variables(0)), task.fresh("student", seed)
+        teaching, state = cast(task.teacher_variables(0)), task.fresh("student", seed)
         start = cast(state.params)
         state = replace(state, params=start, opt_state=task.optimizer.init(start))
         examples = {"inputs": inputs, "labels": labels}
         rows = task.batches(seed).indices(0, config.parity_steps)
         ours, metrics = task.step("student")(
             task.partitioner.place(state),
-            task.partitioner.place((task.teacher(trained), examples)),
+            task.partitioner.place((task.teacher(teaching), examples)),
             task.partitioner.split(rows, 1),
         )
         losses, params = np.asarray(metrics["loss"][0]), cast(ours.params)
@@ -69,7 +69,7 @@ def side_by_side(
         raise ValueError("weights to PyTorch and back are not the same weights")
     expected = torch.follow(
         student,
-        task.torch_module("teacher", trained),
+        task.torch_module("teacher", teaching),
         task.torch_loss(),
         ((inputs[i], labels[i]) for i in _real(rows)),
         rates,

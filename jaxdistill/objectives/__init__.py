@@ -28,6 +28,7 @@ from jaxdistill.objectives.logits import (
 )
 from jaxdistill.objectives.recipes import (
     distilbert,
+    hinton,
     minilm,
     minilm_v2,
     tinybert_intermediate,

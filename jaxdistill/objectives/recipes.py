@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Published objectives for transformer students, made of the losses and terms here.
+"""Published objectives, most for transformers, made of the losses and terms here.
 
 Each is an objective for `train.make_train_step`. A term's value is its mean over the
 real tokens of the batch, where papers average each sentence first: long sentences count
@@ -24,6 +24,31 @@ from jaxdistill.types import Batch, Objective, Outputs
 
 EMBEDDINGS = ((0, 0),)
 """The layer map of embeddings, of which there is one on either side."""
+
+
+def hinton(
+    temperature: Any = 4.0, soft_weight: Any = 0.9, hard_weight: Any = None
+) -> Objective:
+    """Labels and soft targets, the latter times the temperature squared.
+
+    Args:
+      temperature: see `soft_targets`.
+      soft_weight: of the KL to the teacher; a traced value too.
+      hard_weight: of the cross-entropy with labels, `1 - soft_weight` if None.
+
+    >>> for name, (weight, term) in hinton(2.0, 0.75).terms.items():
+    ...     print(name, weight, term)
+    hard 0.25 hard_labels()
+    soft 0.75 soft_targets(temperature=2.0)
+
+    References:
+      Hinton, Vinyals, Dean 2015, Distilling the Knowledge in a Neural Network,
+      section 2.
+    """
+    if hard_weight is None:
+        hard_weight = 1 - soft_weight
+    soft = soft_targets(temperature=temperature)
+    return combine({"hard": (hard_weight, hard_labels()), "soft": (soft_weight, soft)})
 
 
 def tinybert_intermediate(layers: LayerMap) -> Objective:

@@ -9,4 +9,11 @@
 
 from jaxdistill.report import figures
 from jaxdistill.report.statistics import holm, paired, spread
-from jaxdistill.report.tables import fill, save, summarize, table, write
+from jaxdistill.report.tables import (
+    fill,
+    markdown_table,
+    save,
+    summarize,
+    table,
+    write,
+)

@@ -11,7 +11,7 @@ frontier is what accuracy costs: arms of a summary against their bytes and their
 
 import io
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -105,15 +105,15 @@ def to_png(figure) -> bytes:
 
 
 def grid(
-    head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1
+    head: Sequence[str], rows: Iterable[Sequence[str]], left: Collection[int] = (0,)
 ) -> list[str]:
-    """The lines of a Markdown table; all but the first columns stand to the right."""
-    rule = ["---"] * left + ["--:"] * (len(head) - left)
+    """The lines of a Markdown table; all columns but those at `left` stand right."""
+    rule = ["---" if at in left else "--:" for at in range(len(head))]
     return [f"| {' | '.join(cells)} |" for cells in (head, rule, *rows)]
 
 
 def words(name: str) -> str:
-    """A arm's name as it is shown."""
+    """An arm's name as it is shown."""
     return name.replace("_", " ")
 
 

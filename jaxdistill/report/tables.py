@@ -3,7 +3,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,7 @@ def _many(pairs: Mapping[str, Mapping[str, Any]], measure: str) -> list[str]:
     note = ["", "\\* p < 0.05 after Holm's correction for all comparisons here."]
     if 2 * len(found) < len(pairs) * len(against):  # most cells would be empty
         rows = [[words(a), words(b), cell] for (a, b), cell in shown.items()]
-        return grid(["", "against", told], rows, 2) + note
+        return grid(["", "against", told], rows, (0, 1)) + note
     rows = [[words(a), *(shown.get((a, b), "-") for b in against)] for a in pairs]
     lines = [*grid([told, *map(words, against)], rows), *note, ""]
     for b in against:
@@ -215,6 +215,24 @@ def fill(page: Path, results: Path, write: bool = True) -> bool:
     if write and new != old:
         page.write_text(new)
     return new != old
+
+
+def markdown_table(
+    head: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *notes: str,
+    left: Collection[int] = (0,),
+) -> str:
+    """Columns stand to the right, but for those at `left`; below stand the notes.
+
+    >>> print(markdown_table(["", "accuracy %"], [["teacher", "93.1"]]), end="")
+    |  | accuracy % |
+    | --- | --: |
+    | teacher | 93.1 |
+    """
+    below = ["", *notes] if notes else []
+    return "
+".join([*grid(head, rows, left), *below, ""])
 
 
 def _plus_minus(value: Mapping[str, float], scale: float, digits: int) -> str:

@@ -47,7 +47,7 @@ def table(summary: Mapping[str, Any]) -> str:
             found = arm["threads"][str(count)]
             cells += [_span(found, value) for value in BY_THREADS.values()]
         rows.append(cells)
-    return "\n".join([*grid(head, rows, 2), "", *_notes(summary), ""])
+    return "\n".join([*grid(head, rows, (0, 1)), "", *_notes(summary), ""])
 
 
 def _notes(summary: Mapping[str, Any]) -> list[str]:

@@ -198,7 +198,7 @@ def heatmap_table(summary: Mapping[str, Any], most: int = 10) -> str:
         f"validation: {chosen}. Mean ± sample deviation over {validation.shape[1]} "
         "seeds."
     )
-    return "\n".join([*grid(head, rows, 0), "", note, ""])
+    return "\n".join([*grid(head, rows, ()), "", note, ""])
 
 
 def draw_heatmap(summary: Mapping[str, Any]) -> bytes:

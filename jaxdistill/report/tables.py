@@ -231,8 +231,7 @@ def markdown_table(
     | teacher | 93.1 |
     """
     below = ["", *notes] if notes else []
-    return "
-".join([*grid(head, rows, left), *below, ""])
+    return "\n".join([*grid(head, rows, left), *below, ""])
 
 
 def _plus_minus(value: Mapping[str, float], scale: float, digits: int) -> str:

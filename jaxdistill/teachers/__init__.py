@@ -15,6 +15,7 @@ from jaxdistill.teachers.forward import (
     ensemble,
     live,
     mean_logits,
+    with_logits,
 )
 from jaxdistill.teachers.manifest import StoreError
 from jaxdistill.teachers.outputs import StoredTeacher

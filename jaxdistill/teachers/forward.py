@@ -6,10 +6,12 @@ or the donated state. A finished student in evaluation mode is the same thing. A
 callable that is registered as a pytree will do: an NNX or Equinox model too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax import struct
 
@@ -67,6 +69,16 @@ def _some(members: Sequence[Any]) -> tuple[Any, ...]:
     if not members:
         raise ValueError("an ensemble needs at least one teacher, got none")
     return tuple(members)
+
+
+def with_logits(teacher: Any, examples: Mapping[str, Any]) -> dict[str, Any]:
+    """Examples with a teacher's logits beside them, as `StoredTeacher` takes them.
+
+    Of one forward pass over all, on the device where both are.
+    """
+    batch = {**examples, "mask": np.ones(len(examples["labels"]), np.float32)}
+    logits = jax.jit(lambda teacher, batch: teacher(batch).logits)(teacher, batch)
+    return {**examples, "teacher": {"logits": logits[:, None]}}
 
 
 def live(module: nn.Module, variables: Any) -> BoundModule:

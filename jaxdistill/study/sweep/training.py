@@ -14,7 +14,7 @@ from jaxdistill import models
 from jaxdistill.data import Batches, Orders
 from jaxdistill.models import apply
 from jaxdistill.parallel.partitioner import Partitioner
-from jaxdistill.study.sweep.devices import compile_sweep, group_for
+from jaxdistill.study.sweep.devices import choose, compile_sweep, group_for
 from jaxdistill.study.sweep.steps import init_states, make_sweep_step
 from jaxdistill.study.sweep.trials import Trial, apart, is_per_trial
 from jaxdistill.teachers import fingerprints
@@ -30,7 +30,7 @@ def train(
     make_objective: Callable[[Trial], Objective],
     make_optimizer: Callable[[Trial], optax.GradientTransformation],
     *,
-    partitioner: Partitioner,
+    partitioner: Partitioner | None = None,
     run_dir: RunDir,
     name: str,
     examples: Mapping[str, Any],
@@ -51,7 +51,7 @@ def train(
       module: the linen module of every trial.
       make_objective: see `make_sweep_step`.
       make_optimizer: likewise.
-      partitioner: `choose(trials)`.
+      partitioner: `choose(trials)` if None.
       run_dir: the run directory.
       name: in logs and of the checkpoint folder.
       examples: not placed, `PerTrial` in part perhaps (`stack`); with stored outputs as
@@ -71,6 +71,7 @@ def train(
     Returns:
       All students as one placed model, whose variables have an axis of trials first.
     """
+    partitioner = choose(trials) if partitioner is None else partitioner
     student = models.student(module)
     trial = {name: np.asarray(of)[0] for name, of in trials.items()}
     checkpoints = Checkpoints(

@@ -28,7 +28,6 @@ With --parallel seeds the search, of one seed, runs on one device.
 Cost: about 5 minutes on two cores, then 25, then 15. Hinton et al. 2015, section 3.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
@@ -38,7 +37,8 @@ import optax
 
 from jaxdistill import data, models, objectives, report, study, train
 from jaxdistill.data.augment import shift
-from jaxdistill.parallel import processes
+from jaxdistill.report.figures import words
+from jaxdistill.study import script
 from jaxdistill.study.sweep import Division, divide
 
 ARMS = ("scratch", "label_smoothing", "distilled", "untrained_teacher")
@@ -48,13 +48,11 @@ final seeds."""
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(script.SharedFlags):
     """Tune four ways to train the article's student equally hard; compare them."""
 
     data: str = "mnist"
     """mnist or fashion_mnist; digits for a quick look"""
-    data_dir: str | None = None
-    """a folder of original IDX files, or TFDS's data folder"""
     run_dir: str = "runs/article_study"
     """where the run is kept and resumed from"""
     teacher: tuple[int, ...] = (512, 256)
@@ -78,12 +76,6 @@ class Config:
     parallel: Division = "auto"
     """what devices divide: seeds (all in one program), or a batch (mesh, fsdp, pmap);
     auto is seeds on an accelerator, else a mesh where there are several devices"""
-    distributed: bool = False
-    """one of several, see parallel.processes; SLURM and TPU pods need no flag"""
-    compilation_cache: bool = True
-    """keep compiled programs on disk, for the next run"""
-    progress: bool = True
-    """show progress bars"""
 
 
 class Trial(NamedTuple):
@@ -100,31 +92,19 @@ class Trial(NamedTuple):
 TEACHER = Trial(1e-3, 0.0, 2, 0.0, 1.0, 0.0)
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Runs the study, prints its tables, returns its summary."""
-    config = train.parse({"": Config()}, argv, __doc__)
-    with train.exit_with_message():
-        return execute(config)
-
-
 def execute(config: Config) -> dict[str, Any]:
     """Searches with one seed, then compares the arms' best with fresh ones."""
     source = data.load(config.data, config.data_dir)
-    train_split, held = data.holdout(source.train, config.validation)
+    train_set, test, held = source.splits(config.validation)
     partitioner, together = divide(config.parallel, config.seeds)
-    train_set = source.inputs(train_split)
-    batches = data.Batches(len(train_split["labels"]), config.batch_size)
     experiment = study.Study(
         train.RunDir(config.run_dir, train.settings(config)),
         partitioner=partitioner,
         examples=study.few_labels(train_set, config.labels),
-        steps=config.epochs * batches.steps_per_epoch,
-        batch_size=config.batch_size,
-        test=train.Evaluator(partitioner, source.inputs(source.test)),
-        validation=train.Evaluator(partitioner, source.inputs(held)),
-        evaluations=3,
-        together=together,
-        progress=config.progress,
+        test=test,
+        validation=held,
+        steps=script.steps_of(config.epochs, train_set, config.batch_size),
+        **script.study_options(config, evaluations=3, together=together),
     )
     make = ArmMaker(config, experiment.steps, source.background)
     best, table = search(config, experiment, make)
@@ -136,21 +116,15 @@ def execute(config: Config) -> dict[str, Any]:
     )
     chosen = describe(best, table)
     experiment.run_dir.write_bytes("chosen.md", chosen.encode())
-    text = processes.on_first(lambda: report.write(experiment.run_dir.path))
-    if processes.is_first():
-        print(text, chosen, experiment.run_dir, sep="\n")
+    script.show(experiment.run_dir, chosen)
     return summary
 
 
 def search(config: Config, experiment: study.Study, make: "ArmMaker"):
     """Each arm's best trial by validation accuracy, and all trials' scores."""
-    teacher = experiment.train(
-        "search_teacher", make.arm("teacher", TEACHER), SEARCH_SEED
-    )
-    given = {
-        "teacher": experiment.partitioner.place(teacher),
-        **untrained(experiment, make, SEARCH_SEED),
-    }
+    place, arm = experiment.partitioner.place, make.arm("teacher", TEACHER)
+    teacher = experiment.train("search_teacher", arm, SEARCH_SEED)
+    given = {"teacher": place(teacher), **untrained(experiment, make, SEARCH_SEED)}
     best: dict[str, Trial] = {}
     table: dict[str, list] = {name: [] for name in ARMS}
     trials = draw(config.trials, config.student_shift)
@@ -158,13 +132,10 @@ def search(config: Config, experiment: study.Study, make: "ArmMaker"):
         for number, trial in enumerate(trials):
             arm = make.arm(name, trial)
             its_teacher = None if arm.teacher is None else given[arm.teacher]
-            model = experiment.train(
-                f"search_{name}_{number}", arm, SEARCH_SEED, its_teacher
-            )
+            label = f"search_{name}_{number}"
+            model = experiment.train(label, arm, SEARCH_SEED, its_teacher)
             assert experiment.validation is not None
-            scores = experiment.validation(
-                experiment.partitioner.place(model), its_teacher
-            )
+            scores = experiment.validation(place(model), its_teacher)
             table[name].append({**trial._asdict(), "accuracy": scores["accuracy"]})
         order = [trial["accuracy"] for trial in table[name]]
         best[name] = trials[int(np.argmax(order))]
@@ -201,21 +172,16 @@ class ArmMaker:
         """The arm trained with the trial's hyperparameters."""
         rate = optax.cosine_decay_schedule(trial.learning_rate, self.steps)
         smoothing = trial.label_smoothing if name == "label_smoothing" else 0.0
-        terms = {"hard": (1.0, objectives.hard_labels(label_smoothing=smoothing))}
-        its_teacher = {"distilled": "teacher", "untrained_teacher": "untrained"}.get(
-            name
-        )
-        if its_teacher:
-            soft = objectives.soft_targets(temperature=trial.temperature)
-            terms = {
-                "hard": (1 - trial.soft_weight, objectives.hard_labels()),
-                "soft": (trial.soft_weight, soft),
-            }
+        hard = objectives.hard_labels(label_smoothing=smoothing)
+        objective = objectives.combine({"hard": (1.0, hard)})
+        by = {"distilled": "teacher", "untrained_teacher": "untrained"}.get(name)
+        if by:
+            objective = objectives.hinton(trial.temperature, trial.soft_weight)
         return study.Arm(
             self.teacher if name == "teacher" else self.student,
-            objectives.combine(terms),
+            objective,
             optax.adamw(rate, weight_decay=trial.weight_decay),
-            its_teacher,
+            by,
             shift(trial.shift, self.fill) if trial.shift else None,
         )
 
@@ -223,30 +189,27 @@ class ArmMaker:
 def untrained(experiment: study.Study, make: ArmMaker, seed: int) -> dict[str, Any]:
     """A teacher as it is drawn, never trained."""
     arm = make.arm("teacher", TEACHER)
-    state = experiment.fresh(arm, SEARCH_SEED + seed)
-    return {
-        "untrained": experiment.partitioner.place(models.trained(arm.module, state))
-    }
+    return {"untrained": experiment.untrained(arm, SEARCH_SEED + seed)}
 
 
 def describe(best: dict[str, Trial], table: dict[str, list]) -> str:
     """What the search chose, as Markdown, with the choice's validation accuracy."""
-    lines = [
-        "| arm | learning rate | weight decay | shift | own | validation % |",
-        "| --- | --: | --: | --: | --- | --: |",
-    ]
+    lines = []
     for name, trial in best.items():
         own = {
             "scratch": "-",
             "label_smoothing": f"smoothing {trial.label_smoothing}",
         }.get(name, f"T {trial.temperature:g}, soft weight {trial.soft_weight}")
         score = max(entry["accuracy"] for entry in table[name])
+        rate, decay = f"{trial.learning_rate:.1e}", f"{trial.weight_decay:g}"
         lines.append(
-            f"| {name.replace('_', ' ')} | {trial.learning_rate:.1e} | "
-            f"{trial.weight_decay:g} | {trial.shift} | {own} | {100 * score:.2f} |"
+            [words(name), rate, decay, f"{trial.shift}", own, f"{100 * score:.2f}"]
         )
-    return "\n".join(lines) + "\n"
+    head = "arm", "learning rate", "weight decay", "shift", "own", "validation %"
+    return report.markdown_table(head, lines, left=(0, 4))
 
+
+main = script.command(execute, {"": Config()}, __doc__)
 
 if __name__ == "__main__":
     main()

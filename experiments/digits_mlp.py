@@ -21,27 +21,24 @@ Selection on the validation split, report on test, last epoch, all seeds.
   python experiments/digits_mlp.py --preset article --data-dir ~/mnist --seeds 20
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import optax
 
-from jaxdistill import data, models, objectives, report, study, train
-from jaxdistill.parallel import processes
+from jaxdistill import data, models, objectives, study, train
+from jaxdistill.study import script
 from jaxdistill.study.sweep import Division, divide
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(script.SharedFlags):
     """Train a teacher, a student from scratch and a distilled student; compare them."""
 
     preset: Literal["digits", "article"] = "digits"
     """where the defaults come from"""
     data: Literal["digits", "mnist", "fashion_mnist"] = "digits"
     """digits is shipped; the others come from --data-dir or TFDS"""
-    data_dir: str | None = None
-    """a folder of original IDX files, or TFDS's data folder"""
     run_dir: str = "runs/{preset}"
     """where the run is kept and resumed from; gs:// works"""
     teacher: tuple[int, ...] = (256, 128)
@@ -89,12 +86,6 @@ class Config:
     parallel: Division = "auto"
     """what devices divide: seeds (all in one program), or a batch (mesh, fsdp, pmap);
     auto is seeds on an accelerator, else a mesh where there are several devices"""
-    distributed: bool = False
-    """one of several, see parallel.processes; SLURM and TPU pods need no flag"""
-    compilation_cache: bool = True
-    """keep compiled programs on disk, for the next run"""
-    progress: bool = True
-    """show progress bars"""
 
 
 PRESETS = {
@@ -129,13 +120,6 @@ LIMITS = (
 """What flags must be; data, losses and devices check the others against each other."""
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Runs the experiment, prints its table, returns its summary."""
-    config = train.parse(PRESETS, argv, __doc__)
-    with train.exit_with_message():
-        return execute(config)
-
-
 def check(config: Config) -> None:
     """Raise ValueError at a setting that can give nothing, before anything is made."""
     for limit, holds, names in LIMITS:
@@ -151,27 +135,19 @@ def execute(config: Config) -> dict[str, Any]:
     """Trains every arm for every seed, resuming what a run directory already holds."""
     check(config)
     source = data.load(config.data, config.data_dir)
-    train_split, validation = source.train, None
+    train_set, test, held = source.splits(config.validation or None)
     partitioner, together = divide(config.parallel, config.seeds)
-    if config.validation:
-        train_split, held = data.holdout(train_split, config.validation)
-        validation = train.Evaluator(partitioner, source.inputs(held))
-    train_set = source.inputs(train_split)
-    steps = (
-        config.epochs
-        * data.Batches(len(train_split["labels"]), config.batch_size).steps_per_epoch
-    )
+    steps = script.steps_of(config.epochs, train_set, config.batch_size)
     lines = arms(config, steps)
+    path = config.run_dir.format(preset=config.preset)
     experiment = study.Study(
-        train.RunDir(
-            config.run_dir.format(preset=config.preset), train.settings(config)
-        ),
+        train.RunDir(path, train.settings(config)),
         partitioner=partitioner,
         examples=study.few_labels(train_set, config.labels),
         steps=steps,
         batch_size=config.batch_size,
-        test=train.Evaluator(partitioner, source.inputs(source.test)),
-        validation=validation,
+        test=test,
+        validation=held,
         evaluations=config.evaluations,
         stored=config.stored,
         precision=config.precision,
@@ -181,15 +157,10 @@ def execute(config: Config) -> dict[str, Any]:
 
     def untrained(seed):
         """The teacher as it is drawn, never trained: the popular script's mistake."""
-        arm = lines["teacher"]
-        state = experiment.fresh(arm, seed + 10_000)
-        return {"untrained": partitioner.place(models.trained(arm.module, state))}
+        return {"untrained": experiment.untrained(lines["teacher"], seed + 10_000)}
 
     summary = study.compare(experiment, lines, config.seeds, given=untrained)
-    text = processes.on_first(lambda: report.write(experiment.run_dir.path))
-    if processes.is_first():
-        print(text)
-        print(experiment.run_dir)
+    script.show(experiment.run_dir)
     return summary
 
 
@@ -201,15 +172,7 @@ def arms(config: Config, steps: int) -> dict[str, study.Arm]:
     smooth = objectives.combine(
         {"hard": (1.0, objectives.hard_labels(label_smoothing=config.smoothing))}
     )
-    both = objectives.combine(
-        {
-            "hard": (config.hard_weight, objectives.hard_labels()),
-            "soft": (
-                config.soft_weight,
-                objectives.soft_targets(temperature=config.temperature),
-            ),
-        }
-    )
+    both = objectives.hinton(config.temperature, config.soft_weight, config.hard_weight)
     optimizer, parts = make_optimizer(config, steps), config.micro_batches
 
     def arm(module, objective, teacher=None):
@@ -240,6 +203,8 @@ def make_optimizer(config: Config, steps: int) -> optax.GradientTransformation:
         return adam
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), adam)
 
+
+main = script.command(execute, PRESETS, __doc__)
 
 if __name__ == "__main__":
     main()

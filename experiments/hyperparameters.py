@@ -17,38 +17,24 @@ stands beside it; that of the other settings is for the reader alone.
 Cost: a minute or two on two cores for the digits, 420 students.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
-import numpy as np
 import optax
 
-from jaxdistill import (
-    data,
-    models,
-    objectives,
-    parallel,
-    report,
-    study,
-    teachers,
-    train,
-)
-from jaxdistill.parallel import processes
+from jaxdistill import data, models, objectives, parallel, study, teachers, train
 from jaxdistill.report import figures
-from jaxdistill.study import sweep
+from jaxdistill.study import script, sweep
 from jaxdistill.types import Objective
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(script.SharedFlags):
     """Train a student with every setting of a grid and several seeds, all at once."""
 
     data: Literal["digits", "mnist", "fashion_mnist"] = "digits"
     """digits is shipped; the others come from --data-dir or TFDS"""
-    data_dir: str | None = None
-    """a folder of original IDX files, or TFDS's data folder"""
     run_dir: str = "runs/hyperparameters"
     """where the run is kept and resumed from"""
     temperature: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
@@ -76,20 +62,6 @@ class Config:
     """examples in a batch; all students see the same"""
     evaluations: int = 5
     """evaluations, log records and checkpoints, about so many"""
-    distributed: bool = False
-    """one of several, see parallel.processes; SLURM and TPU pods need no flag"""
-    compilation_cache: bool = True
-    """keep compiled programs on disk, for the next run"""
-    progress: bool = True
-    """show progress bars"""
-
-
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Runs the sweep, prints its table, returns its summary."""
-    sweep.use_cores()
-    config = train.parse({"": Config()}, argv, __doc__)
-    with train.exit_with_message():
-        return execute(config)
 
 
 def execute(config: Config) -> dict[str, Any]:
@@ -104,9 +76,7 @@ def execute(config: Config) -> dict[str, Any]:
     summary = {"axes": axes, **accuracy}
     summary["best"] = figures.best_settings(summary)
     task.run_dir.write("summary.json", summary)
-    text = processes.on_first(lambda: report.write(task.run_dir.path))
-    if processes.is_first():
-        print(text, task.run_dir, sep="\n")
+    script.show(task.run_dir)
     return summary
 
 
@@ -116,10 +86,9 @@ class Task:
     def __init__(self, config: Config):
         self.config = config
         source = data.load(config.data, config.data_dir)
-        train_split, held = data.holdout(source.train, config.validation)
-        self.examples = study.few_labels(source.inputs(train_split), config.labels)
-        self.splits = {"validation": source.inputs(held)}
-        self.splits["test"] = source.inputs(source.test)
+        train_split, test, held = source.splits(config.validation)
+        self.examples = study.few_labels(train_split, config.labels)
+        self.splits = {"validation": held, "test": test}
         self.axes = {
             "temperature": config.temperature,
             "soft_weight": config.soft_weight,
@@ -131,7 +100,13 @@ class Task:
         self.run_dir = train.RunDir(config.run_dir, train.settings(config))
         self.batches = data.Batches(len(train_split["labels"]), config.batch_size)
         self.steps = config.epochs * self.batches.steps_per_epoch
-        self.classes = source.num_classes
+        widths = (*config.teacher, source.num_classes)
+        self.arm = study.Arm(
+            models.MLP(widths, dropout=config.teacher_dropout),
+            objectives.combine({"hard": (1.0, objectives.hard_labels())}),
+            self.adam(1e-3),
+        )
+        self.student = models.MLP((*config.student, source.num_classes))
 
     def evaluator(self, split: str) -> train.Evaluator:
         """Judges all students on a split."""
@@ -146,29 +121,17 @@ class Task:
             self.run_dir,
             partitioner=partitioner,
             examples=self.examples,
+            test=self.splits["test"],
             steps=self.steps,
             batch_size=config.batch_size,
-            test=train.Evaluator(partitioner, self.splits["test"]),
             progress=config.progress,
         )
-        widths = (*config.teacher, self.classes)
-        arm = study.Arm(
-            models.MLP(widths, dropout=config.teacher_dropout),
-            objectives.combine({"hard": (1.0, objectives.hard_labels())}),
-            optax.adam(optax.cosine_decay_schedule(1e-3, self.steps)),
-        )
-        return experiment.train("teacher", arm, 0)
+        return experiment.train("teacher", self.arm, 0)
 
     def train_students(self, teacher: models.BoundModule) -> models.BoundModule:
         """All students at once, from the teacher's stored outputs; placed."""
-        module = models.MLP((*self.config.student, self.classes))
-        trial = {name: values[0] for name, values in self.trials.items()}
-        optimizer = self.make_optimizer(trial)
-        arm = study.Arm(module, make_objective(trial), optimizer, "teacher")
-        examples = dict(self.examples(arm, 0))
-        every = {**examples, "mask": np.ones(len(examples["labels"]), np.float32)}
-        logits = jax.jit(lambda teacher, batch: teacher(batch).logits)(teacher, every)
-        examples["teacher"] = {"logits": np.asarray(logits)[:, None]}
+        shown = self.examples(self.arm._replace(teacher="teacher"), 0)
+        examples = jax.device_get(teachers.with_logits(teacher, shown))
         validation = self.evaluator("validation")
 
         def evaluate(students):
@@ -176,9 +139,9 @@ class Task:
 
         return sweep.train(
             self.trials,
-            module,
+            self.student,
             make_objective,
-            self.make_optimizer,
+            lambda trial: self.adam(trial["learning_rate"]),
             partitioner=self.partitioner,
             run_dir=self.run_dir,
             name="students",
@@ -191,22 +154,17 @@ class Task:
             progress=self.config.progress,
         )
 
-    def make_optimizer(self, trial: sweep.Trial) -> optax.GradientTransformation:
-        """Adam at the trial's rate, which a cosine brings to nothing."""
-        decay = optax.cosine_decay_schedule(1.0, self.steps)
-        return optax.adam(lambda count: trial["learning_rate"] * decay(count))
+    def adam(self, rate: Any) -> optax.GradientTransformation:
+        """Adam at a rate, which a cosine brings to nothing."""
+        return optax.adam(optax.cosine_decay_schedule(rate, self.steps))
 
 
 def make_objective(trial: sweep.Trial) -> Objective:
     """Labels and soft targets at the trial's weights and temperature."""
-    soft = objectives.soft_targets(temperature=trial["temperature"])
-    return objectives.combine(
-        {
-            "hard": (1 - trial["soft_weight"], objectives.hard_labels()),
-            "soft": (trial["soft_weight"], soft),
-        }
-    )
+    return objectives.hinton(trial["temperature"], trial["soft_weight"])
 
+
+main = script.command(execute, {"": Config()}, __doc__, before=sweep.use_cores)
 
 if __name__ == "__main__":
     main()

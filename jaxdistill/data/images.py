@@ -62,6 +62,21 @@ class Dataset(NamedTuple):
             "labels": split["labels"],
         }
 
+    def splits(self, validation: int | None) -> tuple[Examples, Examples, Any]:
+        """`inputs` of the training images, of the test, and of those held out, if any.
+
+        Args:
+          validation: training images held out (`holdout`), or None.
+
+        Raises:
+          DataError: as `holdout` and `inputs`.
+        """
+        train, held = self.train, None
+        if validation is not None:
+            train, rest = holdout(train, validation)
+            held = self.inputs(rest)
+        return self.inputs(train), self.inputs(self.test), held
+
 
 def load(name: str, data_dir: str | Path | None = None) -> Dataset:
     """A data set by name.

@@ -102,11 +102,8 @@ class Study:
         if not isinstance(run_dir, RunDir):
             settings = {"steps": self.steps, "batch_size": batch_size}
             run_dir = RunDir(run_dir, {**settings, "precision": precision})
-        self.partitioner, self.run_dir, self.batch_size = (
-            partitioner,
-            run_dir,
-            batch_size,
-        )
+        self.partitioner, self.run_dir = partitioner, run_dir
+        self.batch_size = batch_size
         self.examples = _by_arm(examples)
         evaluator = partial(Evaluator, partitioner, bucket_lengths=bucket_lengths)
         self.test: Callable[..., Any] = evaluator(test) if _arrays(test) else test
@@ -219,7 +216,6 @@ class Study:
             arm.module,
             lambda trial: arm.objective,
             lambda trial: arm.optimizer,
-            partitioner=sweep.choose(trials),
             run_dir=self.run_dir,
             name=name,
             examples=sweep.stack(examples),
@@ -288,6 +284,11 @@ class Study:
         state = self._drawn(arm, seed)
         return state if arm.start is None else arm.start(state, teacher, seed)
 
+    def untrained(self, arm: Arm, seed: int) -> Any:
+        """The arm's model as it is drawn, never trained; placed, to teach."""
+        model = apply.trained(arm.module, self.fresh(arm, seed))
+        return self.partitioner.place(model)
+
     def _drawn(self, arm: Arm, seed: int) -> TrainState:
         rng, example = jax.random.key(seed), self.example(arm, seed)
         return init_state(rng, student(arm.module), arm.optimizer, example)
@@ -319,9 +320,8 @@ class Study:
                 bucket_lengths=self.bucket_lengths,
                 **arm.options(self.stored),
             )
-            self._compiled[arm] = self.partitioner.compile(
-                scan_train(step), batch_axis=1
-            )
+            many = scan_train(step)
+            self._compiled[arm] = self.partitioner.compile(many, batch_axis=1)
         return self._compiled[arm]
 
     def batches(self, examples: Mapping[str, Any], seed: int = 0) -> Batches:

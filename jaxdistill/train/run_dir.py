@@ -23,7 +23,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -168,7 +168,7 @@ class RunDir:
 def parse(presets: Mapping[str, Any], argv: Sequence[str] | None, description: Any):
     """A script's command line as its configuration; `--preset` chooses the defaults.
 
-    Compiled programs are kept on disk, unless its `compilation_cache` is False. Where
+    Compiled programs are kept on disk where its flag `compilation_cache` says so. Where
     the script has a flag `distributed`, its processes join (`processes.start`); one
     without it ends where there are several.
 
@@ -189,7 +189,7 @@ def parse(presets: Mapping[str, Any], argv: Sequence[str] | None, description: A
     config = tyro.cli(
         type(default), args=argv, default=default, description=description
     )
-    if config.compilation_cache:
+    if getattr(config, "compilation_cache", False):
         enable_compilation_cache()
     try:
         if hasattr(config, "distributed"):
@@ -237,7 +237,7 @@ def environment() -> dict[str, Any]:
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: version(name) for name in PACKAGES},
         "devices": {
             "platform": device.platform,
             "kind": device.device_kind,
@@ -260,7 +260,8 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _version(package: str) -> str | None:
+def version(package: str) -> str | None:
+    """An installed package's version, or None."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -320,34 +321,38 @@ SOURCES = Path(__file__).parents[1]
 
 
 @contextmanager
-def exit_with_message() -> Iterator[None]:
+def exit_with_message(script: Callable | None = None) -> Iterator[None]:
     """Ends the process with an error's message alone, where that says what to do.
 
     Such are the types that this package defines, `OSError`, and a `ValueError` that a
     `raise` made in this package, in the folder of the script or in its own package. All
     else is a mistake in a program, as when JAX refuses two shapes: it passes, with its
     traceback.
+
+    Args:
+      script: a function of the script; None is what has this `with`.
     """
     try:
         yield
     except Exception as error:
-        if not _explains_itself(error):
+        if not _explains_itself(error, script):
             raise
         sys.exit(f"error: {error}")
 
 
-def _explains_itself(error: Exception) -> bool:
+def _explains_itself(error: Exception, script: Callable | None) -> bool:
     if isinstance(error, OSError) or type(error).__module__.startswith("jaxdistill."):
         return True
     if not isinstance(error, ValueError):
         return False
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    script, last = frames[1], frames[-1]  # the first is of `yield`
+    last = frames[-1]  # and the first is of `yield`
+    names = frames[1].f_globals if script is None else script.__globals__
     file = Path(last.f_code.co_filename)
-    package = (script.f_globals.get("__package__") or "").split(".")[0]
+    package = (names.get("__package__") or "").split(".")[0]
     ours = (
         file.is_relative_to(SOURCES)
-        or file.parent == Path(script.f_code.co_filename).parent
+        or file.parent == Path(names.get("__file__", "")).parent
         or (package and (last.f_globals.get("__package__") or "").startswith(package))
     )
     # JAX takes its own frames out of a traceback: then the last is the call of it.

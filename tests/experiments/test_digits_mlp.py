@@ -2,6 +2,7 @@
 """The experiment as a user runs it: run directory, resume, messages, recipes."""
 
 import ast
+import inspect
 import json
 import re
 from dataclasses import asdict, fields
@@ -386,16 +387,13 @@ def test_help_explains_every_flag(capsys):
         digits_mlp.main(["--help"])
     assert end.value.code == 0
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    config = next(
-        node
-        for node in ast.parse(Path(digits_mlp.__file__).read_text()).body
-        if isinstance(node, ast.ClassDef) and node.name == "Config"
-    )
-    helps = {
-        field.target.id: " ".join(ast.literal_eval(text.value).split())
-        for field, text in zip(config.body, config.body[1:], strict=False)
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
-    }
+    helps = {}
+    for kind in digits_mlp.Config.__mro__[:-1]:  # the last is `object`
+        body = ast.parse(inspect.getsource(kind)).body[0].body
+        for field, text in zip(body, body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+                words = ast.literal_eval(text.value).split()
+                helps.setdefault(field.target.id, " ".join(words))
     assert set(helps) == {field.name for field in fields(digits_mlp.Config)}
     for name, text in helps.items():
         assert re.search(rf"--{name.replace('_', '-')}\b.*{re.escape(text)}", said)

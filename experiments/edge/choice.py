@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import optax
 
-from jaxdistill import data, models, objectives, train
+from jaxdistill import data, models, objectives, report, train
+from jaxdistill.report.figures import words
 from jaxdistill.study import sweep
 from jaxdistill.types import Objective
 
@@ -45,12 +46,12 @@ def try_all(task: Any) -> dict[str, list[Setting]]:
     is the teacher of all; those of a width in one program.
     """
     config = task.config
-    fitted, held = map(
-        task.source.inputs, data.holdout(task.source.train, config.validation)
+    fitted, _, held = task.source.splits(config.validation)
+    experiment = task.study_on(fitted, held)
+    teacher = experiment.train("choice_teacher", task.teacher, CHOICE_SEED)
+    given = experiment.with_teacher(
+        task.teacher, fitted, task.partitioner.place(teacher)
     )
-    study = task.study_on(fitted, held)
-    teacher = study.train("choice_teacher", task.teacher, CHOICE_SEED)
-    given = study.with_teacher(task.teacher, fitted, task.partitioner.place(teacher))
     kinds = trials(config)
     grid = as_trials([setting for each in kinds.values() for setting in each])
     judge, tried = train.Evaluator(sweep.choose(grid), held, trials=True), {}
@@ -95,7 +96,6 @@ def train_width(
         task.mlp(width),
         make_objective,
         lambda trial: adam(trial["learning_rate"], steps),
-        partitioner=sweep.choose(trials),
         run_dir=task.run_dir,
         name=f"choose_{width}",
         examples=examples,
@@ -109,37 +109,29 @@ def train_width(
 def make_objective(setting: sweep.Trial) -> Objective:
     """The labels at their weight, and soft targets at the rest."""
     weight = setting["hard_weight"]
-    soft = objectives.soft_targets(temperature=setting["temperature"])
-    return objectives.combine(
-        {"hard": (weight, objectives.hard_labels()), "soft": (1 - weight, soft)}
-    )
+    return objectives.hinton(setting["temperature"], 1 - weight, weight)
 
 
 def adam(rate: Any, steps: int) -> optax.GradientTransformation:
     """Adam, its rate brought to nothing by a cosine."""
-    decay = optax.cosine_decay_schedule(1.0, steps)
-    return optax.adam(lambda count: rate * decay(count))
+    return optax.adam(optax.cosine_decay_schedule(rate, steps))
 
 
 def table(config: Any, chosen: Mapping[str, Setting]) -> str:
     """What was chosen, as Markdown, and of how much."""
     counts = {kind: len(each) for kind, each in trials(config).items()}
-    lines = [
-        "| chosen | temperature | rate | validation accuracy % |",
-        "| --- | --: | --: | --: |",
-    ]
+    lines = []
     for name, setting in chosen.items():
         warm = f"{setting['temperature']:g}" if name.startswith("distilled") else "-"
-        lines.append(
-            f"| {name.replace('_', ' ')} | {warm} | {setting['learning_rate']:g} "
-            f"| {100 * setting['accuracy']:.2f} |"
-        )
-    note = (
+        rate, accuracy = setting["learning_rate"], 100 * setting["accuracy"]
+        lines.append([words(name), warm, f"{rate:g}", f"{accuracy:.2f}"])
+    return report.markdown_table(
+        ("chosen", "temperature", "rate", "validation accuracy %"),
+        lines,
         f"One training of each setting without {config.validation:,} training images, "
         f"on which it is judged: {counts['scratch']} from scratch, "
-        f"{counts['distilled']} with the teacher."
+        f"{counts['distilled']} with the teacher.",
     )
-    return "\n".join([*lines, "", note]) + "\n"
 
 
 def _accuracy(tried: Setting) -> float:

@@ -40,38 +40,28 @@ minutes with --smoke.
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from experiments.edge.choice import adam, choose, make_objective
-from jaxdistill import (
-    data,
-    export,
-    models,
-    objectives,
-    parallel,
-    report,
-    runtimes,
-    study,
-    train,
-)
+from jaxdistill import data, models, objectives, parallel, report, study, train
+from jaxdistill.export import Int8, obtain, of_images
 from jaxdistill.export import benchmark as deployment
 from jaxdistill.export.quantize import quantized
-from jaxdistill.study import sweep
+from jaxdistill.runtimes import read_manifest
+from jaxdistill.study import script, sweep
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(script.Flags):
     """Train, distil, quantise and measure students of falling size."""
 
     preset: Literal["mnist", "fashion_mnist", "digits"] = "mnist"
     """the data set; digits is shipped"""
     smoke: bool = False
     """all arms for a few steps"""
-    data_dir: str | None = None
-    """a folder of original IDX files, or TFDS's data folder"""
     run_dir: str = "runs/edge_{preset}"
     """where the run is kept and resumed from"""
     widths: tuple[int, ...] = (128, 64, 32, 16, 8)
@@ -98,42 +88,23 @@ class Config:
     """weight of the labels beside soft targets, whose weight is 1 - this"""
     seeds: int = 5
     """trainings of everything"""
-    compilation_cache: bool = True
-    """keep compiled programs on disk, for the next run"""
-    progress: bool = True
-    """show progress bars"""
 
 
 LABELS = objectives.combine({"hard": (1.0, objectives.hard_labels())})
 """What the teacher and students from scratch learn from."""
 ROUNDS = 5
 """In which the files are measured, in turns."""
-SMOKE: dict[str, Any] = {
-    "widths": (16, 8),
-    "teacher": (4,),
-    "teacher_hidden": 16,
-    "teacher_epochs": 2,
-    "epochs": 2,
-    "rates": (1e-3, 3e-3),
-    "temperatures": (1.0, 4.0),
-    "seeds": 2,
+PRESETS = {
+    "mnist": Config(),
+    "fashion_mnist": Config(preset="fashion_mnist"),
+    "digits": Config(preset="digits", validation=300),
 }
-
-
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Runs the experiment, prints its table, returns its summary."""
-    sweep.use_cores()
-    presets = {name: Config(preset=name) for name in ("mnist", "fashion_mnist")}
-    presets["digits"] = Config(preset="digits", validation=300)
-    config = train.parse(presets, argv, __doc__)
-    with train.exit_with_message():
-        return execute(config)
+SMOKE = """--widths 16 8 --teacher 4 --teacher-hidden 16 --teacher-epochs 2 --epochs 2
+    --rates 1e-3 3e-3 --temperatures 1 4 --seeds 2"""
 
 
 def execute(config: Config) -> dict[str, Any]:
     """Trains and exports every arm for every seed, resuming what a run holds."""
-    if config.smoke:
-        config = replace(config, **SMOKE)
     task = Task(config)
     results: dict[str, list] = {}
     files: dict[str, Path] = {}
@@ -146,8 +117,7 @@ def execute(config: Config) -> dict[str, Any]:
     summary = report.summarize(results, costs, comparisons(config.widths))
     summary = {**summary, "lines": families(config.widths)}
     task.run_dir.write("summary.json", summary)
-    print(report.write(task.run_dir.path))
-    print(task.chosen, task.run_dir, sep="\n")
+    script.show(task.run_dir, task.chosen)
     return summary
 
 
@@ -158,21 +128,16 @@ class Task:
         self.config = config
         self.source = data.load(config.preset, config.data_dir)
         self.partitioner = parallel.choose("jit")
-        self.run_dir = train.RunDir(
-            config.run_dir.format(preset=config.preset),
-            {**train.settings(config), "data": config.preset},
-        )
-        train_split, test = map(
-            self.source.inputs, (self.source.train, self.source.test)
-        )
-        self.study = self.study_on(train_split, test)
+        path = config.run_dir.format(preset=config.preset)
+        settings = {**train.settings(config), "data": config.preset}
+        self.run_dir = train.RunDir(path, settings)
+        self.study = self.study_on(*self.source.splits(None)[:2])
         steps = self.steps(config.teacher_epochs)
         conv = models.ConvNet(
             config.teacher, config.teacher_hidden, self.source.num_classes, dropout=0.3
         )
-        self.teacher = study.Arm(
-            conv, LABELS, adam(config.teacher_rate, steps), steps=steps
-        )
+        optimizer = adam(config.teacher_rate, steps)
+        self.teacher = study.Arm(conv, LABELS, optimizer, steps=steps)
         chosen, self.chosen = choose(self)
         self.arms = self._arms(chosen)
 
@@ -183,18 +148,15 @@ class Task:
         return study.Study(
             self.run_dir,
             partitioner=self.partitioner,
-            examples=lambda arm, seed: examples,
+            examples=examples,
+            test=test,
             steps=self.steps(self.config.epochs),
-            batch_size=self.config.batch_size,
-            test=train.Evaluator(self.partitioner, test),
-            stored=True,
-            progress=self.config.progress,
+            **script.study_options(self.config, stored=True),
         )
 
     def steps(self, epochs: int) -> int:
         """Optimizer steps of passes over the training images."""
-        size = len(self.source.train["labels"])
-        return epochs * data.Batches(size, self.config.batch_size).steps_per_epoch
+        return script.steps_of(epochs, self.source.train, self.config.batch_size)
 
     def mlp(self, width: int) -> models.MLP:
         """A student of so many hidden units."""
@@ -239,14 +201,14 @@ class Task:
                 yield self.export(f"{name}{kind}", model, seed, int8)
 
     def export(
-        self, name: str, model: models.BoundModule, seed: int, int8: export.Int8 | None
+        self, name: str, model: models.BoundModule, seed: int, int8: Int8 | None
     ) -> tuple[str, Path, dict[str, Any]]:
         """An arm's name, its ONNX file, written where it is missing, its manifest."""
         path = Path(self.run_dir.path) / "export" / f"{name}-{seed}.onnx"
         images, about = self.source.train["images"], {"data": self.source.name}
-        subject = export.of_images(model, self.source, images, about)
-        export.obtain(subject, [path], to="onnx", int8=int8, max_drop=100.0)
-        return name, path, runtimes.read_manifest(path)
+        subject = of_images(model, self.source, images, about)
+        obtain(subject, [path], to="onnx", int8=int8, max_drop=100.0)
+        return name, path, read_manifest(path)
 
     def costs(self, files: Mapping[str, Path]) -> dict[str, dict[str, float]]:
         """What each costs in ONNX Runtime, one image at a time on one thread."""
@@ -258,7 +220,7 @@ class Task:
         found = deployment.in_turns(jobs, ROUNDS)
         costs = {}
         for name, path in files.items():
-            manifest = runtimes.read_manifest(path)
+            manifest = read_manifest(path)
             p50 = [each["latency_us"]["p50"] for each in found[name]]
             costs[name] = {
                 "parameters": manifest["student"]["parameters"],
@@ -293,6 +255,8 @@ def families(widths: Sequence[int]) -> dict[str, list[str]]:
         for suffix, said in (("", ""), ("_int8", ", int8"))
     }
 
+
+main = script.command(execute, PRESETS, __doc__, smoke=SMOKE, before=sweep.use_cores)
 
 if __name__ == "__main__":
     main()

@@ -55,12 +55,13 @@ def beyond_arms(
     """
     config, rates = task.config, chosen_rates(task)
     long: dict[str, Any] = {"augment": task.jitter, "epochs": config.beyond_epochs}
+    steps = task.steps(config.beyond_conv_epochs)
     conv = study.Arm(
         models.ConvNet((32, 64), 256, task.source.num_classes, dropout=0.5),
         labels(),
-        adam(config.teacher_rate, task.steps(config.beyond_conv_epochs)),
+        adam(config.teacher_rate, steps),
         augment=task.jitter,
-        steps=task.steps(config.beyond_conv_epochs),
+        steps=steps,
     )
 
     def distilled(teacher, temperature, rate, **options):
@@ -95,10 +96,9 @@ def given_teachers(
         experiment.train(f"{prefix}{name}", arms[name], seed)
         for name in ("teacher", "conv_teacher")
     ]
-    drawn = experiment.fresh(arms["teacher"], seed + 10_000)
     return {
         "ensemble": task.partitioner.place(teachers.mean_logits(members)),
-        "drawn": task.partitioner.place(models.trained(arms["teacher"].module, drawn)),
+        "drawn": experiment.untrained(arms["teacher"], seed + 10_000),
     }
 
 
@@ -156,9 +156,8 @@ def choice_errors(
     experiment, held = task.study("beyond", "fitted"), task.examples["validation"]
     by, teacher = arms[name].teacher, None
     if by is not None and by in arms:
-        teacher = task.partitioner.place(
-            experiment.train(f"choice_{by}", arms[by], CHOICE_SEED)
-        )
+        own = experiment.train(f"choice_{by}", arms[by], CHOICE_SEED)
+        teacher = task.partitioner.place(own)
     elif by is not None:
         teacher = given_teachers(task, experiment, arms, CHOICE_SEED, "choice_")[by]
     model = experiment.train(label, arms[name], CHOICE_SEED, teacher)
@@ -174,7 +173,7 @@ def few_labels_table(task: Task, count: int) -> str:
     experiment = task.study(
         f"beyond/labels_{count}",
         "train",
-        study.few_labels(task.examples["train"], count),
+        examples=study.few_labels(task.examples["train"], count),
         batch_size=min(config.batch_size, count),
     )
     arms = triple_arms(task, chosen_rates(task), config.beyond_few_epochs)

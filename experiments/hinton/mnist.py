@@ -35,19 +35,17 @@ A part trains what it needs of the triple, unless that is there. Kill it at any 
 the same command goes on. Its minutes are in its folder.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from experiments.hinton.beyond import beyond
 from experiments.hinton.parts import temperature, transfer, triple
 from experiments.hinton.task import Task
-from jaxdistill import train
-from jaxdistill.study import sweep
+from jaxdistill.study import script, sweep
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(script.Flags):
     """Reproduce section 3 of Hinton, Vinyals and Dean (2015)."""
 
     part: Literal["triple", "temperature", "transfer", "beyond", "all"] = "all"
@@ -56,8 +54,6 @@ class Config:
     """all parts for a few steps, on the shipped digits"""
     data: Literal["digits", "mnist"] = "mnist"
     """digits is shipped; MNIST comes from --data-dir or TFDS"""
-    data_dir: str | None = None
-    """a folder of original IDX files, or TFDS's data folder"""
     run_dir: str = "runs/hinton_mnist"
     """where the run is kept and resumed from, a folder for each part"""
     seeds: int = 5
@@ -114,61 +110,30 @@ class Config:
     """how many labels everyone may use, in turn"""
     beyond_few_epochs: int = 20
     """as many steps of everyone who may use those alone, as passes over all images"""
-    compilation_cache: bool = True
-    """keep compiled programs on disk, for the next run"""
-    progress: bool = True
-    """show progress bars"""
 
 
-SMOKE: dict[str, Any] = {
-    "data": "digits",
-    "seeds": 2,
-    "validation": 200,
-    "batch_size": 32,
-    "teacher": (32,),
-    "teacher_epochs": 4,
-    "jitter": 1,
-    "student": (16,),
-    "epochs": 2,
-    "rates": (1e-3, 3e-3),
-    "temperature_values": (1.0, 4.0),
-    "temperature_widths": (8, 16),
-    "temperature_seeds": (2, 1),
-    "temperature_epochs": 2,
-    "transfer_epochs": 2,
-    "beyond_epochs": 2,
-    "beyond_conv_epochs": 2,
-    "beyond_temperatures": (4.0,),
-    "beyond_views": 2,
-    "beyond_labels": (100,),
-    "beyond_few_epochs": 2,
-}
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the parts asked for and prints their tables."""
-    config = train.parse({"": Config()}, argv, __doc__)
-    sweep.use_cores()
-    with train.exit_with_message():
-        execute(config)
+SMOKE = """--data digits --seeds 2 --validation 200 --batch-size 32 --teacher 32
+    --teacher-epochs 4 --jitter 1 --student 16 --epochs 2 --rates 1e-3 3e-3
+    --temperature-values 1 4 --temperature-widths 8 16 --temperature-seeds 2 1
+    --temperature-epochs 2 --transfer-epochs 2 --beyond-epochs 2 --beyond-conv-epochs 2
+    --beyond-temperatures 4 --beyond-views 2 --beyond-labels 100
+    --beyond-few-epochs 2"""
 
 
 def execute(config: Config) -> None:
     """Runs the parts asked for, resuming what the run directory holds."""
-    if config.smoke:
-        config = replace(config, **SMOKE)
     task = Task(config)
-    parts: dict[str, Callable[[Task], str]] = {
-        "triple": triple,
-        "temperature": temperature,
-        "transfer": transfer,
-        "beyond": beyond,
-    }
-    for name in parts if config.part == "all" else (config.part,):
+    for part in (triple, temperature, transfer, beyond):
+        if config.part not in ("all", name := part.__name__):
+            continue
         with task.timed(name):
-            text = parts[name](task)
+            text = part(task)
         print(f"{name}\n\n{text}", flush=True)
 
+
+main = script.command(
+    execute, {"": Config()}, __doc__, smoke=SMOKE, before=sweep.use_cores
+)
 
 if __name__ == "__main__":
     main()

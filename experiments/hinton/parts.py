@@ -3,6 +3,7 @@
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from experiments.hinton.task import CHOICE_SEED, Task, adam, errors, labels, logits_of
 from jaxdistill import models, report, study
 from jaxdistill.study import sweep
+from jaxdistill.train import RunDir
 
 BIASES = np.arange(0.0, 20.05, 0.1)
 """What is tried for a class's bias: the paper's are 3.5 and 7.6."""
@@ -57,20 +59,20 @@ def chosen_rates(task: Task) -> dict[str, float]:
     }
     rates, tried = {}, {}
     for name, (examples, objective) in jobs.items():
+        same = partial(_same, objective)
         students = task.sweep(
-            run_dir,
-            f"choose_{name}",
-            module,
-            trials,
-            examples,
-            lambda trial, objective=objective: objective,
-            config.epochs,
+            run_dir, f"choose_{name}", module, trials, examples, same, config.epochs
         )
         wrong = errors(logits_of(students, held, trials=True), held["labels"])
         rates[name] = float(config.rates[int(wrong.argmin())])
         tried[name] = dict(zip(map(str, config.rates), wrong.tolist(), strict=True))
     run_dir.write("chosen.json", {"rates": rates, "validation errors": tried})
     return rates
+
+
+def _same(objective: Any, trial: Any) -> Any:
+    """The same objective for every trial."""
+    return objective
 
 
 def choice_teacher(task: Task) -> models.BoundModule:
@@ -104,29 +106,27 @@ def temperature(task: Task) -> str:
     teacher, rate = first_teacher(task), chosen_rates(task)["distilled"]
     examples, test = task.with_outputs(teacher, "train"), task.examples["test"]
     found = {}
-    for width, seeds in zip(
-        config.temperature_widths, config.temperature_seeds, strict=True
-    ):
-        trials = sweep.grid(
-            temperature=config.temperature_values,
-            learning_rate=[rate],
-            seed=range(seeds),
-        )
-        students = task.sweep(
-            run_dir,
-            f"width_{width}",
-            task.mlp(width, width),
-            trials,
-            examples,
-            lambda trial: task.soft(trial["temperature"]),
-            config.temperature_epochs,
-        )
+    values, epochs = config.temperature_values, config.temperature_epochs
+
+    def soft(trial):
+        return task.soft(trial["temperature"])
+
+    sizes = zip(config.temperature_widths, config.temperature_seeds, strict=True)
+    for width, seeds in sizes:
+        trials = sweep.grid(temperature=values, learning_rate=[rate], seed=range(seeds))
+        name, module = f"width_{width}", task.mlp(width, width)
+        students = task.sweep(run_dir, name, module, trials, examples, soft, epochs)
         wrong = errors(logits_of(students, test, trials=True), test["labels"])
         by_value = wrong.reshape(-1, seeds).tolist()
-        names = [f"{value:g}" for value in config.temperature_values]
+        names = [f"{value:g}" for value in values]
         found[f"{width}_units"] = dict(zip(names, by_value, strict=True))
-    summary = {"measure": "test errors", "across": "temperature", "series": found}
-    run_dir.write("summary.json", summary)
+    return written(run_dir, "temperature", found)
+
+
+def written(run_dir: RunDir, across: str, series: Any, **more: str) -> str:
+    """A part's summary, left in its folder, as a table."""
+    summary = {"measure": "test errors", "across": across, "series": series}
+    run_dir.write("summary.json", {**summary, **more})
     return report.write(run_dir.path)
 
 
@@ -140,25 +140,17 @@ def transfer(task: Task) -> str:
         "without_3": (shown != 3, [3], 1.0),
         "7_and_8_only": (np.isin(shown, (7, 8)), [7, 8], -1.0),
     }
+    module, epochs = task.mlp(*config.student), config.transfer_epochs
+    soft = partial(_same, task.soft(config.temperature, hard_weight=0.0))
     found: dict[str, dict[str, list[float]]] = {}
     for name, (keep, classes, sign) in sets.items():
-        students = task.sweep(
-            run_dir,
-            name,
-            task.mlp(*config.student),
-            trials,
-            task.with_outputs(teacher, "train", keep),
-            lambda trial: task.soft(config.temperature, hard_weight=0.0),
-            config.transfer_epochs,
+        examples = task.with_outputs(teacher, "train", keep)
+        students = task.sweep(run_dir, name, module, trials, examples, soft, epochs)
+        train_logits, test_logits = (
+            logits_of(students, task.examples[split], trials=True)
+            for split in ("train", "test")
         )
-        seeds = zip(
-            *(
-                logits_of(students, task.examples[split], trials=True)
-                for split in ("train", "test")
-            ),
-            strict=True,
-        )
-        for train, test in seeds:
+        for train, test in zip(train_logits, test_logits, strict=True):
             values = corrected(task, train, test, classes, sign)
             for measure, value in values.items():
                 found.setdefault(measure, {}).setdefault(name, []).append(value)
@@ -166,17 +158,11 @@ def transfer(task: Task) -> str:
         "The bias is added to the logits of the classes in question; chosen for the "
         "fewest errors on the training images, or, as the paper did, on the test."
     )
-    summary = {"measure": "test errors", "across": "transfer set", "series": found}
-    run_dir.write("summary.json", {**summary, "note": note})
-    return report.write(run_dir.path)
+    return written(run_dir, "transfer set", found, note=note)
 
 
 def corrected(
-    task: Task,
-    train: np.ndarray,
-    test: np.ndarray,
-    classes: list[int],
-    sign: float,
+    task: Task, train: np.ndarray, test: np.ndarray, classes: list[int], sign: float
 ) -> dict[str, float]:
     """A student's test errors before and after the correction, chosen both ways."""
     train_labels, test_labels = (task.examples[k]["labels"] for k in ("train", "test"))

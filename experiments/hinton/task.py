@@ -16,7 +16,7 @@ import optax
 from experiments.hinton.constraints import max_norm
 from jaxdistill import data, models, objectives, parallel, study, teachers, train
 from jaxdistill.data import Batches, augment
-from jaxdistill.study import Arm, sweep
+from jaxdistill.study import Arm, script, sweep
 
 CHOICE_SEED = 1_000
 """The seed of what is chosen on the validation images: none of the final seeds."""
@@ -28,14 +28,9 @@ class Task:
     def __init__(self, config: Any):
         self.config = config
         self.source = data.load(config.data, config.data_dir)
-        fitted, held = data.holdout(self.source.train, config.validation)
-        splits = {
-            "train": self.source.train,
-            "fitted": fitted,
-            "validation": held,
-            "test": self.source.test,
-        }
-        self.examples = {k: self.source.inputs(split) for k, split in splits.items()}
+        self.examples: dict[str, Any] = {"train": self.source.splits(None)[0]}
+        names = "fitted", "test", "validation"
+        self.examples |= zip(names, self.source.splits(config.validation), strict=True)
         self.partitioner = parallel.choose("jit")
         self.jitter = augment.shift(config.jitter, self.source.background)
         # The same arm again is the same object: it compiles once.
@@ -43,13 +38,10 @@ class Task:
 
     def run_dir(self, part: str) -> train.RunDir:
         """The part's own run directory; it refuses other settings of this part."""
-        others = [name for name in PARTS if name != part.split("/")[0]]
-        kept = {
-            name: value
-            for name, value in train.settings(self.config).items()
-            if name != "part"
-            and not any(name.startswith(f"{other}_") for other in others)
-        }
+        mine = part.split("/")[0]
+        free = ("part", *(f"{name}_" for name in PARTS if name != mine))
+        flags = train.settings(self.config).items()
+        kept = {name: value for name, value in flags if not name.startswith(free)}
         return train.RunDir(f"{self.config.run_dir}/{part}", kept)
 
     @contextmanager
@@ -59,20 +51,16 @@ class Task:
         What a process did that was killed, not asked to end, is not among them. Where
         others use the machine, the processors' own time says more than the clock's.
         """
-        run_dir, clocks = self.run_dir(part), (time.monotonic, time.process_time)
-        kept, began = run_dir.path / "minutes.json", [clock() for clock in clocks]
-        before = {"clock": 0.0, "processors": 0.0}
-        if kept.exists():
-            before = json.loads(kept.read_text())
+        clocks = {"clock": time.monotonic, "processors": time.process_time}
+        run_dir = self.run_dir(part)
+        began = {name: clock() for name, clock in clocks.items()}
+        kept = run_dir.path / "minutes.json"
+        spent = json.loads(kept.read_text()) if kept.exists() else {}
         try:
             yield
         finally:
-            spent = {
-                name: minutes + (clock() - start) / 60
-                for (name, minutes), clock, start in zip(
-                    before.items(), clocks, began, strict=True
-                )
-            }
+            for name, clock in clocks.items():
+                spent[name] = spent.get(name, 0.0) + (clock() - began[name]) / 60
             run_dir.write("minutes.json", spent)
             said = (
                 f"{spent['clock']:.0f} minutes on {os.cpu_count()} cores, which worked "
@@ -80,33 +68,22 @@ class Task:
             )
             run_dir.write_bytes("minutes.md", said.encode())
 
-    def study(
-        self, part: str, split: str, examples=None, batch_size=None
-    ) -> study.Study:
+    def study(self, part: str, split: str, **options: Any) -> study.Study:
         """A study of this part, on a split; on `fitted` it has the validation images.
 
         Its test tells the number of errors beside the other measures. Examples and
         batches may be others than the split's and the configuration's.
         """
-        config, shown = self.config, self.examples[split]
-        validation = train.Evaluator(self.partitioner, self.examples["validation"])
-        return study.Study(
-            self.run_dir(part),
-            partitioner=self.partitioner,
-            examples=examples or (lambda arm, seed: shown),
-            steps=self.steps(config.epochs),
-            batch_size=batch_size or config.batch_size,
-            test=Errors(self.partitioner, self.examples["test"]),
-            validation=validation if split == "fitted" else None,
-            evaluations=5,
-            stored=True,
-            progress=config.progress,
-        )
+        held = self.examples["validation"] if split == "fitted" else None
+        usual = script.study_options(self.config, evaluations=5, stored=True)
+        usual["test"] = Errors(self.partitioner, self.examples["test"])
+        usual["steps"] = self.steps(self.config.epochs)
+        usual |= {"examples": self.examples[split], "validation": held, **options}
+        return study.Study(self.run_dir(part), partitioner=self.partitioner, **usual)
 
     def steps(self, epochs: int) -> int:
         """Optimizer steps of passes over all training images, in every part."""
-        size = len(self.examples["train"]["labels"])
-        return epochs * Batches(size, self.config.batch_size).steps_per_epoch
+        return script.steps_of(epochs, self.examples["train"], self.config.batch_size)
 
     def mlp(self, *widths: int, **options: Any) -> models.MLP:
         """A network on the images."""
@@ -139,10 +116,8 @@ class Task:
         examples = dict(self.examples[split])
         if keep is not None:
             examples = {name: values[keep] for name, values in examples.items()}
-        return {
-            **examples,
-            "teacher": {"logits": logits_of(teacher, examples)[:, None]},
-        }
+        logits = logits_of(teacher, examples)[:, None]
+        return {**examples, "teacher": {"logits": logits}}
 
     def sweep(
         self,
@@ -161,7 +136,6 @@ class Task:
             module,
             objective,
             lambda trial: adam(trial["learning_rate"], steps, second_moment),
-            partitioner=sweep.choose(trials),
             run_dir=run_dir,
             name=name,
             examples=examples,
@@ -198,8 +172,7 @@ def adam(
     rate: Any, steps: int, second_moment: float = 0.999
 ) -> optax.GradientTransformation:
     """Adam, its rate brought to nothing by a cosine."""
-    decay = optax.cosine_decay_schedule(1.0, steps)
-    return optax.adam(lambda count: rate * decay(count), b2=second_moment)
+    return optax.adam(optax.cosine_decay_schedule(rate, steps), b2=second_moment)
 
 
 def logits_of(model: Any, examples: Mapping[str, np.ndarray], trials: bool = False):

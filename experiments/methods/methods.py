@@ -114,12 +114,8 @@ def maps(loss: Callable, weight: float, which: str, **kwargs: Any) -> Method:
             "middle": (layers.hint[0],),
             "last": layers.maps[-1:],
         }[which]
-        return {
-            "match": (
-                w,
-                objectives.on_hidden_states(loss, tuple((i, i) for i in chosen)),
-            )
-        }
+        pairs = tuple((i, i) for i in chosen)
+        return {"match": (w, objectives.on_hidden_states(loss, pairs))}
 
     return Method(soft_terms, weight, **kwargs)
 

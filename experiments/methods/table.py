@@ -30,26 +30,18 @@ Cost: an hour and a half on two cores; a minute or two with --smoke, nearly all 
 compilation.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
 import optax
 
-from experiments.methods.methods import METHODS, Layers, Method
-from jaxdistill import (
-    data,
-    models,
-    objectives,
-    parallel,
-    report,
-    study,
-    teachers,
-    train,
-)
+from experiments.methods.methods import METHODS, Layers, Method, Terms
+from jaxdistill import data, models, objectives, parallel, report, study, train
 from jaxdistill.data.augment import chain, flip, shift
-from jaxdistill.parallel import Kind, processes
+from jaxdistill.report.figures import words
+from jaxdistill.study import script
+from jaxdistill.teachers import ensemble
 
 SEARCH_SEED = 1_000
 """The seed of the search: none of the final seeds."""
@@ -61,7 +53,7 @@ TIMED_STEPS = 50
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(script.StepFlags):
     """Compare distillation methods on one teacher and one student."""
 
     preset: Literal["fashion", "repdistiller"] = "fashion"
@@ -92,18 +84,8 @@ class Config:
     """weights tried for each method; 1 takes the paper's"""
     seeds: int = 5
     """fresh seeds of each method's best"""
-    precision: models.Precision = "float32"
-    """what the steps compute in; parameters and losses are float32 either way"""
     remat: bool = False
     """compute residual blocks again in the backward pass: less memory, more time"""
-    parallel: Kind = "auto"
-    """how a step runs: a mesh where there are several devices, else jit"""
-    distributed: bool = False
-    """one of several, see parallel.processes; SLURM and TPU pods need no flag"""
-    compilation_cache: bool = True
-    """keep compiled programs on disk, for the next run"""
-    progress: bool = True
-    """show progress bars"""
 
 
 PRESETS = {
@@ -120,25 +102,14 @@ PRESETS = {
         trials=1,
     ),
 }
-
-
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Runs the experiment, prints its tables, returns its summary."""
-    config = train.parse(PRESETS, argv, __doc__)
-    with train.exit_with_message():
-        return execute(config)
+SMOKE = """--data digits --images 128 --validation 100 --epochs 1 --seeds 2 --trials 1
+    --batch-size 32"""
 
 
 def execute(config: Config) -> dict[str, Any]:
     """Searches each method's weight, then compares their best on fresh seeds."""
-    if config.smoke:
-        small: dict[str, Any] = {"data": "digits", "images": 128, "validation": 100}
-        config = replace(config, **small, epochs=1, seeds=2, trials=1, batch_size=32)
-    unknown = set(config.methods) - set(METHODS)
-    if unknown:
-        raise ValueError(
-            f"unknown methods {sorted(unknown)}; known: {', '.join(METHODS)}"
-        )
+    if unknown := sorted({*config.methods} - {*METHODS}):
+        raise ValueError(f"unknown methods {unknown}; known: {', '.join(METHODS)}")
     task = Task(config)
     weights, scores = search(task)
     task.study.run_dir.write("search.json", scores)
@@ -157,11 +128,7 @@ def execute(config: Config) -> dict[str, Any]:
     )
     chosen = describe(weights, scores)
     task.study.run_dir.write_bytes("chosen.md", chosen.encode())
-    text = processes.on_first(lambda: report.write(task.study.run_dir.path))
-    if processes.is_first():
-        print(text)
-        print(chosen)
-        print(task.study.run_dir)
+    script.show(task.study.run_dir, chosen)
     return summary
 
 
@@ -171,32 +138,23 @@ class Task:
     def __init__(self, config: Config):
         self.config = config
         source = data.load(config.data, config.data_dir)
-        train_split, self.validation = source.train, None
+        examples, test, held = source.splits(config.validation or None)
         partitioner = parallel.choose(config.parallel)
-        if config.validation:
-            train_split, held = data.holdout(train_split, config.validation)
-            self.validation = train.Evaluator(partitioner, source.inputs(held))
-        if config.images is not None and config.images < len(train_split["labels"]):
-            _, train_split = data.holdout(train_split, config.images, seed=1)
-        examples = source.inputs(train_split)
-        batches = data.Batches(len(train_split["labels"]), config.batch_size)
+        self.validation = train.Evaluator(partitioner, held) if held else None
+        if config.images is not None and config.images < len(examples["labels"]):
+            _, examples = data.holdout(examples, config.images, seed=1)
         self.study = study.Study(
             train.RunDir(config.run_dir, train.settings(config)),
             partitioner=partitioner,
-            examples=lambda arm, seed: examples,
-            steps=config.epochs * batches.steps_per_epoch,
-            batch_size=config.batch_size,
-            test=train.Evaluator(partitioner, source.inputs(source.test)),
-            evaluations=1,
-            precision=config.precision,
-            progress=config.progress,
+            examples=examples,
+            test=test,
+            epochs=config.epochs,
+            **script.study_options(config, evaluations=1),
         )
-        self.teacher_steps = config.teacher_epochs * batches.steps_per_epoch
-        self.teacher, self.assistant, self.student = networks(
-            config, source.num_classes
-        )
-        example = examples["inputs"][:1]
-        self.layers = Layers.of(self.teacher, example)
+        steps = script.steps_of(config.teacher_epochs, examples, config.batch_size)
+        self.teacher_steps, classes = steps, source.num_classes
+        self.teacher, self.assistant, self.student = networks(config, classes)
+        self.layers = Layers.of(self.teacher, examples["inputs"][:1])
         crop = {"cifar100": 4, "digits": 0}.get(config.data, 2)
         augmentations = [shift(crop, source.background)] if crop else []
         if config.data == "cifar100":
@@ -206,40 +164,33 @@ class Task:
         self.arm, self.teacher_arm = cache(self._arm), cache(self._teacher_arm)
         self.assistant_arm = cache(self._assistant_arm)
 
+    def _made(self, module, terms, teacher=None, factor=1.0, steps=None) -> study.Arm:
+        """An arm as all are made; its rate is the preset's times a factor."""
+        optimizer = self.optimizer(factor, steps or self.study.steps)
+        objective = objectives.combine(terms)
+        return study.Arm(
+            module, objective, optimizer, teacher, self.augment, steps=steps
+        )
+
     def _teacher_arm(self) -> study.Arm:
         """The teacher, trained on the labels."""
-        hard = objectives.combine({"hard": (1.0, objectives.hard_labels())})
-        steps = self.teacher_steps
-        optimizer = self.optimizer(1.0, steps)
-        return study.Arm(
-            self.teacher, hard, optimizer, augment=self.augment, steps=steps
-        )
+        hard = {"hard": (1.0, objectives.hard_labels())}
+        return self._made(self.teacher, hard, steps=self.teacher_steps)
 
     def _assistant_arm(self) -> study.Arm:
         """A network between the two, taught as plain distillation does (Mirzadeh et
         al. 2020, Improved Knowledge Distillation via Teacher Assistant)."""
-        kd = METHODS["kd"]
-        terms = kd.terms(kd.weight, self.layers, self.study.steps)
-        optimizer = self.optimizer(1.0, self.study.steps)
-        return study.Arm(
-            self.assistant,
-            objectives.combine(terms),
-            optimizer,
-            "teacher",
-            self.augment,
-        )
+        terms = self._terms("kd", METHODS["kd"].weight)
+        return self._made(self.assistant, terms, "teacher")
 
     def _arm(self, name: str, weight: float, rate: float) -> study.Arm:
         """The student, trained with a method at a weight, its rate times a factor."""
         method = METHODS[name]
         module = method.module(self.student, self.layers)
-        return study.Arm(
-            module,
-            objectives.combine(method.terms(weight, self.layers, self.study.steps)),
-            self.optimizer(rate, self.study.steps),
-            method.teacher,
-            self.augment,
-        )
+        return self._made(module, self._terms(name, weight), method.teacher, rate)
+
+    def _terms(self, name: str, weight: float) -> Terms:
+        return METHODS[name].terms(weight, self.layers, self.study.steps)
 
     def optimizer(self, factor: float, steps: int) -> optax.GradientTransformation:
         """As the preset trains for so many steps, its rate times a factor."""
@@ -254,20 +205,16 @@ class Task:
 
         The ensemble has the seed's own teacher, by the name it is trained under.
         """
-        experiment, given = self.study, {}
+        fit, place, given = self.study.train, self.study.partitioner.place, {}
         if "ensemble" in self.config.methods:
             arm = self.teacher_arm()
-            members = [experiment.train(first, arm, seed)]
-            members += [
-                experiment.train("other_teacher", arm, seed + i) for i in OTHERS
-            ]
-            given["ensemble_teacher"] = experiment.partitioner.place(
-                teachers.ensemble(members)
-            )
+            members = [fit(first, arm, seed)]
+            members += [fit("other_teacher", arm, seed + i) for i in OTHERS]
+            given["ensemble_teacher"] = place(ensemble(members))
         if "born_again" in self.config.methods:
             arm = self.arm("scratch", rate, rate)
-            model = experiment.train("first_generation", arm, seed + OTHERS[0])
-            given["first_generation"] = experiment.partitioner.place(model)
+            model = fit("first_generation", arm, seed + OTHERS[0])
+            given["first_generation"] = place(model)
         return given
 
 
@@ -321,19 +268,16 @@ def search(task: Task) -> tuple[dict[str, float], dict[str, list]]:
 def next_weight(tried: dict[float, float], method: Method) -> float:
     """What to try after these weights' accuracies: the paper's, a factor below and
     above it, then beyond the best at an end, or between it and its better neighbour."""
-    first = [
-        method.weight,
-        method.weight / method.factor,
-        method.weight * method.factor,
-    ]
+    weight, factor = method.weight, method.factor
+    first = [weight, weight / factor, weight * factor]
     if len(tried) < len(first):
         return first[len(tried)]
     line = sorted(tried)
     at = line.index(max(tried, key=lambda weight: tried[weight]))
     if at == 0:
-        return line[0] / method.factor
+        return line[0] / factor
     if at == len(line) - 1:
-        return line[-1] * method.factor
+        return line[-1] * factor
     neighbour = max(line[at - 1], line[at + 1], key=lambda weight: tried[weight])
     return (line[at] * neighbour) ** 0.5
 
@@ -367,18 +311,18 @@ def comparisons(names) -> dict[str, list[str]]:
 
 def describe(weights: dict[str, float], scores: dict[str, list]) -> str:
     """What the search chose, as Markdown, with every trial's validation accuracy."""
-    lines = [
-        "| method | weight chosen | validation % by weight |",
-        "| --- | --: | --- |",
-    ]
+    lines = []
     for name, weight in weights.items():
         tried = ", ".join(
             f"{trial['weight']:g}: {100 * trial['accuracy']:.2f}"
             for trial in scores.get(name, [])
         )
-        lines.append(f"| {name.replace('_', ' ')} | {weight:g} | {tried or '-'} |")
-    return "\n".join(lines) + "\n"
+        lines.append([words(name), f"{weight:g}", tried or "-"])
+    head = "method", "weight chosen", "validation % by weight"
+    return report.markdown_table(head, lines, left=(0, 2))
 
+
+main = script.command(execute, PRESETS, __doc__, smoke=SMOKE)
 
 if __name__ == "__main__":
     main()

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -83,7 +84,7 @@ def test_a_search_and_a_table(tmp_path, capsys, monkeypatch):
 
 def test_the_ensemble_has_the_seeds_own_teacher(tmp_path):
     config = method_table.Config(data="digits", images=96, validation=100, epochs=1)
-    config = method_table.replace(config, run_dir=str(tmp_path), progress=False)
+    config = replace(config, run_dir=str(tmp_path), progress=False)
     task = method_table.Task(config)
     members = task.others(0, 1.0)["ensemble_teacher"].members
     own = task.study.train("teacher", task.teacher_arm(), 0)
@@ -125,7 +126,7 @@ def test_teachers_that_are_no_rows_teach_and_are_timed(tmp_path, monkeypatch):
 
 def test_a_given_teacher_is_no_arm(tmp_path):
     config = method_table.Config(data="digits", images=96, validation=100)
-    task = method_table.Task(method_table.replace(config, run_dir=str(tmp_path)))
+    task = method_table.Task(replace(config, run_dir=str(tmp_path)))
     arms, given = {"teacher": task.teacher_arm()}, {"teacher": None}
     with pytest.raises(ValueError, match=r"\['teacher'\] are arms, and given"):
         compare(task.study, arms, 1, given=lambda seed: given)
@@ -151,7 +152,7 @@ def test_repdistillers_networks():
 
 def test_remat_reaches_the_residual_networks():
     config = method_table.PRESETS["repdistiller"]
-    config = method_table.replace(config, remat=True)
+    config = replace(config, remat=True)
     assert all(module.remat for module in method_table.networks(config, 100))
     with pytest.raises(ValueError, match="--remat is for residual networks"):
         method_table.networks(method_table.Config(remat=True), 10)

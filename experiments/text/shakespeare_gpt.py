@@ -43,17 +43,16 @@ Cost: `shakespeare` two hours and a quarter on one core, with other work on the 
 `wikitext2` an hour and a quarter on two, with other work there. A minute with --smoke.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from experiments.text.shakespeare_task import Task
-from jaxdistill import models, report, study, train
-from jaxdistill.parallel import Kind, processes
+from jaxdistill import study
+from jaxdistill.study import script
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(script.StepFlags):
     """Compare objectives for a small GPT taught by a larger one."""
 
     preset: Literal["shakespeare", "wikitext2"] = "shakespeare"
@@ -106,16 +105,6 @@ class Config:
     """compute the teacher's outputs on the text once"""
     factored: bool = False
     """take the vocabulary a part at a time, in the losses that can"""
-    precision: models.Precision = "float32"
-    """what the steps compute in; parameters and losses are float32 either way"""
-    parallel: Kind = "auto"
-    """how a step runs: a mesh where there are several devices, else jit"""
-    distributed: bool = False
-    """one of several, see parallel.processes; SLURM and TPU pods need no flag"""
-    compilation_cache: bool = True
-    """keep compiled programs on disk, for the next run"""
-    progress: bool = True
-    """show progress bars"""
 
 
 PRESETS = {
@@ -134,35 +123,15 @@ PRESETS = {
         factored=True,
     ),
 }
-SMOKE: dict[str, Any] = {
-    "batch_size": 16,
-    "length": 16,
-    "prompt": 4,
-    "teacher": (16, 2, 2),
-    "student": (8, 1, 2),
-    "teacher_steps": 30,
-    "reference_steps": 10,
-    "steps": 20,
-    "warm_up": 5,
-    "own_prompts": 8,
-    "seeds": 2,
-    "at_least": 1,
-}
+SMOKE = """--batch-size 16 --length 16 --prompt 4 --teacher 16 2 2 --student 8 1 2
+    --teacher-steps 30 --reference-steps 10 --steps 20 --warm-up 5 --own-prompts 8
+    --seeds 2 --at-least 1"""
 AGAINST = {"top_k": ["forward_kl"], "on_policy": ["reverse_kl"]}
 """What an arm is compared with beside `scratch`: its loss without its difference."""
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Runs the experiment, prints its table, returns its summary."""
-    config = train.parse(PRESETS, argv, __doc__)
-    with train.exit_with_message():
-        return execute(config)
-
-
 def execute(config: Config) -> dict[str, Any]:
     """Trains every arm for every seed, resuming what a run directory already holds."""
-    if config.smoke:
-        config = replace(config, **SMOKE)
     task = Task(config)
     summary = study.compare(
         task.study,
@@ -174,11 +143,11 @@ def execute(config: Config) -> dict[str, Any]:
     written = task.samples(("teacher", "scratch", "forward_kl", "on_policy"))
     task.study.run_dir.write_bytes("samples.md", written.encode())
     task.study.run_dir.write_bytes("text.md", f"{task.about()}\n".encode())
-    text = processes.on_first(lambda: report.write(task.study.run_dir.path))
-    if processes.is_first():
-        print(text, written, task.about(), task.study.run_dir, sep="\n")
+    script.show(task.study.run_dir, written, task.about())
     return summary
 
+
+main = script.command(execute, PRESETS, __doc__, smoke=SMOKE)
 
 if __name__ == "__main__":
     main()

@@ -9,10 +9,12 @@ import jax
 import numpy as np
 import optax
 
+from experiments.text.optimizer import clipped_adamw
 from experiments.text.written import continued, own_kl
 from jaxdistill import data, losses, models, objectives, parallel, study, train
 from jaxdistill.data.corpus import UNKNOWN
 from jaxdistill.parallel import processes
+from jaxdistill.study import script
 from jaxdistill.teachers import fingerprints
 
 SMOKE_TEXT = "a rose is a rose is a rose, and a daisy is a daisy. " * 40
@@ -39,19 +41,15 @@ class Task:
         self.evaluator = train.Evaluator(
             partitioner, self.test, batch_size=64, metrics=train.language
         )
+        path = config.run_dir.format(preset=config.preset)
+        run_dir = train.RunDir(path, train.settings(config))
         self.study = study.Study(
-            train.RunDir(
-                config.run_dir.format(preset=config.preset), train.settings(config)
-            ),
+            run_dir,
             partitioner=partitioner,
             examples=self.examples,
-            steps=config.steps,
-            batch_size=config.batch_size,
             test=self.judge,
-            evaluations=5,
-            stored=config.stored,
-            precision=config.precision,
-            progress=config.progress,
+            steps=config.steps,
+            **script.study_options(config, evaluations=5),
         )
         self.arms = self.make_arms()
         others = ("teacher", "nanogpt", "scratch")
@@ -112,16 +110,9 @@ class Task:
 
     def network(self, shape: tuple[int, int, int], dropout: float) -> models.GPT:
         """A GPT of the vocabulary, as long as a window: width, layers, heads."""
-        width, depth, heads = shape
-        size = models.gpt_config(
-            len(self.vocabulary),
-            width,
-            depth,
-            heads,
-            positions=self.config.length,
-            dropout=dropout,
-            attention_dropout=dropout,
-        )
+        options: dict[str, Any] = {"dropout": dropout, "attention_dropout": dropout}
+        options["positions"] = self.config.length
+        size = models.gpt_config(len(self.vocabulary), *shape, **options)
         return models.GPT(size, maps=False, factored=self.config.factored)
 
     def optimizer(self, steps: int) -> optax.GradientTransformation:
@@ -130,13 +121,7 @@ class Task:
         rate = optax.warmup_cosine_decay_schedule(
             0.0, config.learning_rate, config.warm_up, steps, config.learning_rate / 10
         )
-        adamw = optax.adamw(
-            rate,
-            b2=0.99,
-            weight_decay=config.weight_decay,
-            mask=lambda params: jax.tree.map(lambda x: x.ndim > 1, params),
-        )
-        return optax.chain(optax.clip_by_global_norm(1.0), adamw)
+        return clipped_adamw(rate, config.weight_decay, b2=0.99)
 
     def teacher(self, seed: int) -> models.BoundModule:
         """A seed's teacher, trained now unless it is there."""
@@ -178,13 +163,8 @@ class Task:
         ids = self.test["inputs"]["input_ids"]
         count = min(config.own_prompts, len(ids))
         spread = np.linspace(0, len(ids) - 1, count).astype(int)
-        found = own_kl(
-            fetch(model),
-            fetch(teacher),
-            ids[spread, : config.prompt],
-            config.length + 1 - config.prompt,
-            jax.random.key(0),
-        )
+        prompts, steps = ids[spread, : config.prompt], config.length + 1 - config.prompt
+        found = own_kl(fetch(model), fetch(teacher), prompts, steps, jax.random.key(0))
         return {**self.evaluator(model, teacher), "own_kl": found}
 
     def about(self) -> str:

@@ -44,17 +44,17 @@ with a teacher from scratch 20 minutes of SST-2 and 40 of AG News, beside other 
 Two minutes with --smoke, nearly all of it compilation.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from experiments.text.sst2_task import Task
-from jaxdistill import models, report, study, train
-from jaxdistill.parallel import Kind, processes
+from jaxdistill import study
+from jaxdistill.parallel import processes
+from jaxdistill.study import script
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(script.StepFlags):
     """Distil a BERT into small text classifiers."""
 
     preset: Literal["sst2", "ag_news"] = "sst2"
@@ -110,16 +110,6 @@ class Config:
     """passes of the students as wide as the teacher"""
     seeds: int = 3
     """trainings of everything"""
-    precision: models.Precision = "float32"
-    """what the steps compute in; parameters and losses are float32 either way"""
-    parallel: Kind = "auto"
-    """how a step runs: a mesh where there are several devices, else jit"""
-    distributed: bool = False
-    """one of several, see parallel.processes; SLURM and TPU pods need no flag"""
-    compilation_cache: bool = True
-    """keep compiled programs on disk, for the next run"""
-    progress: bool = True
-    """show progress bars"""
 
 
 PRESETS = {
@@ -133,33 +123,13 @@ PRESETS = {
         wide_epochs=3,
     ),
 }
-SMOKE: dict[str, Any] = {
-    "vocab": 60,
-    "length": 10,
-    "bucket_lengths": (4, 6),
-    "teacher_size": (16, 3, 2),
-    "transformer": (8, 2, 2),
-    "bilstm": (8, 6),
-    "bag": (8, 6),
-    "batch_size": 16,
-    "teacher_epochs": 2,
-    "epochs": 2,
-    "views": 2,
-    "seeds": 2,
-}
-
-
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Runs the experiment, prints its table, returns its summary."""
-    config = train.parse(PRESETS, argv, __doc__)
-    with train.exit_with_message():
-        return execute(config)
+SMOKE = """--vocab 60 --length 10 --bucket-lengths 4 6 --teacher-size 16 3 2
+    --transformer 8 2 2 --bilstm 8 6 --bag 8 6 --batch-size 16 --teacher-epochs 2
+    --epochs 2 --views 2 --seeds 2"""
 
 
 def execute(config: Config) -> dict[str, Any]:
     """Trains every arm for every seed, resuming what a run directory already holds."""
-    if config.smoke:
-        config = replace(config, **SMOKE)
     task = Task(config)
     if processes.is_first():
         print(task.said, flush=True)
@@ -176,11 +146,11 @@ def execute(config: Config) -> dict[str, Any]:
     summary = study.compare(
         task.study, task.arms(), config.seeds, pairs=pairs, example=task.median
     )
-    text = processes.on_first(lambda: report.write(task.study.run_dir.path))
-    if processes.is_first():
-        print(text, task.study.run_dir, sep="\n")
+    script.show(task.study.run_dir)
     return summary
 
+
+main = script.command(execute, PRESETS, __doc__, smoke=SMOKE)
 
 if __name__ == "__main__":
     main()

@@ -10,19 +10,13 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from jaxdistill import (
-    data,
-    losses,
-    models,
-    objectives,
-    parallel,
-    pretrained,
-    study,
-    train,
-)
-from jaxdistill.data import Batches, tokens
+from experiments.text.optimizer import clipped_adamw
+from jaxdistill import data, models, objectives, parallel, pretrained, study, train
+from jaxdistill.data import tokens
 from jaxdistill.data.augment import Augment
+from jaxdistill.losses import hint_mse, relation_kl
 from jaxdistill.pretrained import weights
+from jaxdistill.study import script
 from jaxdistill.types import Objective
 
 SMOKE_TEXTS = ("a fine film", "a dull film , again", "so fine", "again dull", "fine !")
@@ -33,11 +27,9 @@ class Task:
 
     def __init__(self, config: Any):
         self.config = config
-        texts = (
-            smoke_texts()
-            if config.smoke
-            else data.load_texts(config.preset, config.data_dir)
-        )
+        texts = smoke_texts()
+        if not config.smoke:
+            texts = data.load_texts(config.preset, config.data_dir)
         self.classes = texts.num_classes
         if config.teacher is None and not config.teacher_epochs:
             raise ValueError("--teacher-epochs 0 needs a --teacher that is trained")
@@ -59,23 +51,17 @@ class Task:
             train.Evaluator(partitioner, split, bucket_lengths=config.bucket_lengths)
             for split in (held_out, tested)
         )
-        run_dir = train.RunDir(
-            config.run_dir.format(preset=config.preset), train.settings(config)
-        )
+        path = config.run_dir.format(preset=config.preset)
+        run_dir = train.RunDir(path, train.settings(config))
         run_dir.write_bytes("tokenizer.json", self.tokenizer.to_str().encode())
         self.study = study.Study(
             run_dir,
             partitioner=partitioner,
-            examples=lambda arm, seed: self.examples,
-            steps=self.steps(config.epochs),
-            batch_size=config.batch_size,
+            examples=self.examples,
             test=with_validation(test, held),
             validation=held,
-            evaluations=4,
-            stored=True,
-            precision=config.precision,
-            bucket_lengths=config.bucket_lengths,
-            progress=config.progress,
+            epochs=config.epochs,
+            **script.study_options(config, evaluations=4, stored=True),
         )
 
     def encode(self, split: data.Labelled) -> dict[str, Any]:
@@ -85,8 +71,7 @@ class Task:
 
     def steps(self, epochs: int) -> int:
         """Optimizer steps of so many passes."""
-        size = len(self.examples["labels"])
-        return epochs * Batches(size, self.config.batch_size).steps_per_epoch
+        return script.steps_of(epochs, self.examples, self.config.batch_size)
 
     def make_teacher(self) -> models.BertClassifier:
         """The pretrained network, or one of the configuration's size."""
@@ -118,9 +103,8 @@ class Task:
     def bert(self, width: int, depth: int, heads: int) -> models.BertClassifier:
         """A BERT of the tokenizer's vocabulary."""
         vocab = 1 + max(self.tokenizer.get_vocab().values())
-        size = models.TransformerConfig(
-            vocab, width, depth, heads, positions=self.config.length
-        )
+        shape, length = (vocab, width, depth, heads), self.config.length
+        size = models.TransformerConfig(*shape, positions=length)
         return models.BertClassifier(models.Encoder(size), self.classes)
 
     def arms(self) -> dict[str, study.Arm]:
@@ -139,11 +123,10 @@ class Task:
         }
         small = self.bert(*config.transformer)
         hide = self.hide()
+        width, hidden = config.bilstm
         students: dict[str, nn.Module] = {
             "transformer": small,
-            "bilstm": models.BiLSTM(
-                vocab, config.bilstm[0], config.bilstm[1], self.classes, dropout=0.1
-            ),
+            "bilstm": models.BiLSTM(vocab, width, hidden, self.classes, dropout=0.1),
             "bag": models.BagOfEmbeddings(
                 vocab, config.bag[0], self.classes, config.bag[1:], dropout=0.1
             ),
@@ -153,11 +136,10 @@ class Task:
             arms[f"{name}_scratch"] = study.Arm(module, labels, optimizer)
             arms[name] = study.Arm(module, self.soft, optimizer, "teacher")
         for name in ("transformer", "bilstm"):
+            scratch, distilled = arms[f"{name}_scratch"], arms[name]
             # The control sees ever new ones: it asks no teacher.
-            arms[f"{name}_masked_scratch"] = arms[f"{name}_scratch"]._replace(
-                augment=hide
-            )
-            arms[f"{name}_masked"] = arms[name]._replace(
+            arms[f"{name}_masked_scratch"] = scratch._replace(augment=hide)
+            arms[f"{name}_masked"] = distilled._replace(
                 augment=hide, views=config.views
             )
         arms["transformer_stages"] = self.in_stages(small)
@@ -178,12 +160,13 @@ class Task:
         config, size = self.config, self.teacher.encoder.size
         pairs = objectives.uniform(config.transformer[1], size.depth)
         projector = models.Projector(tuple((i, size.width) for i, _ in pairs))
-        terms = {"hidden": (1.0, objectives.on_hidden_states(losses.hint_mse, pairs))}
+        terms = {"hidden": (1.0, objectives.on_hidden_states(hint_mse, pairs))}
+        heads = config.transformer[2]
         for name in ("queries", "keys", "values"):
-            relation = objectives.on_extras(
-                losses.relation_kl, name, pairs, heads=config.transformer[2]
+            terms[name] = (
+                1.0,
+                objectives.on_extras(relation_kl, name, pairs, heads=heads),
             )
-            terms[name] = (1.0, relation)
         steps = self.steps(config.stage_epochs)
         rest = self.study.steps - steps
         if rest < 1:
@@ -243,15 +226,10 @@ class Task:
     @property
     def soft(self) -> Objective:
         """Soft targets and labels."""
-        config = self.config
+        weight = self.config.hard_weight
+        soft = objectives.soft_targets(temperature=self.config.temperature)
         return objectives.combine(
-            {
-                "soft": (
-                    1 - config.hard_weight,
-                    objectives.soft_targets(temperature=config.temperature),
-                ),
-                "hard": (config.hard_weight, objectives.hard_labels()),
-            }
+            {"soft": (1 - weight, soft), "hard": (weight, objectives.hard_labels())}
         )
 
     def read(self, state, teacher, seed):
@@ -264,12 +242,8 @@ class Task:
         warm_up = max(1, steps // 10)
         up = optax.linear_schedule(0.0, rate, warm_up)
         down = optax.linear_schedule(rate, 0.0, steps - warm_up)
-        adamw = optax.adamw(
-            optax.join_schedules([up, down], [warm_up]),
-            weight_decay=self.config.weight_decay,
-            mask=lambda params: jax.tree.map(lambda x: x.ndim > 1, params),
-        )
-        return optax.chain(optax.clip_by_global_norm(1.0), adamw)
+        schedule = optax.join_schedules([up, down], [warm_up])
+        return clipped_adamw(schedule, self.config.weight_decay)
 
 
 def smoke_texts() -> data.Texts:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.text import shakespeare_gpt, shakespeare_task
+from jaxdistill.study import script
 
 pytestmark = pytest.mark.slow
 
@@ -24,10 +25,8 @@ def run_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def task(run_dir):
-    options = {**shakespeare_gpt.SMOKE, "run_dir": str(run_dir)}
-    return shakespeare_task.Task(
-        shakespeare_gpt.Config(smoke=True, progress=False, **options)
-    )
+    config = shakespeare_gpt.Config(smoke=True, progress=False, run_dir=str(run_dir))
+    return shakespeare_task.Task(script.with_flags(config, shakespeare_gpt.SMOKE))
 
 
 def test_all_objectives_are_compared_with_scratch(run_dir):

@@ -10,6 +10,7 @@ import pytest
 
 from experiments.text import sst2_bert, sst2_task
 from jaxdistill import models, pretrained
+from jaxdistill.study import script
 from jaxdistill.train import load_model
 
 pytest.importorskip("tokenizers", reason="tokenizers is not installed")
@@ -20,6 +21,11 @@ ARMS = ["teacher", "transformer_scratch", "transformer", "bilstm_scratch", "bils
 ARMS += ["bag_scratch", "bag", "transformer_masked_scratch", "transformer_masked"]
 ARMS += ["bilstm_masked_scratch", "bilstm_masked"]
 ARMS += ["transformer_stages", "drawn", "layers"]
+
+
+def small(**options):
+    config = sst2_bert.Config(smoke=True, progress=False)
+    return replace(script.with_flags(config, sst2_bert.SMOKE), **options)
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +77,8 @@ def test_a_pretrained_teacher_is_where_the_students_start(tmp_path):
     }
     pretrained.save(folder, variables, config)
     tokenizer.save(str(folder / "tokenizer.json"))
-    options = {**sst2_bert.SMOKE, "teacher": str(folder), "run_dir": str(tmp_path)}
-    task = sst2_task.Task(sst2_bert.Config(smoke=True, progress=False, **options))
+    options = {"teacher": str(folder), "run_dir": str(tmp_path)}
+    task = sst2_task.Task(small(**options))
     arms = task.arms()
     start = task.study.fresh(arms["teacher"], 0)
     of_file = variables["params"]["encoder"]
@@ -83,7 +89,7 @@ def test_a_pretrained_teacher_is_where_the_students_start(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, student.params, expected)
 
     options |= {"teacher_epochs": 0, "run_dir": str(tmp_path / "as it is")}
-    task = sst2_task.Task(sst2_bert.Config(smoke=True, progress=False, **options))
+    task = sst2_task.Task(small(**options))
     teacher = task.study.train("teacher", task.arms()["teacher"], 0)
     jax.tree.map(np.testing.assert_array_equal, teacher.variables, variables)
     task.classes = 3
@@ -101,14 +107,13 @@ def test_a_decoder_is_no_teacher_here(tmp_path):
     pretrained.save(tmp_path, variables, config)
     tokenizer = pretrained.train_wordpiece(["a fine film"], 60)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    options = {**sst2_bert.SMOKE, "teacher": str(tmp_path), "run_dir": str(tmp_path)}
+    options = {"teacher": str(tmp_path), "run_dir": str(tmp_path)}
     with pytest.raises(ValueError, match="is no encoder, as BERT and DistilBERT are"):
-        sst2_task.Task(sst2_bert.Config(smoke=True, progress=False, **options))
+        sst2_task.Task(small(**options))
 
 
 def test_the_second_stage_starts_as_the_first_ended(run_dir):
-    options = {**sst2_bert.SMOKE, "run_dir": str(run_dir)}
-    task = sst2_task.Task(sst2_bert.Config(smoke=True, progress=False, **options))
+    task = sst2_task.Task(small(run_dir=str(run_dir)))
     arms = task.arms()
     teacher = task.study.train("teacher", arms["teacher"], 0)
     arm = arms["transformer_stages"]
@@ -144,8 +149,7 @@ def test_it_resumes_from_what_is_there(run_dir):
 
 
 def test_a_second_stage_without_steps_is_refused(tmp_path):
-    given = replace(sst2_bert.Config(smoke=True), **sst2_bert.SMOKE)
-    config = replace(given, stage_epochs=2, run_dir=str(tmp_path))
+    config = small(stage_epochs=2, run_dir=str(tmp_path))
     message = r"stage_epochs \(2\) must be fewer than epochs \(2\)"
     with pytest.raises(ValueError, match=message):
         sst2_task.Task(config).arms()

@@ -20,35 +20,30 @@ bits of mantissa where logits need more; no difference in accuracy.
 Cost: a minute on two cores for the digits, ten for MNIST.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from jaxdistill import data, losses, models, objectives, report, study, teachers, train
+from experiments.stored import divergence, forms
+from jaxdistill import data, models, objectives, report, study, teachers, train
 from jaxdistill.parallel import processes
+from jaxdistill.study import script
 from jaxdistill.study.sweep import divide
-from jaxdistill.teachers.manifest import DTYPES
-from jaxdistill.types import TopK
 
 TEMPERATURE = 2.0
 PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(script.SharedFlags):
     """Measure what rounding costs: in the store, and in the steps."""
 
     data: Literal["digits", "mnist", "fashion_mnist"] = "digits"
     """digits is shipped; the others come from --data-dir or TFDS"""
-    data_dir: str | None = None
-    """a folder of original IDX files, or TFDS's data folder"""
     run_dir: str = "runs/precision"
     """where the run is kept and resumed from, a local folder"""
     teacher: tuple[int, ...] = (512, 256)
@@ -63,25 +58,12 @@ class Config:
     """runs of everything, each with its own weights and order"""
     top_k: tuple[int, ...] = (1, 3, 5)
     """how many classes a sparse store keeps"""
-    distributed: bool = False
-    """one of several, see parallel.processes; SLURM and TPU pods need no flag"""
-    compilation_cache: bool = True
-    """keep compiled programs on disk, for the next run"""
-    progress: bool = True
-    """show progress bars"""
-
-
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Runs both parts, prints their tables, returns the summary."""
-    config = train.parse({"": Config()}, argv, __doc__)
-    with train.exit_with_message():
-        return execute(config)
 
 
 def execute(config: Config) -> dict[str, Any]:
     """Trains in both types, then stores one teacher's outputs in every form."""
     source = data.load(config.data, config.data_dir)
-    train_split, test = source.inputs(source.train), source.inputs(source.test)
+    train_split, test, _ = source.splits(None)
     run_dir = train.RunDir(config.run_dir, train.settings(config))
     studies = {
         kind: make_study(config, kind, train_split, test, run_dir.path / kind)
@@ -111,18 +93,15 @@ def execute(config: Config) -> dict[str, Any]:
 def make_study(config: Config, kind: Any, train_split, test, path) -> study.Study:
     """Trains in one precision, below the run's directory."""
     partitioner, together = divide("auto", config.seeds)
-    batches = data.Batches(len(train_split["labels"]), config.batch_size)
+    run_dir = train.RunDir(path, {**train.settings(config), "precision": kind})
+    options = {"evaluations": 1, "precision": kind, "together": together}
     return study.Study(
-        train.RunDir(path, {**train.settings(config), "precision": kind}),
+        run_dir,
         partitioner=partitioner,
-        examples=lambda arm, seed: train_split,
-        steps=config.epochs * batches.steps_per_epoch,
-        batch_size=config.batch_size,
-        test=train.Evaluator(partitioner, test),
-        evaluations=1,
-        precision=kind,
-        together=together,
-        progress=config.progress,
+        examples=train_split,
+        test=test,
+        epochs=config.epochs,
+        **script.study_options(config, **options),
     )
 
 
@@ -132,10 +111,7 @@ def arms(config: Config, classes: int, steps: int) -> dict[str, study.Arm]:
     teacher = models.MLP((*config.teacher, classes))
     student = models.MLP((*config.student, classes))
     hard = objectives.combine({"hard": (1.0, objectives.hard_labels())})
-    soft = objectives.soft_targets(temperature=TEMPERATURE)
-    both = objectives.combine(
-        {"hard": (0.1, objectives.hard_labels()), "soft": (0.9, soft)}
-    )
+    both = objectives.hinton(TEMPERATURE, 0.9, hard_weight=0.1)
     return {
         "teacher": study.Arm(teacher, hard, optimizer),
         "scratch": study.Arm(student, hard, optimizer),
@@ -161,55 +137,36 @@ def storage(config: Config, experiment: study.Study, train_split) -> dict[str, A
     teacher, student = (
         train.load_model(experiment.run_dir.path, k) for k in ("teacher", "scratch")
     )
-    batch = {**train_split, "mask": np.ones(len(train_split["labels"]), np.float32)}
-    forward = jax.jit(lambda model, batch: model(batch).logits)
-    logits, targets = forward(student, batch), forward(teacher, batch)
-    exact = losses.forward_kl(logits, targets, temperature=TEMPERATURE)
+    said, targets = (
+        teachers.with_logits(model, train_split)["teacher"]
+        for model in (student, teacher)
+    )
+    exact = divergence(said["logits"][:, 0], targets, TEMPERATURE)
     result: dict[str, Any] = {"exact": {"loss": float(exact.mean())}}
-    for top_k in (None, *config.top_k):
-        for dtype in DTYPES:
-            name = "dense" if top_k is None else f"top-{top_k}"
-            manifest = teachers.store.describe(
-                teacher,
-                train_split,
-                data=config.data,
-                split="train",
-                transform="normalised",
-                top_k=top_k,
-                dtype=dtype,
-            )
-            path = Path(experiment.run_dir.path) / "outputs" / f"{name}-{dtype}"
-            teachers.store.write(
-                path, teacher, train_split, manifest, progress=config.progress
-            )
-            # The first process finishes the store, and the others wait until then.
-            processes.on_first(partial(teachers.store.check, path, manifest))
-            found = soft_loss(logits, teachers.store.read(path, manifest))
-            arrays = [f for f in path.rglob("*") if f.is_file()]
-            size = sum(f.stat().st_size for f in arrays if f.suffix != ".json")
-            result[f"{name}, {dtype}"] = {
-                "bytes": size / len(train_split["labels"]),
-                "error": float(jnp.abs(found - exact).mean()),
-                "bias": float((found - exact).mean()),
-            }
+    for name, _, size, found in forms(
+        teacher,
+        student,
+        train_split,
+        top_k=config.top_k,
+        temperatures=[TEMPERATURE],
+        folder=Path(experiment.run_dir.path) / "outputs",
+        progress=config.progress,
+        data=config.data,
+        split="train",
+        transform="normalised",
+    ):
+        gap = found[TEMPERATURE] - exact
+        result[name] = {
+            "bytes": size / len(train_split["labels"]),
+            "error": float(jnp.abs(gap).mean()),
+            "bias": float(gap.mean()),
+        }
     return result
-
-
-def soft_loss(logits, stored: Mapping[str, np.ndarray]):
-    """The loss of each example against stored outputs of one view."""
-    outputs = {name: jnp.asarray(array[:, 0]) for name, array in stored.items()}
-    if "logits" in outputs:
-        return losses.forward_kl(logits, outputs["logits"], temperature=TEMPERATURE)
-    kept = TopK(outputs["ids"], outputs["log_probs"], outputs["logsumexp"])
-    return losses.sparse_forward_kl(logits, kept, temperature=TEMPERATURE)
 
 
 def compute_table(part: Mapping[str, Any]) -> str:
     """Accuracy by type as Markdown."""
-    lines = [
-        "| test accuracy % | float32 | bfloat16 | difference, points |",
-        "| --- | --: | --: | --: |",
-    ]
+    lines = []
     for name, found in part.items():
         cells = [
             f"{100 * found[kind]['mean']:.2f} ± {100 * found[kind]['std']:.2f}"
@@ -217,35 +174,29 @@ def compute_table(part: Mapping[str, Any]) -> str:
         ]
         gap = {k: 100 * found["paired"][k] for k in ("mean", "low", "high")}
         cells.append(f"{gap['mean']:+.2f} ({gap['low']:+.2f} to {gap['high']:+.2f})")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append([name, *cells])
+    head = ["test accuracy %", *PRECISIONS, "difference, points"]
     count = part["teacher"]["float32"]["n"]
-    return "\n".join([*lines, "", f"{count} seeds; 95% interval.", ""])
+    return report.markdown_table(head, lines, f"{count} seeds; 95% interval.")
 
 
 def storage_table(part: Mapping[str, Any]) -> str:
     """Bytes against the loss's error as Markdown."""
+    head = "stored", "bytes per example", "error of the soft loss, nats", "its mean"
+    forms = {name: found for name, found in part.items() if name != "exact"}
     lines = [
-        "| stored | bytes per example | error of the soft loss, nats | its mean |",
-        "| --- | --: | --: | --: |",
+        [k, f"{v['bytes']:.1f}", f"{v['error']:.1e}", f"{v['bias']:+.1e}"]
+        for k, v in forms.items()
     ]
-    for name, found in part.items():
-        if name == "exact":
-            continue
-        lines.append(
-            f"| {name} | {found['bytes']:.1f} | {found['error']:.1e} | "
-            f"{found['bias']:+.1e} |"
-        )
-    return "\n".join(
-        [
-            *lines,
-            "",
-            "Error: mean distance of an example's loss from that of the exact outputs, "
-            f"which is {part['exact']['loss']:.3f} on average; bytes on disk, "
-            "compressed.",
-            "",
-        ]
+    return report.markdown_table(
+        head,
+        lines,
+        "Error: mean distance of an example's loss from that of the exact outputs, "
+        f"which is {part['exact']['loss']:.3f} on average; bytes on disk, compressed.",
     )
 
+
+main = script.command(execute, {"": Config()}, __doc__)
 
 if __name__ == "__main__":
     main()

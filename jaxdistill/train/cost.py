@@ -158,6 +158,14 @@ def interleave(
     return times
 
 
+def span(values: Sequence[float] | Mapping[str, float], form: str = ".3g") -> str:
+    """A median, and the ends of the range; a mapping is of `ratios`."""
+    if not isinstance(values, Mapping):
+        values = ratios(values, [1.0] * len(values))
+    middle, low, high = (f"{values[k]:{form}}" for k in ("median", "min", "max"))
+    return f"{middle} ({low} to {high})"
+
+
 def ratios(slow: Sequence[float], fast: Sequence[float]) -> dict[str, float]:
     """Pair by pair `slow / fast`: median, minimum, maximum."""
     pairs = [s / f for s, f in zip(slow, fast, strict=True)]

@@ -22,15 +22,12 @@ Cost: about ten minutes on two cores; seconds with --smoke.
 """
 
 import io
-import statistics
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -38,6 +35,7 @@ import optax
 from jaxdistill import models, objectives, parallel, report, train
 from jaxdistill.data import Batches, Stream, normalize
 from jaxdistill.parallel import Kind
+from jaxdistill.study import script
 from jaxdistill.train import cost
 from jaxdistill.train.loop import STREAMED_PER_DISPATCH
 
@@ -76,25 +74,23 @@ class Config:
     """keep compiled programs on disk, for the next run"""
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+SMOKE = "--depth 8 --images 64 --batch-size 8 --steps 8 --rounds 1"
+
+
+def execute(config: Config) -> dict[str, Any]:
     """Runs the experiment, prints its table, returns its summary."""
-    config = train.parse({"": Config()}, argv, __doc__)
-    if config.smoke:
-        config = replace(config, depth=8, images=64, batch_size=8, steps=8, rounds=1)
     if config.steps % STREAMED_PER_DISPATCH or config.steps < 1 or config.rounds < 1:
-        sys.exit(
-            f"error: --steps must be a multiple of {STREAMED_PER_DISPATCH}, --rounds "
-            f"at least 1; got {config.steps} and {config.rounds}"
+        raise ValueError(
+            f"--steps must be a multiple of {STREAMED_PER_DISPATCH}, --rounds at least "
+            f"1; got {config.steps} and {config.rounds}"
         )
-    with train.exit_with_message():
-        run_dir = train.RunDir(config.run_dir, train.settings(config))
-        summary = measure(config, Path(config.run_dir) / "images.array_record")
+    run_dir = train.RunDir(config.run_dir, train.settings(config))
+    summary = measure(config, Path(config.run_dir) / "images.array_record")
     run_dir.write("summary.json", summary)
     run_dir.write_bytes("table.md", table(summary).encode())
     if config.save is not None:
         report.save(run_dir.path, config.save)
-    print(table(summary))
-    print(f"run directory: {run_dir.path}")
+    print(table(summary), run_dir, sep="\n")
     return summary
 
 
@@ -141,14 +137,15 @@ class Job:
     def __post_init__(self):
         config = self.config
         self.partitioner = parallel.choose(config.parallel)
-        student = models.student(models.resnet_cifar(config.depth, CLASSES))
-        optimizer = optax.sgd(0.1, momentum=0.9, nesterov=True)
-        objective = objectives.combine({"hard": (1.0, objectives.hard_labels())})
-        step = train.make_train_step(student, objective, optimizer)
-        self.step = self.partitioner.compile(train.scan_train(step), batch_axis=1)
         self.batches = Batches(config.images, config.batch_size)
-        first = next(self.batches.iterate(self.examples, 0))
-        self.state: Any = train.init_state(jax.random.key(0), student, optimizer, first)
+        state, self.step = train.begin(
+            models.resnet_cifar(config.depth, CLASSES),
+            objectives.combine({"hard": (1.0, objectives.hard_labels())}),
+            optax.sgd(0.1, momentum=0.9, nesterov=True),
+            partitioner=self.partitioner,
+            examples=self.examples,
+        )
+        self.state: Any = state
 
     def train(self, examples: Any, batches: Batches | Stream, start: int) -> None:
         """The configured number of steps after step `start`."""
@@ -236,30 +233,25 @@ def table(summary: Mapping[str, Any]) -> str:
     setting, seconds = summary["setting"], summary["seconds"]
 
     def rate(name: str) -> str:
-        rates = [summary["examples"] / s for s in seconds[name]]
-        return (
-            f"{statistics.median(rates):,.0f} ({min(rates):,.0f} to {max(rates):,.0f})"
-        )
+        return cost.span([summary["examples"] / s for s in seconds[name]], ",.0f")
 
-    lines = [
-        "| input | reader alone, examples/s | job, examples/s | over resident |",
-        "| --- | --: | --: | --: |",
-        f"| resident | - | {rate('resident')} | - |",
-    ]
+    head = "input", "reader alone, examples/s", "job, examples/s", "over resident"
+    lines = [["resident", "-", rate("resident"), "-"]]
     for workers in setting["workers"]:
         name = f"workers: {workers}" if workers else "a thread"
-        ratio = summary["ratios"][f"streamed {workers}"]
-        part = f"{ratio['median']:.3f} ({ratio['min']:.3f} to {ratio['max']:.3f})"
+        part = cost.span(summary["ratios"][f"streamed {workers}"], ".3f")
         read, job = rate(f"read {workers}"), rate(f"streamed {workers}")
-        lines.append(f"| {name} | {read} | {job} | {part} |")
-    lines += [
-        "",
+        lines.append([name, read, job, part])
+    return report.markdown_table(
+        head,
+        lines,
         f"Median (lowest to highest) of {setting['rounds']} rounds in turns: ResNet-"
         f"{setting['depth']}, batch {setting['batch_size']}, {setting['encoding']} "
         f"images of 32x32x3, on {setting['device']}.",
-    ]
-    return "\n".join(lines) + "\n"
+    )
 
+
+main = script.command(execute, {"": Config()}, __doc__, smoke=SMOKE)
 
 if __name__ == "__main__":
     main()

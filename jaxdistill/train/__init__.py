@@ -16,7 +16,7 @@ Importing this folder does not import Orbax: the first checkpoint does.
 from jaxdistill.train import cost
 from jaxdistill.train.checkpoint import CheckpointError, Checkpoints
 from jaxdistill.train.evaluation import Evaluator, classification, language
-from jaxdistill.train.loop import NonFiniteLoss, fit, interval
+from jaxdistill.train.loop import NonFiniteLoss, begin, fit, interval
 from jaxdistill.train.memory import OutOfMemory
 from jaxdistill.train.run_dir import (
     RunDir,

@@ -15,17 +15,50 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
+from flax import linen as nn
 from tqdm.auto import tqdm
 
 from jaxdistill.data import Batches, DataError, Orders, Stream
+from jaxdistill.models import student
 from jaxdistill.parallel import processes
 from jaxdistill.parallel.partitioner import Partitioner
 from jaxdistill.train import memory
 from jaxdistill.train.checkpoint import Checkpoints
 from jaxdistill.train.run_dir import RunDir
-from jaxdistill.types import TrainState
+from jaxdistill.train.step import init_state, make_train_step, scan_train
+from jaxdistill.types import Objective, TrainState
 
 STEPS_PER_DISPATCH, STREAMED_PER_DISPATCH = 1000, 8
+
+
+def begin(
+    module: nn.Module,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    *,
+    partitioner: Partitioner,
+    examples: Mapping[str, Any],
+    seed: int = 0,
+    **options: Any,
+) -> tuple[TrainState, Callable]:
+    """What `fit` starts from: a module's fresh state, and its step on these devices.
+
+    Args:
+      module: see `models.student`.
+      objective: see `objectives.combine`.
+      optimizer: an optax transformation.
+      partitioner: see `parallel`.
+      examples: the first is looked at, for shapes.
+      seed: of the weights that are drawn.
+      options: see `make_train_step`.
+    """
+    pure = student(module)
+    first = jax.tree.map(lambda x: x[:1], dict(examples))
+    first["mask"] = np.ones(1, np.float32)
+    state = init_state(jax.random.key(seed), pure, optimizer, first)
+    step = make_train_step(pure, objective, optimizer, **options)
+    return state, partitioner.compile(scan_train(step), batch_axis=1)
 
 
 class NonFiniteLoss(RuntimeError):

@@ -6,7 +6,6 @@ articles print it, tuned by hand, and the tuned one compiled.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -38,26 +37,21 @@ def load(module: nn.Module, state_dict: dict[str, np.ndarray]) -> nn.Module:
 
 
 def make_loss(temperature: float, hard_weight: float, soft_weight: float) -> Loss:
-    """The articles' loss, `(student logits, teacher logits, labels) -> scalar`."""
-    return partial(
-        distillation_loss,
-        temperature=temperature,
-        hard_weight=hard_weight,
-        soft_weight=soft_weight,
-    )
+    """The articles' loss, `(student logits, teacher logits, labels) -> scalar`.
 
+    `hard CE + soft T^2 KL`, the KL's reduction being batchmean.
+    """
 
-def distillation_loss(
-    student, teacher, labels, *, temperature, hard_weight, soft_weight
-):
-    """`hard CE + soft T^2 KL`, the KL's reduction being batchmean."""
-    soft = functional.kl_div(
-        functional.log_softmax(student / temperature, dim=-1),
-        functional.softmax(teacher / temperature, dim=-1),
-        reduction="batchmean",
-    )
-    hard = functional.cross_entropy(student, labels)
-    return hard_weight * hard + soft_weight * temperature**2 * soft
+    def loss(student, teacher, labels):
+        soft = functional.kl_div(
+            functional.log_softmax(student / temperature, dim=-1),
+            functional.softmax(teacher / temperature, dim=-1),
+            reduction="batchmean",
+        )
+        hard = functional.cross_entropy(student, labels)
+        return hard_weight * hard + soft_weight * temperature**2 * soft
+
+    return loss
 
 
 class Images:
@@ -95,31 +89,11 @@ class Images:
         return pixels.sub_(mean.view(-1, 1, 1)).div_(deviation.view(-1, 1, 1))
 
 
-def article_epoch(
-    student: nn.Module,
-    teacher: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    loss: Loss,
-    loader: DataLoader,
-) -> float:
-    """An epoch as the articles print it; the mean of the batches' losses."""
-    student.train()
-    teacher.eval()
-    running = 0.0
-    for images, labels in loader:
-        images, labels = images.to(DEVICE), labels.to(DEVICE)
-        optimizer.zero_grad()
-        with torch.no_grad():
-            targets = teacher(images)
-        value = loss(student(images), targets, labels)
-        value.backward()
-        optimizer.step()
-        running += value.item()
-    return running / len(loader)
-
-
 def article(student, teacher, loss, images: Images, batch_size, learning_rate):
-    """A function that trains the student for one epoch, as the articles do."""
+    """A function that trains the student for one epoch, as the articles print it.
+
+    It returns the mean of the batches' losses.
+    """
     loader: DataLoader = DataLoader(
         images,  # type: ignore[arg-type]  # has what a loader asks for
         batch_size=batch_size,
@@ -127,7 +101,23 @@ def article(student, teacher, loss, images: Images, batch_size, learning_rate):
         num_workers=0,
     )
     optimizer = torch.optim.Adam(student.parameters(), lr=learning_rate)
-    return partial(article_epoch, student, teacher, optimizer, loss, loader)
+
+    def epoch() -> float:
+        student.train()
+        teacher.eval()
+        running = 0.0
+        for images, labels in loader:
+            images, labels = images.to(DEVICE), labels.to(DEVICE)
+            optimizer.zero_grad()
+            with torch.no_grad():
+                targets = teacher(images)
+            value = loss(student(images), targets, labels)
+            value.backward()
+            optimizer.step()
+            running += value.item()
+        return running / len(loader)
+
+    return epoch
 
 
 def tuned(student, teacher, loss, images, labels, batch_size, learning_rate, **options):

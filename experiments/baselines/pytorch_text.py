@@ -15,12 +15,11 @@ import transformers
 from torch import nn
 from torch.nn import functional
 
+from experiments.baselines.pytorch_mlp import DEVICE
+from experiments.baselines.pytorch_mlp import make_loss as loss_of_logits
 from jaxdistill.data import Batches
 
 Batch = Mapping[str, torch.Tensor]
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-"""Where networks are loaded to, and batches go."""
 
 
 def network(config: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> nn.Module:
@@ -49,18 +48,14 @@ def make_loss(temperature: float, hard: float, soft: float) -> Callable:
     Without a weight for them, the stored logits are not asked for.
     """
 
+    both = loss_of_logits(temperature, hard, soft)
+
     def loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         classes = logits.shape[-1]
         logits, labels = logits.reshape(-1, classes), batch["labels"].reshape(-1)
-        value = hard * functional.cross_entropy(logits, labels)
-        if not soft:
-            return value
-        divergence = functional.kl_div(
-            functional.log_softmax(logits / temperature, dim=-1),
-            functional.softmax(batch["logits"].reshape(-1, classes) / temperature, -1),
-            reduction="batchmean",
-        )
-        return value + soft * temperature**2 * divergence
+        if soft:
+            return both(logits, batch["logits"].reshape(-1, classes), labels)
+        return hard * functional.cross_entropy(logits, labels)
 
     return loss
 
@@ -141,26 +136,15 @@ def make_stages(
 ) -> dict[str, Callable]:
     """What a step is made of, each stage with those before it."""
 
-    def forward():
-        first_loss(model, loss, batch)
-
-    def backward():
-        model.eval()
-        gradient(model, loss, batch)
-
-    def dropout():
-        model.train()
-        gradient(model, loss, batch)
-
-    def whole():
-        model.train()
-        step(model, loss, optimizer, batch).item()
+    def stage(training: bool, work: Callable, *given: Any):
+        model.train(training)
+        return work(model, loss, *given, batch)
 
     return {
-        "forward": forward,
-        "backward": backward,
-        "dropout": dropout,
-        "AdamW": whole,
+        "forward": lambda: first_loss(model, loss, batch),
+        "backward": lambda: stage(False, gradient),
+        "dropout": lambda: stage(True, gradient),
+        "AdamW": lambda: stage(True, step, optimizer).item(),
     }
 
 
@@ -171,10 +155,7 @@ def make_generate(model: nn.Module, prompt: np.ndarray, count: int) -> Callable:
     drawn.generation_config.eos_token_id = None  # nothing ends early, or is forbidden
     ids = torch.tensor(prompt, device=DEVICE).long()
     config = transformers.GenerationConfig(
-        max_new_tokens=count,
-        do_sample=False,
-        use_cache=True,
-        pad_token_id=0,
+        max_new_tokens=count, do_sample=False, use_cache=True, pad_token_id=0
     )
 
     def generate() -> np.ndarray:

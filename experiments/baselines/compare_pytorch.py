@@ -24,18 +24,19 @@ run again. Cost on two cores: about a quarter of an hour, a minute with `--smoke
   python -m experiments.baselines.compare_pytorch --smoke
 """
 
-import json
-import os
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from tqdm.auto import tqdm
 
 from experiments.baselines.parity import parity
-from experiments.speed.article_job import Job, Task, baseline, machine
-from jaxdistill import report, train
+from experiments.speed.article_job import Job, Task, baseline
+from experiments.speed.parts import keep_to_threads, run_parts
+from jaxdistill import report
+from jaxdistill.study import script
 
 
 @dataclass(frozen=True)
@@ -54,46 +55,19 @@ class Config(Job):
     """keep our compiled programs on disk, for the next run"""
 
 
-PARTS = ("parity", "accuracy")
-
-
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Runs the comparison, prints its table, returns its summary."""
-    config = train.parse({"": Config()}, argv, __doc__)
-    if hasattr(os, "sched_setaffinity"):  # before either side makes its threads
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: config.threads])
-    with train.exit_with_message():
-        return execute(config)
+SMOKE = "--data digits --teacher 32 --student 16 8 --epochs 2 --seeds 2"
 
 
 def execute(config: Config) -> dict[str, Any]:
     """Runs the parts asked for, beside those the run directory already holds."""
     if config.smoke:
-        small: dict[str, Any] = {"data": "digits", "teacher": (32,), "student": (16, 8)}
-        config = replace(config, **small, epochs=2, seeds=2)
-    torch = baseline().torch
-    torch.set_num_threads(config.threads)
-    run_dir = train.RunDir(
-        config.run_dir, {k: v for k, v in train.settings(config).items() if k != "part"}
-    )
+        config = script.with_flags(config, SMOKE)
+    baseline().torch.set_num_threads(config.threads)
     task = Task(config)
-    path = run_dir.path / "summary.json"
-    summary = json.loads(path.read_text()) if path.exists() else {}
-    jobs: dict[str, Callable] = {"parity": parity, "accuracy": accuracy}
-    for part in PARTS if config.part == "all" else (config.part,):
-        on = machine(config.threads)
-        summary[part] = {**jobs[part](task), "machine": on}
-        run_dir.write("summary.json", summary)
-    env = train.environment()
-    env["versions"]["torch"] = torch.__version__
-    run_dir.write("env.json", env)
-    text = table(summary)
-    run_dir.write_bytes("table.md", text.encode())
-    if config.save is not None:
-        report.save(run_dir.path, config.save)
-    print(text)
-    print(f"run directory: {run_dir.path}")
-    return summary
+    jobs = {"parity": partial(parity, task), "accuracy": partial(accuracy, task)}
+    return run_parts(
+        config, jobs, lambda summary: {"table.md": table(summary)}, noted=("torch",)
+    )
 
 
 def accuracy(task: Task) -> dict[str, Any]:
@@ -114,15 +88,9 @@ def accuracy(task: Task) -> dict[str, Any]:
         )
         torch.torch.manual_seed(seed)
         student = task.torch_module("student")
-        epoch = torch.tuned(
-            student,
-            teacher,
-            task.torch_loss(),
-            task.train["inputs"],
-            task.train["labels"],
-            config.batch_size,
-            config.learning_rate,
-        )
+        images = task.train["inputs"], task.train["labels"]
+        sizes = config.batch_size, config.learning_rate
+        epoch = torch.tuned(student, teacher, task.torch_loss(), *images, *sizes)
         for _ in range(config.epochs):
             epoch()
         seeds["PyTorch"].append(torch.accuracy(student, *test))
@@ -171,6 +139,8 @@ def _median_and_most(runs: Sequence[Mapping[str, float]], key: str) -> str:
     values = [one[key] for one in runs]
     return f"{statistics.median(values):.1e} ({max(values):.1e})"
 
+
+main = script.command(execute, {"": Config()}, __doc__, begin=keep_to_threads)
 
 if __name__ == "__main__":
     main()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The articles' job, as compare_pytorch and benchmark put it to others and to us."""
+"""The articles' job, as the scripts put it to others and to us."""
 
-import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -12,9 +12,9 @@ import jax
 import numpy as np
 import optax
 
+from experiments.speed.parts import baseline_module
 from jaxdistill import data, models, objectives, parallel, pretrained, teachers, train
-from jaxdistill.train.run_dir import processor
-from jaxdistill.types import TrainState
+from jaxdistill.types import Objective, TrainState
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,10 @@ class Job:
     progress: bool = True
     """show progress bars"""
 
+    def objective(self) -> Objective:
+        """What the student learns."""
+        return objectives.hinton(self.temperature, self.soft_weight, self.hard_weight)
+
 
 def baseline():
     """The PyTorch side.
@@ -57,15 +61,8 @@ def baseline():
     Raises:
       ValueError: PyTorch is not installed.
     """
-    try:
-        from experiments.baselines import pytorch_mlp
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        raise ValueError(
-            "comparing with PyTorch needs it: pip install 'jaxdistill[torch]'"
-        ) from error
-    return pytorch_mlp
+    needed = "comparing with PyTorch needs it: pip install 'jaxdistill[torch]'"
+    return baseline_module("pytorch_mlp", ("torch",), needed)
 
 
 class Task:
@@ -74,9 +71,7 @@ class Task:
     def __init__(self, config: Job):
         self.config: Any = config  # a script's own, with flags of its own
         self.source = data.load(config.data, config.data_dir)
-        self.train, self.test = (
-            self._examples(split) for split in (self.source.train, self.source.test)
-        )
+        self.train, self.test = map(_flat, self.source.splits(None)[:2])
         self.partitioner = parallel.choose("jit")
         self.placed = self.partitioner.replicate(self.train)
         self.optimizer = optax.adam(config.learning_rate)
@@ -84,17 +79,12 @@ class Task:
             "teacher": models.MLP((*config.teacher, self.source.num_classes)),
             "student": models.MLP((*config.student, self.source.num_classes)),
         }
-        soft = objectives.soft_targets(temperature=config.temperature)
-        both = {
-            "hard": (config.hard_weight, objectives.hard_labels()),
-            "soft": (config.soft_weight, soft),
-        }
         self.objectives = {
             "teacher": objectives.combine({"hard": (1.0, objectives.hard_labels())}),
-            "student": objectives.combine(both),
+            "student": config.objective(),
         }
-        self._steps: dict[str, Callable] = {}
-        self._teachers: dict[int, Any] = {}
+        self.step = cache(self._step)
+        self.teacher_variables = cache(self._teacher_variables)
 
     def fresh(self, name: str, seed: int) -> TrainState:
         """The state a training starts from."""
@@ -108,15 +98,11 @@ class Task:
         first = {key: value[:1] for key, value in self.train.items()}
         return {**first, "mask": np.ones(1, np.float32)}
 
-    def step(self, name: str) -> Callable:
+    def _step(self, name: str) -> Callable:
         """Many steps of a training in one dispatch."""
-        if name not in self._steps:
-            student = models.student(self.modules[name])
-            step = train.make_train_step(student, self.objectives[name], self.optimizer)
-            self._steps[name] = self.partitioner.compile(
-                train.scan_train(step), batch_axis=1
-            )
-        return self._steps[name]
+        student = models.student(self.modules[name])
+        step = train.make_train_step(student, self.objectives[name], self.optimizer)
+        return self.partitioner.compile(train.scan_train(step), batch_axis=1)
 
     def batches(self, seed: int) -> data.Batches:
         """Our order of the examples."""
@@ -142,11 +128,9 @@ class Task:
             progress=self.config.progress,
         )
 
-    def teacher_variables(self, seed: int) -> Any:
+    def _teacher_variables(self, seed: int) -> Any:
         """The variables of a teacher trained on the labels."""
-        if seed not in self._teachers:
-            self._teachers[seed] = _variables(self.fit("teacher", seed))
-        return self._teachers[seed]
+        return _variables(self.fit("teacher", seed))
 
     def teacher(self, variables: Any) -> models.BoundModule:
         """A live teacher, not placed."""
@@ -181,39 +165,11 @@ class Task:
     def _widths(self, name: str) -> tuple[int, ...]:
         return (self.train["inputs"].shape[1], *self.modules[name].features)
 
-    def _examples(self, split) -> dict[str, np.ndarray]:
-        examples = self.source.inputs(split)
-        flat = examples["inputs"].reshape(len(examples["inputs"]), -1)
-        return {**examples, "inputs": flat}
+
+def _flat(examples: Any) -> dict[str, np.ndarray]:
+    inputs = examples["inputs"]
+    return {**examples, "inputs": inputs.reshape(len(inputs), -1)}
 
 
 def _variables(state: TrainState) -> Any:
     return jax.tree.map(np.asarray, {"params": state.params})
-
-
-def machine(threads: int) -> dict[str, Any]:
-    """What a part's numbers depend on; parts may come from different days."""
-    env = train.environment()
-    versions = {name: _version(name) for name in ("torch", "keras")}
-    return {
-        "time": env["time"],
-        "commit": env["commit"],
-        "jax": env["versions"]["jax"],
-        **versions,
-        "device": _device(),
-        "cpu": processor(),
-        "threads": threads,
-    }
-
-
-def _device() -> str | None:
-    """An accelerator's name."""
-    first = jax.devices()[0]
-    return None if first.platform == "cpu" else first.device_kind
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -39,22 +39,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from tqdm.auto import tqdm
 
 from experiments.speed import bare_jax, loops, resnet_job
 from experiments.speed import report as speed_report
-from experiments.speed.article_job import Job, Task, machine
-from jaxdistill import report, teachers, train
-from jaxdistill.study import sweep
+from experiments.speed.article_job import Job, Task
+from experiments.speed.parts import in_turns, keep_to_threads, run_parts
+from jaxdistill import teachers
+from jaxdistill.study import script, sweep
 from jaxdistill.train import cost
 
 WIDTHS, BATCHES, STUDENTS = (0.5, 1, 2, 4), (16, 64, 256, 1024), (1, 4, 16, 32)
@@ -81,53 +82,24 @@ class Config(Job):
     """also time torch.compile"""
 
 
-PARTS = ("loops", "resnet", "scaling", "cold")
-
-
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Runs the benchmark, prints its tables, returns its summary."""
-    config = tyro.cli(Config, args=argv, description=__doc__)
-    if hasattr(os, "sched_setaffinity"):  # before any side makes its threads
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: config.threads])
-    sweep.use_cores()
-    with train.exit_with_message():
-        return execute(config)
+SMOKE = """--data digits --teacher 32 --student 16 8 --rounds 2 --processes 1
+    --students 4 --resnet-images 64 --epochs 2"""
 
 
 def execute(config: Config) -> dict[str, Any]:
     """Runs the parts asked for, beside those the run directory already holds."""
     if config.smoke:
-        small: dict[str, Any] = {"data": "digits", "teacher": (32,), "student": (16, 8)}
-        small |= {"rounds": 2, "processes": 1, "students": 4, "resnet_images": 64}
-        config = replace(config, **small, epochs=2)
-    free = ("part", "rounds", "processes", "data_dir", "run_dir", "save", "progress")
-    run_dir = train.RunDir(
-        config.run_dir, {k: v for k, v in asdict(config).items() if k not in free}
-    )
+        config = script.with_flags(config, SMOKE)
     task = Task(config)
-    path = run_dir.path / "summary.json"
-    summary = json.loads(path.read_text()) if path.exists() else {}
-    jobs: dict[str, Callable] = {
-        "loops": epochs,
-        "resnet": residual,
-        "scaling": scaling,
-        "cold": cold,
-    }
-    for part in PARTS if config.part == "all" else (config.part,):
-        result = jobs[part](task)
-        summary[part] = {**result, "machine": machine(config.threads)}
-        run_dir.write("summary.json", summary)
-    run_dir.write("env.json", train.environment())
-    texts = speed_report.tables(summary)
-    for name, text in texts.items():
-        run_dir.write_bytes(name, text.encode())
-    for name, png in speed_report.figures(summary).items():
-        run_dir.write_bytes(name, png)
-    if config.save is not None:
-        report.save(run_dir.path, config.save)
-    print("\n".join(texts.values()))
-    print(run_dir)
-    return summary
+    made = {"loops": epochs, "resnet": residual, "scaling": scaling, "cold": cold}
+    jobs = {name: partial(job, task) for name, job in made.items()}
+    return run_parts(config, jobs, speed_report.tables, speed_report.figures)
+
+
+def begin(config: Config) -> None:
+    """Before any side makes its threads, or touches a device."""
+    keep_to_threads(config)
+    sweep.use_cores()
 
 
 def epochs(task: Task) -> dict[str, Any]:
@@ -144,7 +116,7 @@ def epochs(task: Task) -> dict[str, Any]:
     ):
         jobs |= found
         skipped |= missing
-    times = in_turns(task, "loops", jobs, config.rounds)
+    times = in_turns(config, "loops", jobs, config.rounds)
     # A sweep's epoch trains many: a student's share of it.
     times = {
         name: [t / config.students for t in seconds]
@@ -169,7 +141,7 @@ def residual(task: Task) -> dict[str, Any]:
     config = task.config
     jobs, skipped = resnet_job.all_loops(config, config.resnet_images, config.compile)
     return {
-        "seconds": in_turns(task, "resnet", jobs, config.rounds),
+        "seconds": in_turns(config, "resnet", jobs, config.rounds),
         "skipped": skipped,
         "images": config.resnet_images,
         "batch_size": config.batch_size,
@@ -186,7 +158,7 @@ def programs(task: Task, variables: Any) -> dict[str, dict[str, float]]:
     live = task.partitioner.place(task.teacher(variables))
     state = task.partitioner.place(task.fresh("student", 0))
     by_hand, step, data = loops.bare(task, variables)
-    stored = (teachers.StoredTeacher(), loops.with_outputs(task.placed, live))
+    stored = (teachers.StoredTeacher(), teachers.with_logits(live, task.placed))
     scanned: Any = jax.jit(bare_jax.scan(step), donate_argnums=0)
     ours: Any = task.step("student")
     lowered = {
@@ -221,39 +193,36 @@ def scaling(task: Task) -> dict[str, Any]:
     """Milliseconds per step and student, against what makes a job larger."""
     config = task.config
     steps = 20 if config.smoke else SCALING_STEPS
-    result: dict[str, Any] = {}
-    widths: dict[str, Callable] = {}
-    for factor in WIDTHS:
-        teacher = tuple(int(factor * width) for width in config.teacher)
-        other = Task(replace(config, teacher=teacher))
-        live = other.partitioner.place(other.teacher(other.drawn("teacher")))
-        stored = loops.with_outputs(other.placed, live)
-        label = "-".join(map(str, teacher))
-        widths[f"live {label}"] = dispatch(other, live, other.placed, steps)
-        widths[f"stored {label}"] = dispatch(
-            other, teachers.StoredTeacher(), stored, steps
-        )
-    result["teacher"] = per_step(task, "teacher", widths, steps)
-    batches = {}
-    for size in BATCHES:
-        if size > len(task.train["labels"]):
-            continue
-        other = Task(replace(config, batch_size=size))
-        live = other.partitioner.place(other.teacher(other.drawn("teacher")))
-        stored = loops.with_outputs(other.placed, live)
-        batches[f"live {size}"] = dispatch(other, live, other.placed, steps)
-        batches[f"stored {size}"] = dispatch(
-            other, teachers.StoredTeacher(), stored, steps
-        )
-    result["batch"] = per_step(task, "batch", batches, steps)
-    live = task.partitioner.place(task.teacher(task.drawn("teacher")))
-    stored = loops.with_outputs(task.placed, live)
+
+    def of_sizes(part: str, tasks: dict[str, Task]) -> dict[str, float]:
+        jobs: dict[str, Callable] = {}
+        for size, other in tasks.items():
+            live, stored = lessons(other)
+            jobs[f"live {size}"] = dispatch(other, live, other.placed, steps)
+            jobs[f"stored {size}"] = dispatch(
+                other, teachers.StoredTeacher(), stored, steps
+            )
+        return per_step(task, part, jobs, steps)
+
+    scaled = [tuple(int(x * width) for width in config.teacher) for x in WIDTHS]
+    widths = {"-".join(map(str, t)): Task(replace(config, teacher=t)) for t in scaled}
+    some = [size for size in BATCHES if size <= len(task.train["labels"])]
+    batches = {f"{size}": Task(replace(config, batch_size=size)) for size in some}
+    result: dict[str, Any] = {"teacher": of_sizes("teacher", widths)}
+    result["batch"] = of_sizes("batch", batches)
+    _, stored = lessons(task)
     many = {
         f"swept {count}": loops.swept(task, stored, count, steps) for count in STUDENTS
     }
     times = per_step(task, "students", many, steps)
     result["students"] = {name: ms / int(name.split()[1]) for name, ms in times.items()}
     return result
+
+
+def lessons(task: Task) -> tuple[Any, Any]:
+    """A teacher as it is drawn, placed, and the examples with its outputs."""
+    live = task.partitioner.place(task.teacher(task.drawn("teacher")))
+    return live, teachers.with_logits(live, task.placed)
 
 
 def dispatch(task: Task, teacher: Any, examples: Any, steps: int) -> Callable:
@@ -272,39 +241,24 @@ def dispatch(task: Task, teacher: Any, examples: Any, steps: int) -> Callable:
 
 def per_step(task: Task, part: str, jobs, steps: int) -> dict[str, float]:
     """The median of five turns, in milliseconds a step."""
-    times = in_turns(task, part, jobs, 1 if task.config.smoke else 5)
+    config = task.config
+    times = in_turns(config, part, jobs, 1 if config.smoke else 5)
     return {name: 1e3 * float(np.median(t)) / steps for name, t in times.items()}
-
-
-def in_turns(task: Task, part: str, jobs, rounds: int) -> dict[str, list[float]]:
-    """`cost.interleave`, with a bar."""
-    total = len(jobs) * (rounds + 1)
-    with tqdm(desc=part, total=total, disable=not task.config.progress) as bar:
-
-        def counted(job):
-            return lambda: (job(), bar.update())
-
-        return cost.interleave({k: counted(j) for k, j in jobs.items()}, rounds)
 
 
 def cold(task: Task) -> dict[str, Any]:
     """Seconds and peak memory of whole processes, ours and the article's, in turns."""
     config = task.config
-    sides = (
-        ("pytorch", "jaxdistill")
-        if importlib.util.find_spec("torch")
-        else ("jaxdistill",)
-    )
+    sides = ["pytorch"] if importlib.util.find_spec("torch") else []
+    sides.append("jaxdistill")
     found: dict[str, list] = {side: [] for side in sides}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         weights: Any = task.torch_weights("teacher", task.teacher_variables(0))
         np.savez(folder / "teacher.npz", **weights)
-        names = [field.name for field in fields(Job)]
-        job = {key: getattr(config, key) for key in names}
-        (folder / "job.json").write_text(
-            json.dumps({**job, "progress": False}, default=str)
-        )
+        job = {field.name: getattr(config, field.name) for field in fields(Job)}
+        text = json.dumps({**job, "progress": False}, default=str)
+        (folder / "job.json").write_text(text)
         for turn in tqdm(range(config.processes), "cold", disable=not config.progress):
             for side in sides if turn % 2 == 0 else reversed(sides):
                 found[side].append(process(side, folder, folder / f"{side}-{turn}"))
@@ -324,6 +278,8 @@ def process(side: str, folder: Path, output: Path) -> dict[str, float]:
         raise ValueError(f"the cold job of {side} failed: {done.stderr[-500:]}")
     return {"seconds": seconds, **json.loads(done.stdout.splitlines()[-1])}
 
+
+main = script.command(execute, {"": Config()}, __doc__, begin=begin)
 
 if __name__ == "__main__":
     main()

@@ -17,8 +17,9 @@ import numpy as np
 import optax
 
 from experiments.speed import bare_jax
-from experiments.speed.article_job import Task, baseline
-from jaxdistill import models, objectives, parallel, teachers
+from experiments.speed.article_job import Job, Task, baseline
+from experiments.speed.parts import baseline_module
+from jaxdistill import models, objectives, parallel, teachers, train
 from jaxdistill.data import Batches
 from jaxdistill.study import sweep
 from jaxdistill.types import TrainState
@@ -33,53 +34,64 @@ STEPS, SCANNED = "bare JAX, step by step", "bare JAX, scanned"
 
 def torch_loops(task: Task, variables: Any, compiled: bool) -> Loops:
     """The article's loop, a tuned one, and that under torch.compile."""
+    source, start = task.source, task.drawn("student")
+    numbers = source.mean, source.deviation, source.peak
+    raw = (source.train["images"], source.train["labels"], *numbers)
+    ready = (task.train["inputs"], task.train["labels"])
+
+    def networks(tuned):
+        del tuned
+        student = task.torch_module("student", start)
+        return student, task.torch_module("teacher", variables)
+
+    return theirs(task.config, networks, raw, ready, compiled)
+
+
+def theirs(
+    config: Job, networks: Callable, raw: Any, ready: Any, compiled: bool
+) -> Loops:
+    """PyTorch's three loops over the same networks.
+
+    Args:
+      config: the job's numbers.
+      networks: `whether for the tuned ones -> (student, teacher)`, new ones.
+      raw: of `pytorch_mlp.Images`.
+      ready: normalised images, and labels.
+      compiled: whether to compile.
+    """
     try:
         torch = baseline()
     except ValueError as error:
         return {}, dict.fromkeys((ARTICLE, TUNED, COMPILED), str(error))
-    config, source, train = task.config, task.source, task.source.train
     torch.torch.set_num_threads(config.threads)
-    teacher, start = task.torch_module("teacher", variables), task.drawn("student")
+    loss = torch.make_loss(config.temperature, config.hard_weight, config.soft_weight)
+    sizes = {"batch_size": config.batch_size, "learning_rate": config.learning_rate}
 
-    def theirs(make, *images, **options):
-        return make(
-            task.torch_module("student", start),
-            teacher,
-            task.torch_loss(),
-            *images,
-            batch_size=config.batch_size,
-            learning_rate=config.learning_rate,
-            **options,
-        )
+    def tuned(**options):
+        return torch.tuned(*networks(True), loss, *ready, **sizes, **options)
 
-    numbers = source.mean, source.deviation, source.peak
-    raw = torch.Images(train["images"], train["labels"], *numbers)
-    ready = (task.train["inputs"], task.train["labels"])
-    jobs = {ARTICLE: theirs(torch.article, raw), TUNED: theirs(torch.tuned, *ready)}
+    article = torch.article(*networks(False), loss, torch.Images(*raw), **sizes)
+    jobs = {ARTICLE: article, TUNED: tuned()}
     problem = torch.compiler_problem() if compiled else "not asked for"
     if problem:
         return jobs, {COMPILED: problem}
-    return {**jobs, COMPILED: theirs(torch.tuned, *ready, compiled=True)}, {}
+    return {**jobs, COMPILED: tuned(compiled=True)}, {}
 
 
 def keras_loops(task: Task, variables: Any) -> Loops:
     """Keras's `Distiller`."""
+    needed = "needs it: pip install 'jaxdistill[keras]'"
     try:
-        from experiments.baselines import keras_mlp
-    except ModuleNotFoundError as error:
-        if error.name != "keras":
-            raise
-        return {}, {KERAS: "needs it: pip install 'jaxdistill[keras]'"}
-    config = task.config
+        keras_mlp = baseline_module("keras_mlp", ("keras",), needed)
+    except ValueError as error:
+        return {}, {KERAS: str(error)}
+    names = ("batch_size", "learning_rate", "temperature", "hard_weight")
     epoch = keras_mlp.distill(
         keras_mlp.mlp(_layers(task.drawn("student")), trainable=True),
         keras_mlp.mlp(_layers(variables), trainable=False),
         task.train["inputs"],
         task.train["labels"],
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        temperature=config.temperature,
-        hard_weight=config.hard_weight,
+        **{name: getattr(task.config, name) for name in names},
     )
     return {KERAS: epoch}, {}
 
@@ -102,9 +114,8 @@ def bare_loops(task: Task, variables: Any) -> Loops:
         return np.asarray(jax.device_get(losses)).mean()
 
     def scanned():
-        copies[SCANNED], metrics = all_rows(
-            copies[SCANNED], *data, next(orders[SCANNED])
-        )
+        rows = next(orders[SCANNED])
+        copies[SCANNED], metrics = all_rows(copies[SCANNED], *data, rows)
         return np.asarray(metrics[0]).mean()
 
     return {STEPS: step_by_step, SCANNED: scanned}, {}
@@ -135,10 +146,9 @@ def our_loops(task: Task, variables: Any, students: int) -> Loops:
     on the test images at each epoch's end; the single ones are not.
     """
     live = task.partitioner.place(task.teacher(variables))
-    stored = with_outputs(task.placed, live)
-    one = partial(
-        one_epoch, task.partitioner, task.step("student"), task.fresh("student", 0)
-    )
+    stored = teachers.with_logits(live, task.placed)
+    step, state = task.step("student"), task.fresh("student", 0)
+    one = partial(one_epoch, task.partitioner, step, state)
     batches = task.batches(0)
     return {
         LIVE: one(batches, live, task.placed),
@@ -157,7 +167,7 @@ def one_epoch(
     """A function that trains for an epoch in one dispatch; the steps' mean loss.
 
     Args:
-      run: see `parallel`.
+      partitioner: see `parallel`.
       step: of many steps, compiled (`train.scan_train`).
       state: where the first epoch starts, not placed.
       batches: which examples go into which batch.
@@ -168,20 +178,12 @@ def one_epoch(
     def epoch() -> float:
         nonlocal state, done
         stop = done + batches.steps_per_epoch
-        state, metrics = step(
-            state, resident, partitioner.split(batches.indices(done, stop), 1)
-        )
+        rows = partitioner.split(batches.indices(done, stop), 1)
+        state, metrics = step(state, resident, rows)
         done = stop
         return float(np.asarray(metrics["loss"][0]).mean())
 
     return epoch
-
-
-def with_outputs(examples: Any, live: Any) -> Any:
-    """Placed examples with a placed teacher's logits beside them."""
-    batch = {**examples, "mask": np.ones(len(examples["labels"]), np.float32)}
-    logits = jax.jit(lambda teacher, batch: teacher(batch).logits)(live, batch)
-    return {**examples, "teacher": {"logits": logits[:, None]}}
 
 
 def cells_for(students: int) -> dict[str, np.ndarray]:
@@ -209,31 +211,29 @@ def swept(
     length = steps or batches.steps_per_epoch
     trials, module = cells_for(students), task.modules["student"]
     student = models.student(module)
+    total = config.epochs * batches.steps_per_epoch
 
     def make_objective(trial):
-        soft = objectives.soft_targets(temperature=trial["temperature"])
-        hard = (config.hard_weight, objectives.hard_labels())
-        return objectives.combine({"hard": hard, "soft": (config.soft_weight, soft)})
+        return objectives.hinton(
+            trial["temperature"], config.soft_weight, config.hard_weight
+        )
 
     def make_optimizer(trial):
-        total = config.epochs * batches.steps_per_epoch
-        decay = optax.cosine_decay_schedule(1.0, total)
-        return optax.adam(lambda count: trial["learning_rate"] * decay(count))
+        return optax.adam(optax.cosine_decay_schedule(trial["learning_rate"], total))
 
     partitioner = sweep.choose(trials)
     states = sweep.init_states(trials, student, make_optimizer, task.first())
     states, examples = partitioner.place(states), partitioner.replicate(examples)
     step = sweep.make_sweep_step(student, make_objective, make_optimizer)
-    train = sweep.compile_sweep(
-        partitioner, step, trials, group=sweep.group_for(partitioner)
-    )
+    group = sweep.group_for(partitioner)
+    many_steps = sweep.compile_sweep(partitioner, step, trials, group=group)
     judge = train.Evaluator(partitioner, task.test, trials=True)
     done = 0
 
     def dispatch():
         nonlocal states, done
         rows = partitioner.split(batches.indices(done, done + length), 1)
-        states, metrics = train(states, (teachers.StoredTeacher(), examples), rows)
+        states, metrics = many_steps(states, (teachers.StoredTeacher(), examples), rows)
         done += length
         if steps is None:
             return judge(models.trained(module, states))

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.speed.loops import LIVE, SCANNED, STORED, SWEPT
+from jaxdistill import report
 from jaxdistill.report.figures import new_figure, to_png
 from jaxdistill.train import cost
+from jaxdistill.train.cost import span
 
 
 def tables(summary: Mapping[str, Any]) -> dict[str, str]:
@@ -26,61 +28,50 @@ def _loops(part: Mapping[str, Any]) -> str:
     seconds = part["seconds"]
     ours = [name for name in seconds if name.startswith("jaxdistill")]
     head = ["", "seconds per epoch", *(f"over {name.split(', ')[1]}" for name in ours)]
-    lines = [row(head), row(["---"] + ["--:"] * (len(head) - 1))]
+    lines = []
     for name, times in seconds.items():
-        cells = [name, span(times)]
-        for other in ours:
-            ratio = cost.ratios(times, seconds[other])
-            cells.append("-" if name == other else span(ratio, digits=2))
-        lines.append(row(cells))
-    dash = [" - "] * (len(head) - 2)
-    lines += [row([name, why, *dash]) for name, why in part["skipped"].items()]
+        over = (cost.ratios(times, seconds[other]) for other in ours)
+        cells = [span(ratio, ".2g") for ratio in over]
+        if name in ours:
+            cells[ours.index(name)] = "-"
+        lines.append([name, span(times), *cells])
+    dash = [" - "] * len(ours)
+    lines += [[name, why, *dash] for name, why in part["skipped"].items()]
     rounds, swept = len(seconds[LIVE]), ""
     if "students" in part:
         swept = f"; of {part['students']} swept students each one's share"
-    lines += [
-        "",
+    text = report.markdown_table(
+        head,
+        lines,
         f"Median (lowest to highest) of {rounds} rounds in turns; a ratio is how much "
         f"longer the row takes, pair by pair. {part['images']:,} images, batch "
         f"{part['batch_size']}{swept}. {machine_line(part['machine'])}",
-        "",
-    ]
-    if "programs" in part:
-        lines += _programs(part)
-    return "\n".join(lines) + "\n"
+    )
+    return f"{text}\n{_programs(part) if 'programs' in part else ''}"
 
 
-def _programs(part: Mapping[str, Any]) -> list[str]:
+def _programs(part: Mapping[str, Any]) -> str:
     """What XLA counts of a step, and the share of the machine's peak it reaches."""
-    head = ["a step", "MFLOP", "MB read and written", "GFLOP/s", "of the peak, %"]
-    lines = [row(head), row(["---"] + ["--:"] * (len(head) - 1))]
+    lines = []
     # A swept student's step computes what a stored one's does.
     swept = {n: part["programs"][STORED] for n in part["seconds"] if SWEPT in n}
     for name, program in {**part["programs"], **swept}.items():
         epoch = statistics.median(part["seconds"][name])
         rate = program["flops"] * part["steps"] / epoch / 1e9
-        lines.append(
-            row(
-                [
-                    name,
-                    f"{program['flops'] / 1e6:.2f}",
-                    f"{program['bytes'] / 1e6:.2f}",
-                    f"{rate:.0f}",
-                    f"{100 * rate / part['peak_gflops']:.0f}",
-                ]
-            )
-        )
+        counts = [f"{program[key] / 1e6:.2f}" for key in ("flops", "bytes")]
+        share = f"{100 * rate / part['peak_gflops']:.0f}"
+        lines.append([name, *counts, f"{rate:.0f}", share])
     by_hand, live = (part["programs"][name] for name in (SCANNED, LIVE))
     gaps = [100 * (live[key] / by_hand[key] - 1) for key in ("flops", "bytes")]
     slower = cost.ratios(part["seconds"][LIVE], part["seconds"][SCANNED])
-    return [
-        *lines,
-        "",
+    return report.markdown_table(
+        ("a step", "MFLOP", "MB read and written", "GFLOP/s", "of the peak, %"),
+        lines,
         f"The peak is that of a 2048 x 2048 product, {part['peak_gflops']:.0f} "
         f"GFLOP/s. Live against the scan by hand: FLOPs {gaps[0]:+.2f}%, bytes "
         f"{gaps[1]:+.2f}%, time {100 * (slower['median'] - 1):+.1f}% (median pair). "
         "Bytes are XLA's count, which has the whole data set in every step's gather.",
-    ]
+    )
 
 
 def _scaling(part: Mapping[str, Any]) -> str:
@@ -89,51 +80,36 @@ def _scaling(part: Mapping[str, Any]) -> str:
         "batch": "examples in a batch",
         "students": "students in a sweep",
     }
-    lines = []
+    tables = []
     for key, title in titles.items():
         kinds = list(dict.fromkeys(name.split()[0] for name in part[key]))
         sizes = list(dict.fromkeys(name.split()[1] for name in part[key]))
         head = [title, *(f"{kind}, ms per step" for kind in kinds)]
         if key == "students":
             head[1] += " and student"
-        lines += [row(head), row(["---"] + ["--:"] * len(kinds))]
-        for size in sizes:
-            times = [part[key][f"{kind} {size}"] for kind in kinds]
-            lines.append(row([size, *(f"{ms:.3f}" for ms in times)]))
-        lines.append("")
-    return "\n".join([*lines, machine_line(part["machine"]), ""])
+        times = part[key]
+        lines = [[n, *(f"{times[f'{kind} {n}']:.3f}" for kind in kinds)] for n in sizes]
+        tables.append(report.markdown_table(head, lines))
+    return "\n".join([*tables, machine_line(part["machine"]), ""])
 
 
 def _cold(part: Mapping[str, Any]) -> str:
     names = {"pytorch": "the article's script", "jaxdistill": "jaxdistill, live"}
     found = part["processes"]
     ours = [one["seconds"] for one in found["jaxdistill"]]
-    head = ["whole process", "seconds", "ours is faster by", "peak MB", "accuracy %"]
-    lines = [row(head), row(["---"] + ["--:"] * (len(head) - 1))]
+    lines = []
     for side, runs in found.items():
         times = [one["seconds"] for one in runs]
-        ratio = cost.ratios(times, ours)
-        lines.append(
-            row(
-                [
-                    names[side],
-                    span(times),
-                    "-" if side == "jaxdistill" else span(ratio),
-                    f"{max(one['peak_bytes'] for one in runs) / 1e6:.0f}",
-                    f"{100 * statistics.mean(one['accuracy'] for one in runs):.2f}",
-                ]
-            )
-        )
-    count = len(ours)
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"Import, read the teacher and the images, {part['epochs']} epochs, "
-            f"evaluate, save; nothing compiled before. Median (lowest to highest) of "
-            f"{count} processes each, in turns. {machine_line(part['machine'])}",
-            "",
-        ]
+        ratio = "-" if side == "jaxdistill" else span(cost.ratios(times, ours))
+        memory = f"{max(one['peak_bytes'] for one in runs) / 1e6:.0f}"
+        accuracy = f"{100 * statistics.mean(one['accuracy'] for one in runs):.2f}"
+        lines.append([names[side], span(times), ratio, memory, accuracy])
+    return report.markdown_table(
+        ("whole process", "seconds", "ours is faster by", "peak MB", "accuracy %"),
+        lines,
+        f"Import, read the teacher and the images, {part['epochs']} epochs, evaluate, "
+        f"save; nothing compiled before. Median (lowest to highest) of {len(ours)} "
+        f"processes each, in turns. {machine_line(part['machine'])}",
     )
 
 
@@ -166,22 +142,10 @@ def _lines(part: Mapping[str, Any]) -> bytes:
     return to_png(picture)
 
 
-def machine_line(on: Mapping[str, Any]) -> str:
+def machine_line(
+    on: Mapping[str, Any], packages: Sequence[str] = ("jax", "torch", "keras")
+) -> str:
     """What a part ran on, in words."""
-    versions = ", ".join(f"{k} {on[k]}" for k in ("jax", "torch", "keras") if on[k])
+    versions = ", ".join(f"{name} {on[name]}" for name in packages if on[name])
     device = f"{on['device']} beside " if on.get("device") else ""
     return f"{device}{on['threads']} threads of {on['cpu']}, {versions}."
-
-
-def span(values: Sequence[float] | Mapping[str, float], digits: int = 3) -> str:
-    """A median, and the ends of the range."""
-    if not isinstance(values, Mapping):
-        ends = {"min": min(values), "max": max(values)}
-        values = {"median": statistics.median(values), **ends}
-    middle, low, high = (f"{values[k]:.{digits}g}" for k in ("median", "min", "max"))
-    return f"{middle} ({low} to {high})"
-
-
-def row(cells: Sequence[str]) -> str:
-    """A line of a Markdown table."""
-    return "| " + " | ".join(cells) + " |"

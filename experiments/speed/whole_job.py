@@ -39,10 +39,9 @@ def pytorch(job: dict[str, Any], weights, output: Path) -> float:
     loss = pytorch_mlp.make_loss(
         job["temperature"], job["hard_weight"], job["soft_weight"]
     )
+    sizes = job["batch_size"], job["learning_rate"]
     images = pytorch_mlp.Images(train_split["images"], train_split["labels"], *numbers)
-    epoch = pytorch_mlp.article(
-        student, teacher, loss, images, job["batch_size"], job["learning_rate"]
-    )
+    epoch = pytorch_mlp.article(student, teacher, loss, images, *sizes)
     for _ in range(job["epochs"]):
         epoch()
     test_images = pytorch_mlp.Images(test["images"], test["labels"], *numbers)
@@ -65,9 +64,6 @@ def ours(job: dict[str, Any], weights, output: Path) -> float:
     import jax
 
     from experiments.speed.article_job import Job, Task
-
-    pass
-    pass
 
     task = Task(Job(**job))
     module = task.modules["teacher"]

@@ -33,18 +33,16 @@ with --smoke.
   python -m experiments.text.speed --smoke
 """
 
-import json
-import os
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
-import tyro
-from tqdm.auto import tqdm
 
-from experiments.speed.article_job import machine
-from experiments.text import speed_report, speed_storage
+from experiments.speed.parts import in_turns, keep_to_threads, run_parts
+from experiments.text import speed_jobs, speed_report, speed_storage
 from experiments.text.speed_jobs import (
     OURS,
     SCANNED,
@@ -53,75 +51,110 @@ from experiments.text.speed_jobs import (
     Rule,
     Shape,
     Work,
-    bert,
-    gpt,
-    torch_side,
 )
-from experiments.text.speed_settings import SMOKE, Config, rule
-from jaxdistill import data, report, train
-from jaxdistill.train import cost
-
-PARTS = ("train", "distill", "lengths", "stages", "generate", "storage")
+from jaxdistill import data
+from jaxdistill.study import script
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Runs the parts asked for, prints their tables, returns the summary."""
-    config = tyro.cli(Config, args=argv, description=__doc__)
-    if hasattr(os, "sched_setaffinity"):  # before any side makes its threads
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: config.threads])
-    with train.exit_with_message():
-        return execute(config)
+@dataclass(frozen=True)
+class Config(Rule):
+    """Time text models beside transformers, and measure what storing them costs."""
+
+    part: Literal[
+        "train", "distill", "lengths", "stages", "generate", "storage", "all"
+    ] = "all"
+    """what to run"""
+    smoke: bool = False
+    """everything in a minute, with tiny models"""
+    run_dir: str = "runs/text_speed"
+    """where the results are kept"""
+    bert_mini: Shape = Shape(30_522, 256, 4, 4, 32, 64, 512)
+    """a classifier of Turc et al. (2019), and its batch"""
+    bert_small: Shape = Shape(30_522, 512, 4, 8, 16, 128, 512)
+    """a wider one"""
+    gpt: Shape = Shape(65, 128, 4, 4, 12, 64, 256)
+    """nanoGPT's small setting"""
+    writer: Shape = Shape(50_257, 384, 6, 6, 12, 64, 256)
+    """DistilGPT-2 at half its width, for generation"""
+    length_steps: int = 40
+    """those in a round of the part `lengths`"""
+    bucket_lengths: tuple[int, ...] = (16, 24, 32, 48)
+    """what batches of like length are cut to there"""
+    rounds: int = 7
+    """rounds timed of each side, after one that is not counted"""
+    prompts: tuple[int, ...] = (1, 16)
+    """sequences written at once"""
+    prompt: int = 32
+    """tokens in a prompt"""
+    tokens: int = 128
+    """tokens to write behind it"""
+    corpus: Literal["drawn", "shakespeare", "wikitext2"] = "drawn"
+    """what the stored outputs are of: drawn models, or two trained on a text"""
+    data_dir: str | None = None
+    """a folder with the original text"""
+    at_least: int = 1
+    """how often a token must occur in the text; others are <unk>"""
+    text_steps: int = 2_000
+    """optimizer steps of the two models of a text"""
+    windows: int = 64
+    """sequences of which outputs are stored"""
+    top_k: tuple[int, ...] = (4, 8, 16, 32)
+    """how many classes a sparse store keeps"""
+    sharpness: float = 10.0
+    """what multiplies the logits of drawn models"""
+    seed: int = 0
+    """of weights and tokens"""
+    threads: int = 2
+    """cores for either side"""
+    save: Path | None = None
+    """also copy the small files there, below experiments/results"""
+    progress: bool = True
+    """show progress bars"""
+
+
+SMOKE: dict[str, Any] = {
+    # With one core for two sides' threads, as on a busy machine, the torch side waits.
+    "threads": 1,
+    "bert_mini": Shape(50, 16, 1, 2, 4, 8, 16),
+    "bert_small": Shape(50, 24, 1, 3, 2, 12, 16),
+    "gpt": Shape(40, 16, 1, 2, 3, 8, 24),
+    "writer": Shape(90, 16, 1, 2, 3, 8, 24),
+    "steps": 2,
+    "length_steps": 3,
+    "bucket_lengths": (6,),
+    "rounds": 2,
+    "prompts": (1, 2),
+    "prompt": 4,
+    "tokens": 8,
+    "text_steps": 20,
+    "windows": 8,
+    "top_k": (4, 16),
+}
 
 
 def execute(config: Config) -> dict[str, Any]:
     """Runs the parts asked for, beside those the run directory already holds."""
     if config.smoke:
         config = replace(config, **SMOKE)
-    free = ("part", "rounds", "run_dir", "data_dir", "save", "progress")
-    run_dir = train.RunDir(
-        config.run_dir, {k: v for k, v in asdict(config).items() if k not in free}
-    )
-    path = run_dir.path / "summary.json"
-    summary = json.loads(path.read_text()) if path.exists() else {}
-    jobs: dict[str, Callable] = {
-        "train": train_steps,
-        "distill": distill,
-        "lengths": lengths,
-        "stages": stages,
-        "generate": generate,
-        "storage": storage,
-    }
-    parts = PARTS if config.part == "all" else (config.part,)
-    if parts != ("storage",):
-        torch_side().torch.set_num_threads(config.threads)
-    for part in parts:
-        summary[part] = {**jobs[part](config), "machine": versions(config.threads)}
-        run_dir.write("summary.json", summary)
-    run_dir.write("env.json", train.environment())
-    texts = speed_report.tables(summary)
-    for name, text in texts.items():
-        run_dir.write_bytes(name, text.encode())
-    if config.save is not None:
-        report.save(run_dir.path, config.save)
-    print("\n".join(texts.values()))
-    print(run_dir)
-    return summary
+    if config.part != "storage":
+        speed_jobs.torch_side().torch.set_num_threads(config.threads)
+    jobs = {name: partial(job, config) for name, job in PARTS.items()}
+    return run_parts(config, jobs, speed_report.tables, packages=PACKAGES)
 
 
 def train_steps(config: Config) -> dict[str, Any]:
     """Seconds of a round of steps on the labels alone."""
-    jobs = epochs(config, "train", rule(config, 1.0, 0.0))
+    jobs = epochs(config, "train", on_labels(config))
     return {"jobs": jobs, "note": "A round is so many optimizer steps of AdamW."}
 
 
 def distill(config: Config) -> dict[str, Any]:
     """Seconds of a round of steps on labels and stored outputs."""
-    weights = rule(config, config.hard_weight, config.soft_weight)
     note = (
         f"{config.hard_weight:g} of the labels, {config.soft_weight:g} of the stored "
         f"outputs at temperature {config.temperature:g}."
     )
-    return {"jobs": epochs(config, "distill", weights), "note": note}
+    return {"jobs": epochs(config, "distill", config), "note": note}
 
 
 def epochs(config: Config, part: str, weights: Rule) -> dict[str, Any]:
@@ -140,8 +173,8 @@ def lengths(config: Config) -> dict[str, Any]:
     """Seconds of a round on texts of unlike length; tokens without their padding."""
     shape, count = config.bert_mini, config.bert_mini.batch * config.length_steps
     sizes = np.random.default_rng(config.seed).integers(4, shape.length + 1, count)
-    weights = replace(rule(config, 1.0, 0.0), steps=config.length_steps)
-    work = Work(bert, shape, weights, config.seed, sizes)
+    weights = replace(on_labels(config), steps=config.length_steps)
+    work = Work(speed_jobs.bert, shape, weights, config.seed, sizes)
     ours = {OURS: work.ours(), TRIMMED: work.ours(bucket_lengths=config.bucket_lengths)}
     found = rounds_of(config, "lengths", work, ours, int(sizes.sum()))
     found["about"] = (
@@ -157,8 +190,9 @@ def rounds_of(config: Config, name: str, work: Work, ours, tokens: int):
     """Seconds of rounds of transformers and of ours, once their first losses agree."""
     model, loss, optimizer, examples = work.theirs()
     losses = work.losses(model, loss, examples)
-    epoch = torch_side().make_epoch(model, loss, optimizer, examples, work.batches)
-    seconds = in_turns(config, name, {THEIRS: epoch, **ours})
+    torch = speed_jobs.torch_side()
+    epoch = torch.make_epoch(model, loss, optimizer, examples, work.batches)
+    seconds = in_turns(config, name, {THEIRS: epoch, **ours}, config.rounds)
     return {"seconds": seconds, "tokens": tokens, "losses": losses}
 
 
@@ -166,10 +200,10 @@ def stages(config: Config) -> dict[str, Any]:
     """Seconds of a step's stages of every model, both sides in turns."""
     found = {}
     for name, make, shape in networks(config):
-        work = Work(make, shape, rule(config, 1.0, 0.0), config.seed)
+        work = Work(make, shape, on_labels(config), config.seed)
         model, loss, optimizer, examples = work.theirs()
         first = {key: x[: shape.batch] for key, x in examples.items()}
-        theirs = torch_side().make_stages(model, loss, optimizer, first)
+        theirs = speed_jobs.torch_side().make_stages(model, loss, optimizer, first)
         ours, seconds = work.stages(), {}
         for stage in ours:
             sides = {THEIRS: theirs[stage], OURS: ours[stage]}
@@ -183,12 +217,13 @@ def generate(config: Config) -> dict[str, Any]:
     """Seconds in which both sides write behind the same prompts."""
     found = {}
     for name, shape in (("gpt", config.gpt), ("writer", config.writer)):
-        work = Work(gpt, shape, rule(config, 1.0, 0.0), config.seed)
+        work = Work(speed_jobs.gpt, shape, on_labels(config), config.seed)
         for count in config.prompts:
             jobs = work.generators(count, config.prompt, config.tokens)
             check_tokens(*(job() for job in jobs.values()))
+            said = f"generate {name} {count}"
             found[f"{name}, {count} at once"] = {
-                "seconds": in_turns(config, f"generate {name} {count}", jobs),
+                "seconds": in_turns(config, said, jobs, config.rounds),
                 "tokens": count * config.tokens,
                 "about": f"{shape.depth} layers {shape.width} wide, {shape.vocab:,} "
                 "tokens in the vocabulary",
@@ -232,12 +267,17 @@ def storage(config: Config) -> dict[str, Any]:
     )
 
 
+def on_labels(config: Config) -> Config:
+    """The same without a distillation."""
+    return replace(config, hard_weight=1.0, soft_weight=0.0)
+
+
 def networks(config: Config):
     """`(name, configuration, shape)` of every model that trains."""
     return (
-        ("bert_mini", bert, config.bert_mini),
-        ("bert_small", bert, config.bert_small),
-        ("gpt", gpt, config.gpt),
+        ("bert_mini", speed_jobs.bert, config.bert_mini),
+        ("bert_small", speed_jobs.bert, config.bert_small),
+        ("gpt", speed_jobs.gpt, config.gpt),
     )
 
 
@@ -249,26 +289,16 @@ def about(shape: Shape) -> str:
     )
 
 
-def in_turns(config: Config, name: str, jobs, rounds: int = 0) -> dict[str, list]:
-    """`cost.interleave`, with a bar."""
-    rounds = rounds or config.rounds
-    total = len(jobs) * (rounds + 1)
-    with tqdm(desc=name, total=total, disable=not config.progress) as bar:
-
-        def counted(job):
-            return lambda: (job(), bar.update())
-
-        return cost.interleave({k: counted(j) for k, j in jobs.items()}, rounds)
-
-
-def versions(threads: int) -> dict[str, Any]:
-    """What a part's numbers depend on."""
-    try:
-        import transformers
-    except ModuleNotFoundError:
-        return {**machine(threads), "transformers": None}
-    return {**machine(threads), "transformers": transformers.__version__}
-
+PACKAGES = ("torch", "keras", "transformers")
+PARTS: dict[str, Callable] = {
+    "train": train_steps,
+    "distill": distill,
+    "lengths": lengths,
+    "stages": stages,
+    "generate": generate,
+    "storage": storage,
+}
+main = script.command(execute, {"": Config()}, __doc__, begin=keep_to_threads)
 
 if __name__ == "__main__":
     main()

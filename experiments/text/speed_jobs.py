@@ -5,7 +5,7 @@ A configuration is a Hugging Face one; the weights are drawn here and moved over
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,9 +15,9 @@ import optax
 from flax import linen as nn
 
 from experiments.speed.loops import one_epoch
+from experiments.speed.parts import baseline_module
 from jaxdistill import models, objectives, parallel, pretrained, teachers, train
 from jaxdistill.data import Batches
-from jaxdistill.types import TrainState
 
 THEIRS, OURS = "transformers, sdpa", "jaxdistill"
 SCANNED, TRIMMED = "jaxdistill, layers scanned", "jaxdistill, batches cut"
@@ -49,13 +49,20 @@ class Shape:
 class Rule:
     """How both sides train: the loss, AdamW, dropout."""
 
-    steps: int
-    temperature: float
-    hard: float
-    soft: float
-    learning_rate: float
-    weight_decay: float
-    dropout: float
+    steps: int = 10
+    """optimizer steps in a round"""
+    temperature: float = 2.0
+    """softens both distributions of a distillation"""
+    hard_weight: float = 0.5
+    """weight of a distillation's labels"""
+    soft_weight: float = 0.5
+    """weight of the KL to the stored outputs, times temperature squared"""
+    learning_rate: float = 1e-4
+    """AdamW's rate"""
+    weight_decay: float = 0.01
+    """AdamW's decay of every parameter"""
+    dropout: float = 0.1
+    """rate on both sides"""
 
 
 def bert(shape: Shape, dropout: float) -> dict[str, Any]:
@@ -103,15 +110,8 @@ def torch_side():
     Raises:
       ValueError: PyTorch or transformers is not installed.
     """
-    try:
-        from experiments.baselines import pytorch_text
-    except ModuleNotFoundError as error:
-        if error.name not in ("torch", "transformers"):
-            raise
-        raise ValueError(
-            "comparing with transformers needs it: pip install torch transformers"
-        ) from error
-    return pytorch_text
+    needed = "comparing with transformers needs it: pip install torch transformers"
+    return baseline_module("pytorch_text", ("torch", "transformers"), needed)
 
 
 class Work:
@@ -138,11 +138,10 @@ class Work:
         alike = None if lengths is None else tuple(lengths.tolist())
         self.batches = Batches(count, shape.batch, lengths=alike)
         self.optimizer = optax.adamw(rule.learning_rate, weight_decay=rule.weight_decay)
-        terms: dict[str, Any] = {"hard": (rule.hard, objectives.hard_labels())}
-        if rule.soft:
-            soft = objectives.soft_targets(temperature=rule.temperature)
-            terms["soft"] = (rule.soft, soft)
-        self.objective = objectives.combine(terms)
+        hard, soft = rule.hard_weight, rule.soft_weight
+        self.objective = objectives.combine({"hard": (hard, objectives.hard_labels())})
+        if soft:
+            self.objective = objectives.hinton(rule.temperature, soft, hard)
         student = models.student(self.module)
         key = jax.random.key(seed)
         self.state = train.init_state(key, student, self.optimizer, self.batch)
@@ -156,7 +155,7 @@ class Work:
     @property
     def teacher(self) -> teachers.StoredTeacher | None:
         """Its outputs lie beside the examples, where the loss asks for them."""
-        return teachers.StoredTeacher() if self.rule.soft else None
+        return teachers.StoredTeacher() if self.rule.soft_weight else None
 
     def ours(
         self, *, scan: bool = False, bucket_lengths: Sequence[int] = ()
@@ -166,13 +165,8 @@ class Work:
         if scan:
             module = pretrained.module_of(self.config, maps=False, scan=True)
             params = models.stack_layers(params)
-        state = TrainState(
-            step=self.state.step,
-            params=params,
-            model_state={},
-            opt_state=self.optimizer.init(params),
-            rng=self.state.rng,
-        )
+        opt_state = self.optimizer.init(params)
+        state = replace(self.state, params=params, opt_state=opt_state)
         student = models.student(module)
         step = train.make_train_step(
             student, self.objective, self.optimizer, bucket_lengths=bucket_lengths
@@ -190,13 +184,12 @@ class Work:
         """The model with our weights, its loss, its optimizer, and the examples."""
         torch, rule = torch_side(), self.rule
         variables = {"params": self.state.params}
-        model = torch.network(
-            self.config, pretrained.from_linen(variables, self.config)
-        )
-        loss = torch.make_loss(rule.temperature, rule.hard, rule.soft)
+        weights = pretrained.from_linen(variables, self.config)
+        model = torch.network(self.config, weights)
+        loss = torch.make_loss(rule.temperature, rule.hard_weight, rule.soft_weight)
         optimizer = torch.adamw(model, rule.learning_rate, rule.weight_decay)
         flat = {**self.examples["inputs"], "labels": self.examples["labels"]}
-        if rule.soft:
+        if rule.soft_weight:
             flat["logits"] = self.examples["teacher"]["logits"][:, 0]
         return model, loss, optimizer, torch.place(flat)
 
@@ -255,15 +248,14 @@ class Work:
         """Functions of both sides that write greedily behind the same prompts."""
         drawn = self.examples["inputs"]["input_ids"].reshape(-1)
         prompt = np.resize(drawn, (prompts, length))
-        live_teacher = self.partitioner.place(
-            teachers.live(self.module, {"params": self.state.params})
-        )
+        model = teachers.live(self.module, {"params": self.state.params})
+        placed = self.partitioner.place(model)
         write = partial(models.generate, steps=count, temperature=0.0)
         given, key = self.partitioner.place({"input_ids": prompt}), jax.random.key(0)
-        model = self.theirs()[0]
+        theirs = torch_side().make_generate(self.theirs()[0], prompt, count)
         return {
-            THEIRS: torch_side().make_generate(model, prompt, count),
-            OURS: lambda: np.asarray(write(live_teacher, given, key)["input_ids"]),
+            THEIRS: theirs,
+            OURS: lambda: np.asarray(write(placed, given, key)["input_ids"]),
         }
 
 

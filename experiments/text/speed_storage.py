@@ -8,23 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
 
+from experiments.stored import forms
 from experiments.text.speed_jobs import Shape, draw, gpt
-from jaxdistill import (
-    data,
-    losses,
-    models,
-    objectives,
-    parallel,
-    pretrained,
-    teachers,
-    train,
-)
-from jaxdistill.teachers.manifest import DTYPES
-from jaxdistill.types import TopK
+from jaxdistill import data, models, objectives, parallel, pretrained, teachers, train
 
 
 def drawn(shape: Shape, count: int, sharpness: float, seed: int):
@@ -43,10 +31,8 @@ def drawn(shape: Shape, count: int, sharpness: float, seed: int):
     for i, one in enumerate((shape, smaller(shape))):
         module = pretrained.module_of(gpt(one, 0.0), maps=False)
         key = jax.random.key(2 * seed + i)
-        params = dict(
-            module.init(key, jax.tree.map(lambda x: x[:1], examples["inputs"]))
-        )
-        params = dict(params["params"])
+        one_text = jax.tree.map(lambda x: x[:1], examples["inputs"])
+        params = dict(module.init(key, one_text)["params"])
         params["norm"] = jax.tree.map(lambda x: sharpness * x, params["norm"])
         pair.append(teachers.live(module, {"params": params}))
     return *pair, examples
@@ -81,18 +67,18 @@ def train_model(
 ):
     """A model of the text after so many steps of AdamW."""
     module = pretrained.module_of(gpt(shape, 0.0), maps=False)
-    student, optimizer = models.student(module), optax.adamw(rate)
     partitioner = parallel.choose("jit")
-    step = train.make_train_step(
-        student,
+    state, step = train.begin(
+        module,
         objectives.combine({"hard": (1.0, objectives.hard_labels())}),
-        optimizer,
+        optax.adamw(rate),
+        partitioner=partitioner,
+        examples=text,
+        seed=seed,
     )
-    first = jax.tree.map(lambda x: x[:1], dict(text))
-    first["mask"] = np.ones(1, np.float32)
     state = train.fit(
-        train.init_state(jax.random.key(seed), student, optimizer, first),
-        partitioner.compile(train.scan_train(step), batch_axis=1),
+        state,
+        step,
         partitioner=partitioner,
         examples=partitioner.replicate(text),
         batches=data.Batches(len(text["labels"]), shape.batch, seed=seed),
@@ -135,55 +121,31 @@ def measure(
       in nats; `tokens`, `classes`, and `loss`, the mean KL by temperature.
     """
     count, length = examples["labels"].shape
-    batch = {**examples, "mask": np.ones(count, np.float32)}
-    logits = jax.jit(lambda model, batch: model(batch).logits)(student, batch)
     exact: dict[float, Any] = {}
     stored = {}
-    for kept in (None, *top_k):
-        for dtype in DTYPES:
-            label = f"{'dense' if kept is None else f'top-{kept}'}, {dtype}"
-            found, disk = written(teacher, examples, name, kept, dtype)
-            kl = {t: divergence(logits, found, t) for t in temperatures}
+    with tempfile.TemporaryDirectory() as folder:
+        for label, found, disk, kl in forms(
+            teacher,
+            student,
+            examples,
+            top_k=top_k,
+            temperatures=temperatures,
+            folder=Path(folder),
+            data=name,
+            split="held out",
+            transform="none",
+        ):
             exact = exact or kl  # the first, dense in float32
-            errors = {t: float(jnp.abs(kl[t] - exact[t]).mean()) for t in temperatures}
             size = sum(array.nbytes for array in found.values())
             stored[label] = {
                 "arrays": size / (count * length),
                 "disk": disk / (count * length),
-                "error": {str(t): error for t, error in errors.items()},
+                "error": {str(t): float(abs(kl[t] - exact[t]).mean()) for t in kl},
             }
     return {
         "stored": stored,
         "tokens": count * length,
-        "classes": logits.shape[-1],
+        "classes": teacher.module.size.vocab,
         "loss": {str(t): float(kl.mean()) for t, kl in exact.items()},
         "text": name,
     }
-
-
-def written(teacher: Any, examples: Any, name: str, top_k: int | None, dtype: str):
-    """A teacher's outputs, stored and read back, and their bytes on disk."""
-    manifest = teachers.store.describe(
-        teacher,
-        examples,
-        data=name,
-        split="held out",
-        transform="none",
-        top_k=top_k,
-        dtype=dtype,
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "outputs"
-        teachers.store.write(path, teacher, examples, manifest, progress=False)
-        found = teachers.store.read(path, manifest)
-        files = [f for f in path.rglob("*") if f.is_file() and f.suffix != ".json"]
-        return found, sum(f.stat().st_size for f in files)
-
-
-def divergence(logits: Any, stored: Mapping[str, np.ndarray], temperature: float):
-    """The KL of each token against stored outputs of one view."""
-    said = {name: jnp.asarray(array[:, 0]) for name, array in stored.items()}
-    if "logits" in said:
-        return losses.forward_kl(logits, said["logits"], temperature=temperature)
-    kept = TopK(said["ids"], said["log_probs"], said["logsumexp"])
-    return losses.sparse_forward_kl(logits, kept, temperature=temperature)

@@ -11,6 +11,7 @@ import pytest
 
 from experiments.text import speed as text_speed
 from experiments.text import speed_storage
+from experiments.text.speed import SMOKE, Config
 from experiments.text.speed_jobs import (
     OURS,
     THEIRS,
@@ -21,7 +22,6 @@ from experiments.text.speed_jobs import (
     gpt,
     torch_side,
 )
-from experiments.text.speed_settings import SMOKE, Config
 
 pytestmark = pytest.mark.slow
 
@@ -50,7 +50,7 @@ def other_peoples_code():
 @pytest.mark.parametrize("make", [bert, gpt])
 @pytest.mark.parametrize("soft", [0.0, 0.5], ids=["labels", "stored"])
 def test_both_sides_train_alike(torch, make, soft):
-    work = Work(make, SHAPE, replace(RULE, soft=soft), 0)
+    work = Work(make, SHAPE, replace(RULE, soft_weight=soft), 0)
     model, loss, optimizer, examples = work.theirs()
     first = work.losses(model, loss, examples)
     epochs = [
@@ -157,14 +157,8 @@ def test_all_parts_leave_their_tables(torch, tmp_path):
 
 
 def test_without_transformers_one_sentence_says_so(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "experiments.baselines.pytorch_text", None)
-    missing = ModuleNotFoundError("No module named 'transformers'", name="transformers")
-
-    def absent(name, *rest, real=__import__, **given):
-        if name == "experiments.baselines" and "pytorch_text" in (rest[2] or ()):
-            raise missing
-        return real(name, *rest, **given)
-
-    monkeypatch.setattr("builtins.__import__", absent)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    module = "experiments.baselines.pytorch_text"
+    monkeypatch.delitem(sys.modules, module, raising=False)
     with pytest.raises(ValueError, match="needs it: pip install torch transformers"):
         text_speed.execute(Config(smoke=True, run_dir=str(tmp_path), part="train"))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from jaxdistill import train
 from jaxdistill.train import run_dir
 
 SCRIPT = """
@@ -75,7 +76,7 @@ def test_timing_scripts_have_the_flag_too(name, flags, kept, monkeypatch):
     script = importlib.import_module(f"experiments.{name}")
     calls: list = []
     monkeypatch.setattr(run_dir, "enable_compilation_cache", lambda: calls.append(1))
-    monkeypatch.setattr(script.train, "RunDir", lambda *_: sys.exit("the rest"))
+    monkeypatch.setattr(train, "RunDir", lambda *_: sys.exit("the rest"))
     with pytest.raises(SystemExit):
         script.main([*flags, "--smoke"])
     assert len(calls) == kept

@@ -51,7 +51,7 @@ import tyro
 from flax import linen as nn
 from jax.experimental import topologies
 
-from jaxdistill import models, objectives, parallel, teachers, train
+from jaxdistill import models, objectives, parallel, report, teachers, train
 from jaxdistill.train import cost
 
 TEACHER, STUDENT = (784, 512, 256, 10), (784, 128, 64, 10)
@@ -130,8 +130,7 @@ def main(argv: Sequence[str] | None = None) -> dict[Any, dict[str, Any]]:
         if not isinstance(job.student, models.ResNet):
             sys.exit("error: --remat is for residual networks: take --job resnet")
         job = job._replace(student=job.student.clone(remat=True))
-    if importlib.util.find_spec("libtpu") is None:
-        sys.exit("error: libtpu is not installed: pip install 'jaxdistill[tpu]'")
+    check_libtpu()
     kinds: Sequence[parallel.Kind] = ("mesh", "pmap")
     if config.parallel != "both":
         kinds = (config.parallel,)
@@ -150,15 +149,26 @@ def main(argv: Sequence[str] | None = None) -> dict[Any, dict[str, Any]]:
         f"{config.batch_per_chip} examples on each chip.\n\n"
         f"{table(rows)}"
     )
-    print(text, end="")
-    if config.save is not None:
-        config.save.parent.mkdir(parents=True, exist_ok=True)
-        config.save.write_text(text)
+    say(text, config.save)
     for title, row in rows.items():
         # What is equal is summed once: the gradients of two biases that are added.
         if row.get("reduced", math.inf) < 0.999 * row["gradients"]:
             sys.exit(f"error: {title}: the all-reduces do not carry all gradients")
     return rows
+
+
+def check_libtpu() -> None:
+    """Ends the process where there is nothing to compile with."""
+    if importlib.util.find_spec("libtpu") is None:
+        sys.exit("error: libtpu is not installed: pip install 'jaxdistill[tpu]'")
+
+
+def say(text: str, save: Path | None) -> None:
+    """Prints the table, and writes it too where that is asked for."""
+    print(text, end="")
+    if save is not None:
+        save.parent.mkdir(parents=True, exist_ok=True)
+        save.write_text(text)
 
 
 def find(name: str) -> Sequence[Any]:
@@ -227,13 +237,7 @@ def counted(job: Job, compiled: Any, params: Any, batch: int, copies: int = 1):
 def make_step(job: Job, size: int):
     """The train step, `batch -> (state, teacher)` to start with, the batch's shapes."""
     student = models.student(job.student)
-    objective = objectives.combine(
-        {
-            "hard": (0.7, objectives.hard_labels()),
-            "soft": (0.3, objectives.soft_targets(temperature=2.0)),
-        }
-    )
-    optimizer = optax.adam(1e-3)
+    objective, optimizer = objectives.hinton(2.0, 0.3, 0.7), optax.adam(1e-3)
     shapes = {
         "inputs": jax.ShapeDtypeStruct((size, *job.shape), jnp.float32),
         "labels": jax.ShapeDtypeStruct((size,), jnp.int32),
@@ -289,7 +293,7 @@ def table(
     rows: dict[Any, dict[str, Any]], lines: Sequence[tuple[str, str, float]] = LINES
 ) -> str:
     """The programs as Markdown, side by side; `lines` are as `LINES`."""
-    text = [["per chip and step", *rows], ["---"] + ["--:"] * len(rows)]
+    text = []
     for key, title, unit in lines:
         digits = 0 if unit == 1 and key != "step_ms" else 1
         if any(key in row for row in rows.values()):
@@ -298,7 +302,7 @@ def table(
                 for row in rows.values()
             ]
             text.append([title, *cells])
-    return "".join(f"| {' | '.join(line)} |\n" for line in text)
+    return report.markdown_table(["per chip and step", *rows], text)
 
 
 if __name__ == "__main__":

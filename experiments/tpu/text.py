@@ -25,9 +25,7 @@ alone; temporaries are at most two layers' gathered weights beside activations.
 Cost: minutes on a laptop.
 """
 
-import importlib.util
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -141,8 +139,7 @@ class Config:
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Compiles, prints the table, returns its numbers."""
     config = tyro.cli(Config, args=argv, description=__doc__)
-    if importlib.util.find_spec("libtpu") is None:
-        sys.exit("error: libtpu is not installed: pip install 'jaxdistill[tpu]'")
+    tpu_compile.check_libtpu()
     job = JOBS[config.job]()
     job = job._replace(
         topology=config.topology or job.topology,
@@ -155,10 +152,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         f"Job: {config.job}, {job.batch} examples of {job.length} tokens on each "
         f"chip.\n\n{tpu_compile.table({title: found}, LINES)}"
     )
-    print(text, end="")
-    if config.save is not None:
-        config.save.parent.mkdir(parents=True, exist_ok=True)
-        config.save.write_text(text)
+    tpu_compile.say(text, config.save)
     return found
 
 

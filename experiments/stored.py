@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxdistill import objectives, teachers
 from jaxdistill.parallel import processes
 from jaxdistill.teachers import store
+from jaxdistill.teachers.manifest import DTYPES
 from jaxdistill.types import Outputs
 
 
@@ -34,7 +35,7 @@ def forms(
     """
     logits = teachers.with_logits(student, examples)["teacher"]["logits"][:, 0]
     for kept in (None, *top_k):
-        for dtype in store.DTYPES:
+        for dtype in DTYPES:
             name = "dense" if kept is None else f"top-{kept}"
             manifest = store.describe(
                 teacher, examples, top_k=kept, dtype=dtype, **about

@@ -24,6 +24,8 @@ os.environ["XLA_FLAGS"] = " ".join(
     [
         "--xla_force_host_platform_device_count=8",
         "--xla_backend_optimization_level=1",
+        "--xla_llvm_disable_expensive_passes=true",
+        "--xla_cpu_parallel_codegen_split_count=1",  # of two workers on two cores
         os.environ.get("XLA_FLAGS", ""),  # the last word
     ]
 )

@@ -74,6 +74,7 @@ def saves(directory: Path) -> dict[str, int]:
     return {str(p.relative_to(directory)): p.stat().st_mtime_ns for p in found}
 
 
+@pytest.mark.slow
 def test_it_runs_and_resumes_from_its_run_directory(execute, tmp_path):
     directory = tmp_path / "runs" / "quickstart"
     said = execute("quickstart")
@@ -95,6 +96,7 @@ def test_it_runs_and_resumes_from_its_run_directory(execute, tmp_path):
     assert (directory / "summary.json").read_text() == summary
 
 
+@pytest.mark.slow
 def test_a_bert_teaches_a_small_transformer(execute, tmp_path):
     """Without a network: its teacher is trained in the notebook."""
     pytest.importorskip("tokenizers", reason="tokenizers is not installed")
@@ -105,6 +107,7 @@ def test_a_bert_teaches_a_small_transformer(execute, tmp_path):
     assert len(stores) == 1
 
 
+@pytest.mark.slow
 def test_a_student_is_exported_and_measured(execute, tmp_path):
     for package in ("jax2onnx", "onnxruntime"):
         pytest.importorskip(package, reason=f"{package} is not installed")

@@ -126,8 +126,12 @@ def test_a_training_is_the_same(examples, kind, micro_batches):
     jax.tree.map(close, whole, trimmed_too)
 
 
-@pytest.mark.parametrize("top_k", [None, 4])
-@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize(
+    ("masked", "top_k"),
+    [(True, 4)]
+    + [pytest.param(*x, marks=pytest.mark.slow) for x in ((True, None), (False, 4))]
+    + [pytest.param(False, None, marks=pytest.mark.slow)],
+)
 def test_a_language_models_loss_is_the_same(examples, masked, top_k):
     """With stored outputs of every token, and padding that counts or does not."""
     size = models.TransformerConfig(

@@ -15,6 +15,8 @@ from experiments.baselines import parity as pytorch_parity
 from experiments.baselines.compare_pytorch import Config
 from experiments.speed.article_job import Task
 
+pytestmark = pytest.mark.slow
+
 PAGE = Path(__file__).parents[2] / "docs" / "pytorch.md"
 
 

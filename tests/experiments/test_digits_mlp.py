@@ -59,6 +59,7 @@ def finished(tmp_path_factory):
     return directory, run(directory, seeds=2)
 
 
+@pytest.mark.slow
 def test_stored_outputs_teach_the_same_to_the_bit(finished, tmp_path, capsys):
     _, live = finished
     summary = run(tmp_path / "run", "--stored", seeds=2)
@@ -145,6 +146,7 @@ def test_the_same_command_again_retrains_nothing(finished, monkeypatch, capsys):
     assert (directory / "table.md").read_text() in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_seeds_together_train_as_one_after_another(finished, tmp_path, capsys):
     """Weights, labels, teachers and batches are each seed's own, in one program."""
     directory, one_by_one = finished
@@ -168,6 +170,7 @@ def test_seeds_together_train_as_one_after_another(finished, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("kind", ["mesh", "pmap"])
+@pytest.mark.slow
 def test_eight_devices_train_the_same_networks(finished, kind, tmp_path):
     run(tmp_path / "run", parallel=kind)
     for name in ARMS:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 STATE = 3 * 4 * 109_386  # parameters and Adam's two moments, float32
 TEACHER = 4 * 535_818

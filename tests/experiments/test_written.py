@@ -11,6 +11,8 @@ from experiments.text.written import continued, own_kl
 from jaxdistill import models, teachers
 from jaxdistill.models import gpt_config
 
+pytestmark = pytest.mark.slow
+
 VOCAB, PROMPT, STEPS = 3, 2, 3
 KEY = jax.random.key(4)
 

@@ -136,6 +136,7 @@ def test_what_was_exported_is_taken(run):
     assert mine.read_bytes() == content[:-1]
 
 
+@pytest.mark.slow
 def test_what_is_of_another_student_or_damaged_is_exported_again(run):
     path, written = obtain(run)
     path.write_bytes(path.read_bytes()[:-1])
@@ -152,6 +153,7 @@ def test_what_is_of_another_student_or_damaged_is_exported_again(run):
     assert fingerprint == fingerprints.of_model(trained())
 
 
+@pytest.mark.slow
 def test_formats_that_are_not_installed(run, monkeypatch):
     for package in PACKAGES["onnx"][:1] + PACKAGES["tflite"]:
         monkeypatch.setitem(sys.modules, package, None)
@@ -173,6 +175,7 @@ def test_formats_that_are_not_installed(run, monkeypatch):
 
 
 @pytest.mark.parametrize("failure", [ExportError, ArtefactError])
+@pytest.mark.slow
 def test_a_row_that_cannot_be_exported_leaves_the_others(failure, run, monkeypatch):
     write = export.write
 
@@ -192,6 +195,7 @@ def test_a_row_that_cannot_be_exported_leaves_the_others(failure, run, monkeypat
         measure(run, "--to", "stablehlo", "--arms", "teacher")
 
 
+@pytest.mark.slow
 def test_a_file_that_does_not_run_leaves_the_others(run, monkeypatch):
     answer = check.run_fresh
 
@@ -206,6 +210,7 @@ def test_a_file_that_does_not_run_leaves_the_others(run, monkeypatch):
     assert summary["deployed"]["left_out"] == {"teacher stablehlo": "it does not run"}
 
 
+@pytest.mark.slow
 def test_a_measurement_that_fails_leaves_the_others(run, monkeypatch):
     """As with one thread where JAX cannot be kept to fewer cores than there are."""
     monkeypatch.setattr(process, "cores", lambda: 2)

@@ -211,7 +211,10 @@ def finish(started, directory: Path, seconds: int = 90) -> list[dict]:
     return [json.loads(file.read_text()) for file in files]
 
 
-@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
+SLOW = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", params=[pytest.param(n, marks=SLOW) for n in (2, 4)])
 def trained(request, begin, tmp_path_factory):
     """A finished run's directory, and what each of its processes found."""
     directory = tmp_path_factory.mktemp("trained")

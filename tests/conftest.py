@@ -74,7 +74,33 @@ def pytest_addoption(parser):
     )
 
 
+SLOW_CASES = {
+    "test_a_step_is_the_same": ("bert-tokens", "gpt-classes"),
+    "test_a_language_model_trains_on_factored_logits_as_on_whole": (
+        "bert-untied",
+        "gpt-tied",
+    ),
+    "test_remat_changes_nothing": ("resnet", "group norm"),
+    "test_devices_draw_what_one_does": ("pmap", "fsdp"),
+    "test_a_step_moves_every_part_that_the_objective_sees": ("tinybert", "distilbert"),
+    "test_resumes_in_the_middle_of_an_epoch": ("2",),
+    "test_with_workers": ("1", "3"),
+    "test_a_model_gives_its_logits_in_the_runtime": (
+        "resnet-stablehlo",
+        "deit-stablehlo",
+        "convnet-stablehlo",
+    ),
+    "test_evaluation_of_cut_batches_is_the_same": ("pmap",),
+}
+"""Cases that compile for seconds; in the fast run their neighbours show the same."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m deselects by the marks
 def pytest_collection_modifyitems(config, items):
+    for item in items:
+        name, _, case = item.name.removesuffix("]").partition("[")
+        if case and case in SLOW_CASES.get(name, ()):
+            item.add_marker(pytest.mark.slow)
     if not config.getoption("--one-case"):
         return
     first: dict[str, pytest.Item] = {}

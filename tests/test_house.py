@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tests import house
-from tests.conftest import what_would_run
+from tests.conftest import SLOW_CASES, what_would_run
 
 # Imported inside the function that needs them: importing no module costs them.
 HEAVY = {"torch", "tensorflow", "tensorflow_datasets", "matplotlib", "transformers"}
@@ -115,3 +115,16 @@ def test_the_last_line_says_what_would_run_skipped_tests():
         "4 skipped; to run them: pip install -e '.[torch]' (2), pip install -e "
         "'.[onnx]' (1), a folder of data in JAXDISTILL_DATA (1)"
     )
+
+
+def test_every_slow_case_is_a_case(request):
+    """Its name must not be left behind where a test is renamed."""
+    command = [sys.executable, "-m", "pytest", "-q", "--co", "-n", "0", "-m", "slow"]
+    done = subprocess.run(
+        [*command, str(request.config.rootpath / "tests")],
+        capture_output=True,
+        text=True,
+    )
+    for name, cases in SLOW_CASES.items():
+        for case in cases:
+            assert f"::{name}[{case}]" in done.stdout, (name, case)

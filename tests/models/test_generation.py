@@ -133,6 +133,7 @@ def study(tmp_path):
     return make
 
 
+@pytest.mark.slow
 def test_seeds_together_draw_as_one_after_another(study):
     """And nothing is stored of a teacher that is asked about new sequences."""
     row = Arm(MODULE, OBJECTIVE, SGD, rollout=on_policy(MODULE, prompt=PROMPT))

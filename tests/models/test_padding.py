@@ -24,7 +24,7 @@ from jaxdistill.train import Evaluator, language
 
 VOCAB, LENGTHS = 23, np.array([3, 2, 3, 1])
 SIZE = models.TransformerConfig(
-    VOCAB, 12, 2, 3, positions=9, dropout=0.0, attention_dropout=0.0, epsilon=1e-5
+    VOCAB, 12, 1, 3, positions=9, dropout=0.0, attention_dropout=0.0, epsilon=1e-5
 )
 MODULES = {
     "bert": models.BertMaskedLM(models.Encoder(SIZE)),

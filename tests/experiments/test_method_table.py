@@ -13,7 +13,7 @@ from experiments.methods.methods import METHODS, Layers, Method
 from jaxdistill import models, teachers
 from jaxdistill.objectives import combine
 from jaxdistill.study import compare, comparison
-from jaxdistill.teachers import fingerprints, live
+from jaxdistill.teachers import fingerprints
 from jaxdistill.train import init_state, make_train_step
 
 pytestmark = pytest.mark.slow
@@ -117,7 +117,7 @@ def test_teachers_that_are_no_rows_teach_and_are_timed(tmp_path, monkeypatch):
     argv = [*SMALL, "--trials", "1", "--run-dir", str(tmp_path), "--methods", *names]
     arms = method_table.main(argv)["arms"]
     assert list(arms) == ["teacher", "assistant_teacher", "scratch", "kd", *names]
-    assert isinstance(timed["ensemble"], live.Ensemble)
+    assert isinstance(timed["ensemble"], teachers.Ensemble)
     widths = {k: v.module.features for k, v in timed.items() if hasattr(v, "module")}
     assert widths["assistant_teacher"] == widths["kd"] == (16, 32)
     assert widths["assistant"] == (12, 24)

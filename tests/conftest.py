@@ -113,7 +113,7 @@ def pytest_collection_modifyitems(config, items):
 
 INSTALLS = {
     "transformers": "transformers",
-    "scikit-learn": "scikit-learn",
+    "scikit_learn": "scikit-learn",
     "safetensors": "-e '.[huggingface]'",
     "tokenizers": "-e '.[huggingface]'",
     "torch": "-e '.[torch]'",
@@ -137,9 +137,9 @@ def what_would_run(reasons: list[str]) -> str:
         if "JAXDISTILL_DATA" in reason:
             way = "a folder of data in JAXDISTILL_DATA"
         else:
-            lower = reason.lower().replace("pytorch", "torch")
+            lower = reason.lower().replace("pytorch", "torch").replace("-", "_")
             found = [what for name, what in INSTALLS.items() if name in lower]
-            way = f"pip install {found[0]}" if found else f"no package ({reason})"
+            way = f"pip install {found[0]}" if found else "nothing"
         counts[way] = counts.get(way, 0) + 1
     ways = sorted(counts.items(), key=lambda item: -item[1])
     return f"{len(reasons)} skipped; to run them: " + ", ".join(

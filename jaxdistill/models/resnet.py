@@ -108,8 +108,8 @@ class ResNet(nn.Module):
     def __call__(self, inputs, mask=None, train=False) -> Outputs:
         """Logits `[B, C]` from images `[B, H, W]` or `[B, H, W, channels]`.
 
-        Hiddens: the map `[B, h, w, D]` after each stage, after its ReLU, then the mean
-        over positions `[B, D]`.
+        Hidden states: the map `[B, h, w, D]` after each stage, after its ReLU, then the
+        mean over positions `[B, D]`.
         """
         stem, *widths = self.widths
         conv = _conv(stem, 7, stride=2) if self.large_stem else _conv(stem, 3)

@@ -39,9 +39,9 @@ class ConvNet(nn.Module):
     def __call__(self, inputs, mask=None, train=False) -> Outputs:
         """Logits `[B, C]` from images `[B, H, W]` or `[B, H, W, channels]`.
 
-        Hiddens: each stage's map after pooling, `[B, H / 2, W / 2, features[0]]` and so
-        on (an odd last row or column is dropped), then the dense layer `[B, hidden]`
-        after ReLU.
+        Hidden states: each stage's map after pooling, `[B, H / 2, W / 2, features[0]]`
+        and so on (an odd last row or column is dropped), then the dense layer `[B,
+        hidden]` after ReLU.
         """
         x = with_channels(inputs)
         hidden_states = []

@@ -83,8 +83,8 @@ class ViT(nn.Module):
         The L tokens are the class token, the distillation token if any, and the patches
         row by row. The number of patches is that of the images at `init`.
 
-        Hiddens: the tokens after each block, `[B, L, D]`. Attentions: each block's
-        probabilities, `[B, heads, L, L]`.
+        Hidden states: the tokens after each block, `[B, L, D]`. Attentions: each
+        block's probabilities, `[B, heads, L, L]`.
 
         Raises:
           ValueError: the patches do not tile the image.

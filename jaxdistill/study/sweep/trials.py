@@ -61,7 +61,7 @@ def has_per_trial(tree: Any) -> bool:
 
 
 def stack(trees: Sequence[Any]) -> Any:
-    """The trials' trees as one: what is one object in all is shared, the rest `Own`.
+    """The trials' trees as one: one object in all is shared, the rest is `PerTrial`.
 
     Args:
       trees: examples or teachers, of one structure, one for each trial.

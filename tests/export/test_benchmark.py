@@ -60,6 +60,7 @@ def test_an_artefact_is_measured(to, exported):
         assert found["memory_batch"] >= found["memory"]
 
 
+@pytest.mark.slow
 def test_texts_are_measured(tmp_path):
     given = MODELS["bert"]()
     export.write(given, tmp_path / "m", to="stablehlo")

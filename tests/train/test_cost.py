@@ -64,6 +64,7 @@ def test_each_turn_of_a_loop_counts():
     assert loops + dense < found < 1.15 * (loops + dense)
 
 
+@pytest.mark.slow
 def test_scanned_layers_count_as_a_row_of_them():
     size = models.TransformerConfig(50, 64, 5, 2, positions=20)
     counts = [

@@ -112,6 +112,8 @@ def pytest_collection_modifyitems(config, items):
         name, _, case = item.name.removesuffix("]").partition("[")
         if case and any(fnmatch(case, slow) for slow in SLOW_CASES.get(name, ())):
             item.add_marker(pytest.mark.slow)
+    # The longest file comes first: one worker ends as late as it does.
+    items.sort(key=lambda item: "test_resume.py" not in item.nodeid)
     if not config.getoption("--one-case"):
         return
     first: dict[str, pytest.Item] = {}

@@ -117,7 +117,8 @@ def pytest_collection_modifyitems(config, items):
     if not config.getoption("--one-case"):
         return
     first: dict[str, pytest.Item] = {}
-    for item in items:
+    # Slow cases are counted last: where they are left out, the others' first one runs.
+    for item in sorted(items, key=lambda item: bool(item.get_closest_marker("slow"))):
         first.setdefault(item.nodeid.split("[")[0], item)
     kept = [*first.values()]
     config.hook.pytest_deselected(items=[x for x in items if x not in kept])

@@ -90,7 +90,7 @@ SLOW_CASES = {
     "test_a_sweep_trains_evaluates_and_resumes_in_fit": ("8",),
     "test_a_training_is_the_same": ("jit-2", "fsdp-*"),
     "test_devices_draw_what_one_does": ("*",),
-    "test_each_cell_may_have_its_own_labels_teacher_and_batches": ("2-*", "4-*"),
+    "test_each_trial_may_have_its_own_labels_teacher_and_batches": ("2-*", "4-*"),
     "test_equals_one_device": ("8-*",),
     "test_evaluation_of_cut_batches_is_the_same": ("pmap",),
     "test_names_nearly_the_largest_batch_that_fits": ("mesh", "fsdp"),

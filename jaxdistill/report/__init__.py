@@ -8,10 +8,10 @@
 """
 
 from jaxdistill.report import figures
+from jaxdistill.report.figures import markdown_table
 from jaxdistill.report.statistics import holm, paired, spread
 from jaxdistill.report.tables import (
     fill,
-    markdown_table,
     save,
     summarize,
     table,

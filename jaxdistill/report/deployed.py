@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jaxdistill.report.figures import grid, words
+from jaxdistill.report.figures import markdown_table, words
 
 Rounds = Sequence[Mapping[str, Any]]
 
@@ -47,7 +47,7 @@ def table(summary: Mapping[str, Any]) -> str:
             found = arm["threads"][str(count)]
             cells += [_span(found, value) for value in BY_THREADS.values()]
         rows.append(cells)
-    return "\n".join([*grid(head, rows, (0, 1)), "", *_notes(summary), ""])
+    return markdown_table(head, rows, *_notes(summary), left=(0, 1))
 
 
 def _notes(summary: Mapping[str, Any]) -> list[str]:

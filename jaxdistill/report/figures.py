@@ -112,6 +112,23 @@ def grid(
     return [f"| {' | '.join(cells)} |" for cells in (head, rule, *rows)]
 
 
+def markdown_table(
+    head: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *notes: str,
+    left: Collection[int] = (0,),
+) -> str:
+    """Columns stand to the right, but for those at `left`; below stand the notes.
+
+    >>> print(markdown_table(["", "accuracy %"], [["teacher", "93.1"]]), end="")
+    |  | accuracy % |
+    | --- | --: |
+    | teacher | 93.1 |
+    """
+    below = ["", *notes] if notes else []
+    return "\n".join([*grid(head, rows, left), *below, ""])
+
+
 def words(name: str) -> str:
     """An arm's name as it is shown."""
     return name.replace("_", " ")
@@ -130,7 +147,7 @@ def series_table(summary: Mapping[str, Any]) -> str:
     said = f"{summary['measure'].capitalize()}: mean ± sample deviation over {seeds}"
     note = f"{said} seeds. {summary.get('note', '')}".rstrip()
     head = [summary["across"], *map(words, columns)]
-    return "\n".join([*grid(head, rows), "", note, ""])
+    return markdown_table(head, rows, note)
 
 
 def draw_series(summary: Mapping[str, Any]) -> dict[str, bytes]:
@@ -198,7 +215,7 @@ def heatmap_table(summary: Mapping[str, Any], most: int = 10) -> str:
         f"validation: {chosen}. Mean ± sample deviation over {validation.shape[1]} "
         "seeds."
     )
-    return "\n".join([*grid(head, rows, ()), "", note, ""])
+    return markdown_table(head, rows, note, left=())
 
 
 def draw_heatmap(summary: Mapping[str, Any]) -> bytes:

@@ -3,7 +3,7 @@
 
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -215,23 +215,6 @@ def fill(page: Path, results: Path, write: bool = True) -> bool:
     if write and new != old:
         page.write_text(new)
     return new != old
-
-
-def markdown_table(
-    head: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    *notes: str,
-    left: Collection[int] = (0,),
-) -> str:
-    """Columns stand to the right, but for those at `left`; below stand the notes.
-
-    >>> print(markdown_table(["", "accuracy %"], [["teacher", "93.1"]]), end="")
-    |  | accuracy % |
-    | --- | --: |
-    | teacher | 93.1 |
-    """
-    below = ["", *notes] if notes else []
-    return "\n".join([*grid(head, rows, left), *below, ""])
 
 
 def _plus_minus(value: Mapping[str, float], scale: float, digits: int) -> str:

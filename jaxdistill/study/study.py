@@ -24,6 +24,7 @@ from jaxdistill.parallel import processes
 from jaxdistill.parallel.partitioner import Partitioner, choose
 from jaxdistill.study import sweep
 from jaxdistill.study.arm import Arm
+from jaxdistill.study.script import steps_of
 from jaxdistill.study.stores import TeacherStores
 from jaxdistill.teachers import fingerprints
 from jaxdistill.teachers.outputs import StoredTeacher
@@ -358,4 +359,4 @@ def _steps(
         return steps or 0
     if not _arrays(examples):
         raise ValueError("examples that depend on the arm need steps, not epochs")
-    return epochs * Batches(len(examples["labels"]), batch_size).steps_per_epoch
+    return steps_of(epochs, examples, batch_size)

@@ -111,13 +111,13 @@ def test_a_grid_has_every_combination():
     }
 
 
-def test_each_cell_is_a_training_of_its_own():
+def test_each_trial_is_a_training_of_its_own():
     states, metrics = swept(rows(0))
     for number in (0, 3, 6):
         check(states, metrics, number, rows(0))
 
 
-def test_each_cell_may_have_its_own_batches():
+def test_each_trial_may_have_its_own_batches():
     orders = [rows(i) for i in range(size(CELLS))]
     stacked = {k: np.stack([order[k] for order in orders], 1) for k in orders[0]}
     states, metrics = swept(stacked)
@@ -128,7 +128,7 @@ def test_each_cell_may_have_its_own_batches():
 @pytest.mark.parametrize(
     ("devices", "group"), [(1, None), (1, 2), (2, None), (4, 1)], ids=str
 )
-def test_each_cell_may_have_its_own_labels_teacher_and_batches(devices, group):
+def test_each_trial_may_have_its_own_labels_teacher_and_batches(devices, group):
     count = size(CELLS)
     orders = [rows(i) for i in range(count)]
     stacked = {k: np.stack([order[k] for order in orders], 1) for k in orders[0]}
@@ -151,7 +151,7 @@ def test_each_cell_may_have_its_own_labels_teacher_and_batches(devices, group):
         )
 
 
-def test_cells_divide_over_devices():
+def test_trials_divide_over_devices():
     partitioner = choose(CELLS)
     states, _ = swept(rows(0), partitioner)
     kernel = states.params["Dense_0"]["kernel"]
@@ -197,7 +197,7 @@ def test_groups_one_after_another_train_the_same(devices, group):
     )
 
 
-def test_cells_stay_on_their_devices():
+def test_trials_stay_on_their_devices():
     """Nothing is sent between devices: each trains its own trials."""
     partitioner = choose(CELLS, jax.devices()[:2])
     step = compile_sweep(partitioner, STEP, CELLS, group=2)
@@ -264,7 +264,7 @@ def test_a_sweep_trains_evaluates_and_resumes_in_fit(tmp_path, devices):
         assert alone(model)["nll"] == pytest.approx(scores[-1][number], rel=1e-5)
 
 
-def test_a_cell_that_diverges_leaves_the_others_and_their_mean(tmp_path):
+def test_a_trial_that_diverges_leaves_the_others_and_their_mean(tmp_path):
     trials = grid(temperature=[1.0], learning_rate=[0.1, 1e30], seed=[0])
     partitioner = choose(trials, jax.devices()[:1])
     run_dir = RunDir(tmp_path, {})

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from jaxdistill.losses.numerics import fixed, normalize, promote
+from jaxdistill.losses.numerics import check_numbers, fixed, normalize, promote
 from jaxdistill.types import Array
 
 States = Float[Array, "*b d"]
@@ -121,7 +121,8 @@ def attention_transfer(
       `[B]` values without unit, at least float32.
 
     Raises:
-      ValueError: no two maps of one batch.
+      ValueError: no two maps of one batch, or one position, of which all maps are
+        alike.
 
     >>> import jax.numpy as jnp
     >>> left = jnp.array([1.0, 0.0]).reshape(1, 1, 2, 1)
@@ -132,6 +133,7 @@ def attention_transfer(
       Zagoruyko, Komodakis 2017, Paying More Attention to Attention, section 3.1,
       equation 2.
     """
+    check_numbers("attention_transfer", power=power)
     student, teacher = _pooled("attention_transfer", student, teacher)
 
     def attention(x):
@@ -157,7 +159,8 @@ def neuron_selectivity(student: StudentMap, teacher: TeacherMap) -> Float[Array,
       `[B]` values without unit, at least float32.
 
     Raises:
-      ValueError: no two maps of one batch.
+      ValueError: no two maps of one batch, or one position, of which all maps are
+        alike.
 
     >>> import jax.numpy as jnp
     >>> left = jnp.array([1.0, 0.0]).reshape(1, 1, 2, 1)
@@ -197,6 +200,11 @@ def _pooled(name: str, student: Array, teacher: Array) -> tuple[Array, Array]:
             f"{student.shape} and {teacher.shape}"
         )
     height, width = map(min, student.shape[1:3], teacher.shape[1:3])
+    if height * width < 2:
+        raise ValueError(
+            f"{name} compares where maps are active, and one of {student.shape} and "
+            f"{teacher.shape} has one position: take an earlier layer, or hint_mse"
+        )
     student, teacher = promote(student), fixed(teacher)
     return _pool(student, height, width), _pool(teacher, height, width)
 

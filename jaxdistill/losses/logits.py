@@ -13,7 +13,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Float, Int
 
-from jaxdistill.losses.numerics import divergence, divide, fixed, promote
+from jaxdistill.losses.numerics import (
+    check_numbers,
+    divergence,
+    divide,
+    fixed,
+    promote,
+)
 from jaxdistill.types import Array, Factored, is_concrete, whole_logits
 
 Logits = Float[Array, "*b c"]
@@ -39,8 +45,8 @@ def cross_entropy(
       `[...]` values in nats, at least float32.
 
     Raises:
-      ValueError: the labels' shape is not the logits' without its last axis, or
-        `label_smoothing` is outside `[0, 1]`.
+      ValueError: the labels' shape is not the logits' without its last axis, there is
+        one class, or `label_smoothing` is not one number in `[0, 1]`.
 
     >>> import jax.numpy as jnp
     >>> print(cross_entropy(jnp.array([0.0, 0.0]), jnp.array(1)))  # log 2
@@ -50,6 +56,7 @@ def cross_entropy(
       Szegedy et al. 2016, Rethinking the Inception Architecture, section 7 (smoothing).
     """
     check_labels("cross_entropy", student, labels)
+    check_numbers("cross_entropy", label_smoothing=label_smoothing)
     student = promote(student)
     # optax is right here at -inf logits and for any finite offset: logsumexp - z[y].
     hard = optax.losses.softmax_cross_entropy_with_integer_labels(student, labels)
@@ -87,7 +94,8 @@ def forward_kl(student: Logits, teacher: Logits, *, temperature=1.0) -> Values:
       `[...]` values in nats times `T^2`, at least float32.
 
     Raises:
-      ValueError: shapes differ, or the temperature is not above 0.
+      ValueError: shapes differ, there is one class, or the temperature is not one
+        number above 0.
 
     >>> import jax.numpy as jnp
     >>> student, teacher = jnp.array([0.0, 0.0]), jnp.array([jnp.log(3.0), 0.0])
@@ -117,7 +125,8 @@ def soft_cross_entropy(student: Logits, teacher: Logits, *, temperature=1.0) -> 
       `[...]` values in nats times `T^2`, at least float32.
 
     Raises:
-      ValueError: shapes differ, or the temperature is not above 0.
+      ValueError: shapes differ, there is one class, or the temperature is not one
+        number above 0.
 
     >>> import jax.numpy as jnp
     >>> student, teacher = jnp.array([0.0, 0.0]), jnp.array([jnp.log(3.0), 0.0])
@@ -166,14 +175,27 @@ def logit_mse(student: Logits, teacher: Logits) -> Values:
     return divide((gap**2).sum(-1), exists.sum(-1))
 
 
-def check_temperature(temperature) -> None:
-    """Raise ValueError unless a concrete temperature is above 0."""
+def check_softmax(name: str, logits: Any) -> None:
+    """Raise ValueError at logits of one class, over which a softmax is always 1."""
+    if logits.shape[-1] < 2:
+        raise ValueError(
+            f"{name}: the softmax over one class is always 1, and nothing would be "
+            f"learned, got logits of shape {logits.shape}; for a yes-or-no task give "
+            "two logits, [0, z], or take optax.losses.sigmoid_binary_cross_entropy in "
+            "a term of your own, and logit_mse for a number"
+        )
+
+
+def check_temperature(temperature, name: str = "temperature") -> None:
+    """Raise ValueError unless a temperature is one number, above 0 where concrete."""
+    check_numbers(name, temperature=temperature)
     if is_concrete(temperature) and not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
 
 
 def check_labels(name: str, student: Array | Factored, labels: Array) -> None:
     """Raise ValueError unless there is one label for each row of logits."""
+    check_softmax(name, student)
     if labels.shape != student.shape[:-1]:
         raise ValueError(
             f"{name}: labels of shape {labels.shape} do not fit logits of shape "
@@ -194,7 +216,7 @@ def check_classes(name: str, student: Any, teacher: Any) -> None:
         raise ValueError(
             f"{name}: the student has {student.shape[-1]} classes, the teacher "
             f"{teacher.shape[-1]}; both must score the same classes in the same order "
-            "(of a padded vocabulary, parts.first_classes takes those)"
+            "(of a padded vocabulary objectives.first_classes takes those)"
         )
 
 
@@ -213,7 +235,8 @@ def tempered(
 ) -> tuple[Array, Array]:
     """Log-probabilities of student and teacher at the temperature, checked."""
     check_pair(name, student, teacher)
-    check_temperature(temperature)
+    check_softmax(name, student)
+    check_temperature(temperature, name)
     return (
         jax.nn.log_softmax(promote(student) / temperature),
         jax.nn.log_softmax(fixed(teacher) / temperature),
@@ -251,7 +274,8 @@ def reverse_kl(student: Logits, teacher: Logits, *, temperature=1.0) -> Values:
       `[...]` values in nats times `T^2`, at least float32.
 
     Raises:
-      ValueError: shapes differ, or the temperature is not above 0.
+      ValueError: shapes differ, there is one class, or the temperature is not one
+        number above 0.
 
     >>> import jax.numpy as jnp
     >>> student, teacher = jnp.array([0.0, 0.0]), jnp.array([jnp.log(3.0), 0.0])
@@ -289,8 +313,8 @@ def generalized_jsd(
       `[...]` values in nats times `T^2`, at least float32.
 
     Raises:
-      ValueError: shapes differ, the temperature is not above 0, or `beta` is not
-        between 0 and 1.
+      ValueError: shapes differ, there is one class, the temperature is not one number
+        above 0, or `beta` is not one between 0 and 1.
 
     >>> import jax.numpy as jnp
     >>> student, teacher = jnp.array([9.0, -jnp.inf]), jnp.array([-jnp.inf, 9.0])
@@ -300,6 +324,7 @@ def generalized_jsd(
     References:
       Agarwal et al. 2024, On-Policy Distillation of Language Models (GKD), equation 1.
     """
+    check_numbers("generalized_jsd", beta=beta)
     if is_concrete(beta) and not 0 < beta < 1:
         raise ValueError(
             f"generalized_jsd: beta must lie between 0 and 1, got {beta}; at the ends "
@@ -334,7 +359,8 @@ def total_variation(student: Logits, teacher: Logits, *, temperature=1.0) -> Val
       `[...]` values, a probability times `T^2`, at least float32.
 
     Raises:
-      ValueError: shapes differ, or the temperature is not above 0.
+      ValueError: shapes differ, there is one class, or the temperature is not one
+        number above 0.
 
     >>> import jax.numpy as jnp
     >>> student, teacher = jnp.array([0.0, 0.0]), jnp.array([jnp.log(3.0), 0.0])

@@ -5,10 +5,25 @@ A gradient through `where` is NaN if the branch not taken is: so the argument is
 harmless first, and the result replaced after.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from jaxdistill.types import Array
+
+
+def check_numbers(name: str, **settings: Any) -> None:
+    """Raise ValueError unless each hyperparameter is one number, traced or not.
+
+    One for each example would be taken for one of each class where they are as many.
+    """
+    for setting, value in settings.items():
+        if jnp.ndim(value):
+            raise ValueError(
+                f"{name}: {setting} must be one number, got shape {jnp.shape(value)}; "
+                "values may be weighed by example after the loss"
+            )
 
 
 def promote(x: Array) -> Array:

@@ -19,6 +19,7 @@ from jaxdistill.losses.features import check_states
 from jaxdistill.losses.logits import check_temperature
 from jaxdistill.losses.numerics import (
     centre,
+    check_numbers,
     divergence,
     divide,
     fixed,
@@ -53,7 +54,7 @@ def relational_distance(
       `[B]` values without unit, at least float32.
 
     Raises:
-      ValueError: the batches differ.
+      ValueError: the batches differ, or have fewer than 3 examples.
 
     >>> import jax.numpy as jnp
     >>> student = jnp.array([[0.0], [1.0], [2.0]])
@@ -63,7 +64,7 @@ def relational_distance(
     References:
       Park et al. 2019, Relational Knowledge Distillation, equations 6 to 8.
     """
-    student, teacher, keep = _rows("relational_distance", student, teacher, mask)
+    student, teacher, keep = _rows("relational_distance", student, teacher, mask, 3)
     pairs = _pairs(keep)
 
     def distances(x):
@@ -91,7 +92,7 @@ def relational_angle(student: Student, teacher: Teacher, mask: Mask = None) -> A
       `[B]` values without unit, at least float32.
 
     Raises:
-      ValueError: the batches differ.
+      ValueError: the batches differ, or have fewer than 3 examples.
 
     >>> import jax.numpy as jnp
     >>> student = jnp.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
@@ -101,7 +102,7 @@ def relational_angle(student: Student, teacher: Teacher, mask: Mask = None) -> A
     References:
       Park et al. 2019, Relational Knowledge Distillation, equations 9 and 10.
     """
-    student, teacher, keep = _rows("relational_angle", student, teacher, mask)
+    student, teacher, keep = _rows("relational_angle", student, teacher, mask, 3)
     pairs = _pairs(keep)
     triples = pairs[:, :, None] * pairs[:, None, :] * _pairs(keep)[None]
 
@@ -131,7 +132,7 @@ def similarity_preserving(
       `[B]` values without unit, at least float32.
 
     Raises:
-      ValueError: the batches differ.
+      ValueError: the batches differ, or have fewer than 2 examples.
 
     >>> import jax.numpy as jnp
     >>> student = jnp.array([[1.0, 0.0], [0.0, 1.0]])
@@ -141,7 +142,7 @@ def similarity_preserving(
     References:
       Tung, Mori 2019, Similarity-Preserving Knowledge Distillation, equations 2 to 4.
     """
-    student, teacher, keep = _rows("similarity_preserving", student, teacher, mask)
+    student, teacher, keep = _rows("similarity_preserving", student, teacher, mask, 2)
 
     def similarities(x):
         x = x * keep[:, None]
@@ -171,7 +172,7 @@ def probabilistic_transfer(
       `[B]` values in nats, at least float32.
 
     Raises:
-      ValueError: the batches differ.
+      ValueError: the batches differ, or have fewer than 3 examples.
 
     >>> import jax.numpy as jnp
     >>> student = jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
@@ -182,7 +183,7 @@ def probabilistic_transfer(
       Passalis, Tefas 2018, Learning Deep Representations with Probabilistic Knowledge
       Transfer, equations 3 to 6.
     """
-    student, teacher, keep = _rows("probabilistic_transfer", student, teacher, mask)
+    student, teacher, keep = _rows("probabilistic_transfer", student, teacher, mask, 3)
     pairs = _pairs(keep)
 
     def log_neighbours(x):
@@ -215,7 +216,7 @@ def correlation_congruence(
       `[B]` values without unit, at least float32.
 
     Raises:
-      ValueError: the batches differ.
+      ValueError: the batches differ, or have fewer than 2 examples.
 
     >>> import jax.numpy as jnp
     >>> student = jnp.array([[1.0, 0.0], [0.0, 1.0]])
@@ -226,8 +227,8 @@ def correlation_congruence(
       Peng et al. 2019, Correlation Congruence for Knowledge Distillation, equations 5
       to 9.
     """
-    student, teacher, keep = _rows("correlation_congruence", student, teacher, mask)
-
+    student, teacher, keep = _rows("correlation_congruence", student, teacher, mask, 2)
+    check_numbers("correlation_congruence", gamma=gamma)
     degrees = range(order + 1)
 
     def kernel(x):
@@ -256,7 +257,7 @@ def linear_cka(student: Student, teacher: Teacher, mask: Mask = None) -> Anchors
       `[B]`: the batch's one value, without unit, at least float32, at every anchor.
 
     Raises:
-      ValueError: the batches differ.
+      ValueError: the batches differ, or have fewer than 3 examples.
 
     >>> import jax.numpy as jnp
     >>> student = jnp.array([[1.0, 0.0], [0.0, 1.0], [3.0, 1.0]])
@@ -267,7 +268,7 @@ def linear_cka(student: Student, teacher: Teacher, mask: Mask = None) -> Anchors
       Kornblith et al. 2019, Similarity of Neural Network Representations Revisited,
       equation 4 with linear kernels.
     """
-    student, teacher, keep = _rows("linear_cka", student, teacher, mask)
+    student, teacher, keep = _rows("linear_cka", student, teacher, mask, 3)
 
     def gram(x):
         x = centre(x, keep[:, None] > 0, 0)
@@ -276,14 +277,24 @@ def linear_cka(student: Student, teacher: Teacher, mask: Mask = None) -> Anchors
     return keep * (1 - (gram(student) * gram(teacher)).sum())
 
 
-def _rows(name: str, student: Array, teacher: Array, mask: Mask):
-    """Vectors of either side and a mask of 0 and 1, in one float type."""
+def _rows(name: str, student: Array, teacher: Array, mask: Mask, least: int):
+    """Vectors of either side and a mask of 0 and 1, in one float type.
+
+    Raises:
+      ValueError: the batches differ, or are so small that every student is perfect.
+    """
     if len(student) != len(teacher):
         raise ValueError(
             f"{name}: a student batch of {len(student)} and a teacher batch of "
             f"{len(teacher)} are not the same examples"
         )
     size = len(student)
+    if size < least:
+        raise ValueError(
+            f"{name} compares the examples of a batch: of fewer than {least} its value "
+            f"is the same whatever the student does; got {size} (a device's under "
+            "pmap, a micro-batch's where there are several)"
+        )
     student, teacher = promote(student), fixed(teacher)
     keep = jnp.ones(size) if mask is None else mask > 0
     keep = keep.astype(student.dtype)
@@ -333,8 +344,8 @@ def contrastive(
       negatives.
 
     Raises:
-      ValueError: shapes differ, the temperature is not above 0, or a bank lacks its
-        labels.
+      ValueError: shapes differ, the temperature is not one number above 0, a bank
+        lacks its labels, or a batch of one has no bank.
 
     >>> import jax.numpy as jnp
     >>> eye = jnp.eye(2)
@@ -347,7 +358,13 @@ def contrastive(
       equations 17 to 19.
     """
     check_states("contrastive", student, teacher, "embeddings")
-    check_temperature(temperature)
+    check_temperature(temperature, "contrastive")
+    if dataset_size is not None:
+        check_numbers("contrastive", dataset_size=dataset_size)
+    if bank is None and len(student) < 2:
+        raise ValueError(
+            "contrastive: a batch of one has no negatives; take a larger one or a bank"
+        )
     if labels is not None and bank is not None and bank_labels is None:
         raise ValueError(
             "contrastive: with labels a bank needs bank_labels, or rows of the "

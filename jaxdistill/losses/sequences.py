@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Float, Int, Real
 
-from jaxdistill.losses.logits import check_temperature
+from jaxdistill.losses.logits import check_softmax, check_temperature
 from jaxdistill.losses.numerics import divergence, fixed, promote
 from jaxdistill.types import Array
 
@@ -38,7 +38,8 @@ def shift_tokens(
       Radford et al. 2018, Improving Language Understanding by Generative Pre-Training,
       equation 1: each token from those before it.
     """
-    return logits[:, :-1], tokens[:, 1:], mask[:, :-1] * mask[:, 1:]
+    counts = (mask > 0).astype(mask.dtype)
+    return logits[:, :-1], tokens[:, 1:], counts[:, :-1] * counts[:, 1:]
 
 
 def ctc(
@@ -65,6 +66,9 @@ def ctc(
     Returns:
       `[B]` values in nats, at least float32.
 
+    Raises:
+      ValueError: there is no class beside the blank.
+
     >>> import jax.numpy as jnp
     >>> one = jnp.ones((1, 1))
     >>> print(ctc(jnp.zeros((1, 1, 2)), jnp.array([[1]]), one, one).round(4))  # log 2
@@ -73,6 +77,7 @@ def ctc(
     References:
       Graves et al. 2006, Connectionist Temporal Classification, section 4.1.
     """
+    check_softmax("ctc", student)
     # optax multiplies log-probabilities by 0, and is NaN at -inf.
     student = jnp.maximum(promote(student), -1e5)
     padding = (1 - (frame_mask > 0), 1 - (label_mask > 0))
@@ -98,8 +103,8 @@ def frame_kl(
       `[B, T]` values in nats times `temperature^2`, at least float32.
 
     Raises:
-      ValueError: other batch or classes, `T'` is no multiple of `T`, or the temperature
-        is not above 0.
+      ValueError: other batch or classes, one class, `T'` is no multiple of `T`, or the
+        temperature is not one number above 0.
 
     >>> import jax.numpy as jnp
     >>> student = jnp.zeros((1, 1, 2))
@@ -111,7 +116,8 @@ def frame_kl(
       Hinton, Vinyals, Dean 2015, Distilling the Knowledge in a Neural Network, section
       4 (frame-level acoustic models); frames of other rates are ours.
     """
-    check_temperature(temperature)
+    check_temperature(temperature, "frame_kl")
+    check_softmax("frame_kl", student)
     batch, frames, classes = student.shape
     ratio, rest = divmod(teacher.shape[1], frames)
     if rest or ratio < 1 or (batch, classes) != (teacher.shape[0], teacher.shape[2]):

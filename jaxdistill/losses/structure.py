@@ -5,9 +5,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Int, Real
 
-from jaxdistill.losses.logits import Logits, Values, check_labels, of_classes, tempered
+from jaxdistill.losses.logits import (
+    Logits,
+    Values,
+    check_labels,
+    check_softmax,
+    of_classes,
+    tempered,
+)
 from jaxdistill.losses.numerics import (
     centre,
+    check_numbers,
     divergence,
     divide,
     log_normalize,
@@ -65,6 +73,8 @@ def decoupled_kl(
             "class beside the label there is no non-target part; use forward_kl"
         )
     check_labels("decoupled_kl", student, labels)
+    weights = {"target_weight": target_weight, "nontarget_weight": nontarget_weight}
+    check_numbers("decoupled_kl", **weights)
     log_q, log_p = tempered("decoupled_kl", student, teacher, temperature)
     target = jax.nn.one_hot(labels, student.shape[-1], dtype=bool)
 
@@ -92,8 +102,9 @@ def dist(
     `T^2 (beta (1 - r_i) + gamma mean_c (1 - r_c))`: `r_i` is Pearson's correlation over
     the classes of example i (inter-class), `r_c` that over the examples of class c
     (intra-class). Zero when student and teacher are equal; invariant to a scale and a
-    shift of the probabilities. Without any spread a correlation counts as 0. The
-    authors add 1e-8 to its denominator, which damps rare classes; nothing is here.
+    shift of the probabilities. Without any spread a correlation counts as 0: that is
+    `r_c` of a single example. Of two classes `r_i` is 1 or -1. The authors add 1e-8 to
+    its denominator, which damps rare classes; nothing is here.
 
     Args:
       student: `[..., C]` logits of any float type; all leading axes are examples.
@@ -110,7 +121,8 @@ def dist(
       micro-batch under accumulation.
 
     Raises:
-      ValueError: shapes differ, or the temperature is not above 0.
+      ValueError: shapes differ, there is one class, or a setting is not one number,
+        the temperature above 0.
 
     >>> import jax.numpy as jnp
     >>> student = jnp.array([[4.0, 0.0], [0.0, 4.0]])
@@ -121,6 +133,7 @@ def dist(
       Huang et al. 2022, Knowledge Distillation from A Stronger Teacher, equations
       7 to 10.
     """
+    check_numbers("dist", inter_weight=inter_weight, intra_weight=intra_weight)
     log_q, log_p = tempered("dist", student, teacher, temperature)
     real = jnp.ones(student.shape[:-1], bool) if mask is None else mask > 0
     exists = ((log_q > -jnp.inf) | (log_p > -jnp.inf)) & real[..., None]
@@ -147,6 +160,9 @@ def standardize(logits: Logits) -> Logits:
     Returns:
       `[..., C]` in deviations, at least float32.
 
+    Raises:
+      ValueError: there is one class, which has no deviation.
+
     >>> import jax.numpy as jnp
     >>> print(standardize(jnp.array([1.0, 2.0, 3.0])))
     [-1.  0.  1.]
@@ -154,6 +170,7 @@ def standardize(logits: Logits) -> Logits:
     References:
       Sun et al. 2024, Logit Standardization in Knowledge Distillation, algorithm 1.
     """
+    check_softmax("standardize", logits)
     logits = promote(logits)
     exists = logits > -jnp.inf
     gap = centre(logits, exists, -1)

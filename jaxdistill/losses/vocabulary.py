@@ -17,6 +17,7 @@ from jaxdistill.losses.logits import (
     Values,
     check_labels,
     check_pair,
+    check_softmax,
     check_temperature,
     of_classes,
 )
@@ -46,7 +47,7 @@ def chunked_cross_entropy(
       `[...]` values in nats, at least float32.
 
     Raises:
-      ValueError: shapes do not fit, or `chunk` is below 1.
+      ValueError: shapes do not fit, there is one class, or `chunk` is below 1.
 
     >>> head = Factored(jnp.ones((3, 2)), jnp.zeros((4, 2)))
     >>> print(chunked_cross_entropy(head, jnp.array([0, 1, 3]), chunk=3))  # log 4
@@ -85,7 +86,8 @@ def chunked_forward_kl(
       `[...]` values in nats times `T^2`, at least float32.
 
     Raises:
-      ValueError: shapes differ, the temperature is not above 0, or `chunk` is below 1.
+      ValueError: shapes differ, there is one class, the temperature is not one number
+        above 0, or `chunk` is below 1.
 
     >>> student = Factored(jnp.zeros((1, 2)), jnp.ones((2, 2)))
     >>> teacher = Factored(jnp.ones((1, 1)), jnp.array([[jnp.log(3.0)], [0.0]]))
@@ -97,7 +99,8 @@ def chunked_forward_kl(
       Milakov, Gimelshein 2018, Online Normalizer Calculation for Softmax, section 3.
     """
     check_pair("chunked_forward_kl", student, teacher)
-    check_temperature(temperature)
+    check_softmax("chunked_forward_kl", student)
+    check_temperature(temperature, "chunked_forward_kl")
     teacher = jax.lax.stop_gradient(teacher)
 
     def body(carry, part):
@@ -205,9 +208,9 @@ def sparse_forward_kl(
       `[...]` values in nats times `T^2`, at least float32.
 
     Raises:
-      ValueError: shapes do not fit, a class is kept that the student has not, or the
-        temperature is not above 0. Ids that are traced cannot be looked at: there a
-        class beyond the student's makes the value NaN.
+      ValueError: shapes do not fit, there is one class or one outcome, an id is no
+        class of the student's, or the temperature is not one number above 0. Ids that
+        are traced cannot be looked at: there such an id makes the value NaN.
 
     >>> import jax.numpy as jnp
     >>> log_probs = jnp.log(jnp.array([0.5]))
@@ -220,7 +223,8 @@ def sparse_forward_kl(
       Hinton, Vinyals, Dean 2015, Distilling the Knowledge in a Neural Network,
       section 2, for the dense form; the tail as one outcome is ours.
     """
-    check_temperature(temperature)
+    check_softmax("sparse_forward_kl", student)
+    check_temperature(temperature, "sparse_forward_kl")
     kept = teacher.ids.shape
     if kept[:-1] != student.shape[:-1] or kept != teacher.log_probs.shape:
         raise ValueError(
@@ -232,8 +236,14 @@ def sparse_forward_kl(
             f"sparse_forward_kl: the teacher keeps {kept[-1]} classes, the student has "
             f"only {student.shape[-1]}"
         )
+    if kept[-1] < 2 and not tail:
+        raise ValueError(
+            "sparse_forward_kl: one class alone has probability 1, and nothing would "
+            "be learned; keep more classes, or the tail"
+        )
     check_ids("sparse_forward_kl", student.shape[-1], teacher)
     log_p, log_q = fixed(teacher.log_probs), jax.nn.log_softmax(promote(student))
+    known = ((teacher.ids >= 0) & (teacher.ids < student.shape[-1])).all(-1)
     head = jnp.take_along_axis(log_q, teacher.ids, axis=-1)
     if tail and kept[-1] < student.shape[-1]:
         others = jnp.put_along_axis(
@@ -244,7 +254,8 @@ def sparse_forward_kl(
         log_p = jnp.concatenate([log_p, _log_rest(log_p)[..., None]], -1)
     every = jnp.ones(log_p.shape, bool)
     log_p, log_q = (log_normalize(side / temperature, every) for side in (log_p, head))
-    return divergence(log_p, log_q) * temperature**2
+    value = divergence(log_p, log_q) * temperature**2
+    return jnp.where(known, value, jnp.nan)
 
 
 def check_ids(name: str, classes: int, teacher: TopK) -> None:
@@ -252,10 +263,18 @@ def check_ids(name: str, classes: int, teacher: TopK) -> None:
 
     Under jit ids are traced, and nothing can be said.
     """
-    if is_concrete(teacher.ids) and (largest := int(teacher.ids.max())) >= classes:
+    if not is_concrete(teacher.ids):
+        return
+    lowest, largest = int(teacher.ids.min()), int(teacher.ids.max())
+    if lowest < 0:
+        raise ValueError(
+            f"{name}: the teacher keeps class {lowest}, and classes count from 0; "
+            "leave out what another tool filled up with, keep fewer classes"
+        )
+    if largest >= classes:
         raise ValueError(
             f"{name}: the teacher keeps class {largest}, the student has only "
-            f"{classes} classes (parts.first_classes cuts whole logits, not ids)"
+            f"{classes} classes (objectives.first_classes cuts whole logits, not ids)"
         )
 
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from jaxdistill import losses
 from jaxdistill.losses.logits import check_classes, mean_log_probs
+from jaxdistill.losses.numerics import check_numbers
 from jaxdistill.losses.vocabulary import check_ids
 from jaxdistill.objectives.terms import (
     BoundTerm,
@@ -38,6 +39,7 @@ from jaxdistill.types import (
     TopK,
     broadcast_mask,
     token_mask,
+    truth,
     whole_logits,
 )
 
@@ -60,7 +62,9 @@ class _Combined:
                     f"term {name!r} returned values of shape {values.shape} with a "
                     f"mask of shape {mask.shape}; they must be equal"
                 )
-            result[name] = (at_step(weight, step), values, mask)
+            weight = at_step(weight, step)
+            check_numbers(f"term {name!r}", weight=weight)
+            result[name] = (weight, values, mask)
         return result
 
     def __repr__(self) -> str:
@@ -78,8 +82,8 @@ def combine(terms: Mapping[str, tuple[Any, Term]]) -> Objective:
       `(student, teacher, batch, step) -> {name: (weight, values, mask)}`.
 
     Raises:
-      ValueError: no terms, a negative or non-finite weight, all weights 0, or a term
-        named "loss", which is the sum's name in the metrics.
+      ValueError: no terms, a negative or non-finite weight or several in one, all
+        weights 0, or a term named "loss", which is the sum's name in the metrics.
 
     >>> combine({"soft": (0.3, soft_targets(temperature=2.0))})
     combine({'soft': (0.3, soft_targets(temperature=2.0))})
@@ -94,6 +98,7 @@ def combine(terms: Mapping[str, tuple[Any, Term]]) -> Objective:
         if not callable(weight) and not isinstance(weight, jax.core.Tracer)
     }
     for name, weight in numbers.items():
+        check_numbers(f"term {name!r}", weight=weight)
         if not 0 <= weight < float("inf"):
             raise ValueError(f"the weight of {name!r} must be 0 or more, got {weight}")
     if len(numbers) == len(terms) and not any(numbers.values()):
@@ -125,7 +130,7 @@ def hard_labels(*, label_smoothing: Any = 0.0) -> Term:
         labels = batch["labels"]
         mask = token_mask(batch, labels.shape)
         if "labelled" in batch:
-            mask = mask * broadcast_mask(batch["labelled"], labels.shape)
+            mask = mask * broadcast_mask(truth(batch["labelled"]), labels.shape)
         values = _each(loss, student.logits, labels)
         if "partner" in batch:
             share = broadcast_mask(batch["share"], labels.shape)

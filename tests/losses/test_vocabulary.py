@@ -276,7 +276,7 @@ def kept(teacher, count):
 
 WIDER = jnp.pad(TEACHER.multiply(), ((0, 0), (0, 0), (0, 2)), constant_values=9.0)
 WIDE = Factored(WIDER, jnp.eye(CLASSES + 2))
-OTHER = "the student has 11 classes, the teacher 13; .*parts.first_classes takes"
+OTHER = "the student has 11 classes, the teacher 13; .*objectives.first_classes takes"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 
 `partitioner`  jit on one device, a mesh, fsdp or pmap; `choose` takes one by its name
 `sharding`     where each array lies under fsdp
+`lock`         one owner of a folder that is written
+`sealed`       JSON files with a checksum inside
 `processes`    what several processes do together, and what the first does alone
 """
 

@@ -23,6 +23,8 @@ import subprocess
 import sys
 import time
 import traceback
+import warnings
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -33,6 +35,8 @@ import jax
 from etils import epath
 
 from jaxdistill.parallel import processes
+from jaxdistill.parallel.lock import Lock
+from jaxdistill.parallel.sealed import read_sealed, seal, unseal
 
 FREE = (
     "run_dir",
@@ -67,16 +71,21 @@ class RunDir:
     def __init__(self, directory: str | os.PathLike, config: Mapping[str, Any]):
         """Opens or creates a directory.
 
+        It is this process's until it ends, or until nothing refers to this object.
+
         Raises:
-          RunError: it holds a run with another configuration, or cannot be written.
+          RunError: it holds a run with another configuration, or is damaged, or cannot
+            be written.
+          InUse: another process has it.
         """
         self.path = epath.Path(directory)
+        # As it is read again from config.json: JSON turns tuples into lists.
+        self.settings = json.loads(json.dumps(config))
         self._opened = time.monotonic()
         self._environment = environment()
         self._records: list[dict[str, Any]] = []
         try:
-            # As it is read again from config.json: JSON turns tuples into lists.
-            processes.on_first(lambda: self._open(json.loads(json.dumps(config))))
+            processes.on_first(lambda: self._open(self.settings))
         except OSError as error:
             raise RunError(
                 f"cannot write to run directory {directory}: {error}"
@@ -84,18 +93,29 @@ class RunDir:
 
     def _open(self, config: Mapping[str, Any]) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
+        lock = Lock(self.path, "run directory")
+        weakref.finalize(self, lock.release)
         self._records = read_records(self.path / "metrics.jsonl")
+        known = self.path / "config.json"
         # Without a record nothing was trained, as when a setting was refused: the
         # corrected command must not be taken for another run.
-        if self._records and (self.path / "config.json").exists():
-            self._compare(json.loads((self.path / "config.json").read_text()), config)
+        if self._records and known.exists():
+            remedy = (
+                "delete it and give the first command again, whose settings each "
+                "checkpoint knows, or another --run-dir"
+            )
+            self._compare(read_sealed(known, remedy), config)
         else:
             self.write("config.json", config)
         if not self._records:  # else it is of what trained them, see `dispatched`
             self.write("env.json", self._environment)
 
     def write(self, name: str, value: Any) -> None:
-        """Writes a JSON file whole: a reader sees the old one or the new one."""
+        """Writes a JSON file whole: a reader sees the old one or the new one.
+
+        An object gets a checksum (`parallel.sealed`).
+        """
+        value = seal(value) if isinstance(value, Mapping) else value
         self._replace(name, json.dumps(value, indent=1) + "\n")
 
     def write_bytes(self, name: str, content: bytes) -> None:
@@ -131,9 +151,18 @@ class RunDir:
     def rewind(self, fit: str, step: int) -> None:
         """Drops what training `fit` logged after `step`: it resumes from there."""
         kept = [r for r in self._records if r["fit"] != fit or r["step"] <= step]
+        self._keep_damaged()
         # Also where nothing is dropped: a kill may have left half a line in the file.
         self._records = kept
         self._replace("metrics.jsonl", _lines(kept))
+
+    def _keep_damaged(self) -> None:
+        """Copies metrics.jsonl where it has lines that are about to be lost."""
+        path = self.path / "metrics.jsonl"
+        if not (processes.is_first() and path.exists() and _lines_of(path)[1]):
+            return
+        number = len(list(self.path.glob("metrics.damaged*.jsonl")))
+        path.copy(self.path / f"metrics.damaged-{number}.jsonl", overwrite=True)
 
     def __str__(self) -> str:
         """What a script says last: where all is, and how soon the training began."""
@@ -207,21 +236,55 @@ def settings(config: Any) -> dict[str, Any]:
 
 
 def read_records(path: epath.Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl; a last line cut short by a kill is dropped."""
+    """The records of a metrics.jsonl; a last line cut short by a kill is dropped.
+
+    Warns:
+      UserWarning: another line is damaged; it is named, and the others are read.
+    """
     if not path.exists():
         return []
-    records = []
-    for line in path.read_text().splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+    records, damaged = _lines_of(path)
+    if damaged:
+        numbers = ", ".join(map(str, damaged))
+        warnings.warn(
+            f"{path} is damaged in line {numbers}, which is left out; the other "
+            f"{len(records)} records are read",
+            stacklevel=2,
+        )
     return records
 
 
+def _lines_of(path: epath.Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """The records of a metrics.jsonl, and the numbers of its damaged lines."""
+    records, damaged = [], []
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
+        try:
+            record = unseal(line)
+            if not {"fit", "step"} <= set(record):
+                raise ValueError("it is no record")
+            records.append(record)
+        except ValueError:
+            # What a kill has cut has no end of line; behind the last there is nothing.
+            if number < len(lines):
+                damaged.append(number)
+    return records, damaged
+
+
 def read_summary(run_dir: Any) -> dict[str, Any]:
-    """A run's summary.json, with what jaxdistill 0.1 called rows under `arms`."""
-    summary = json.loads((epath.Path(run_dir) / "summary.json").read_text())
+    """A run's summary.json, with what jaxdistill 0.1 called rows under `arms`.
+
+    Raises:
+      RunError: there is none.
+      Damaged: it is not what was written.
+    """
+    path = epath.Path(run_dir) / "summary.json"
+    if not path.exists():
+        raise RunError(
+            f"there is no {path}: the run is not finished (give its command again), or "
+            f"{run_dir} is no run directory"
+        )
+    summary = read_sealed(path, "give the command of the run again, which writes it")
     if "rows" in summary:
         summary["arms"] = {
             name: {"arm": arm.get("row"), **arm}
@@ -280,7 +343,7 @@ def _commit() -> str | None:
 
 
 def _lines(records) -> str:
-    return "".join(json.dumps(record) + "\n" for record in records)
+    return "".join(json.dumps(seal(record)) + "\n" for record in records)
 
 
 def enable_compilation_cache() -> None:
@@ -295,7 +358,10 @@ def enable_compilation_cache() -> None:
     enabled = setting("jax_enable_compilation_cache")
     if not enabled or setting("jax_compilation_cache_dir"):
         return
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # there is no home: nothing is kept
+        return
     folder = caches / "jaxdistill" / _features()
     jax.config.update("jax_compilation_cache_dir", str(folder))
     # By default only what took a second: small students compile in less, many times.

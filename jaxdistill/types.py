@@ -172,10 +172,10 @@ def padding_mask(batch: Batch, shape: tuple[int, ...]) -> Array:
 
     A text model's inputs say which tokens are padding in their `attention_mask`.
     """
-    mask = broadcast_mask(batch["mask"], shape)
+    mask = broadcast_mask(truth(batch["mask"]), shape)
     inputs = batch.get("inputs")
     if len(shape) > 1 and isinstance(inputs, Mapping) and "attention_mask" in inputs:
-        return mask * inputs["attention_mask"]
+        return mask * truth(inputs["attention_mask"])
     return mask
 
 
@@ -185,9 +185,14 @@ def token_mask(batch: Batch, shape: tuple[int, ...]) -> Array:
     Of the real tokens (`padding_mask`) those that a batch's own `token_mask` counts.
     """
     mask = padding_mask(batch, shape)
-    return (
-        mask * batch["token_mask"] if len(shape) > 1 and "token_mask" in batch else mask
-    )
+    if len(shape) > 1 and "token_mask" in batch:
+        return mask * truth(batch["token_mask"])
+    return mask
+
+
+def truth(mask: Array) -> Array:
+    """A mask as 0 and 1, float32: it says what counts, and never how much."""
+    return (mask > 0).astype(jnp.float32)
 
 
 def broadcast_mask(mask: Array, shape: tuple[int, ...]) -> Array:

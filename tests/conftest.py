@@ -60,6 +60,19 @@ def data_dir() -> Path:
     return Path(folder)
 
 
+@pytest.fixture(scope="module")
+def any_teacher():
+    """Networks as they are drawn may teach random labels, where that is not the point.
+
+    That they may not is for tests/teachers/test_knowledge.py.
+    """
+    from jaxdistill.teachers import knowledge
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(knowledge, "doubt", lambda *_: None)
+        yield
+
+
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs():
     """A process keeps every program it compiled, and with thousands mapping is slow."""

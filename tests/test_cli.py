@@ -15,6 +15,8 @@ from tests.builders import NormNet
 from tests.experiments.test_digits_mlp import run as train_digits
 from tests.report.test_report import summary
 
+pytestmark = pytest.mark.usefixtures("any_teacher")
+
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):

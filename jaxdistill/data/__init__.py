@@ -16,7 +16,13 @@
 
 from jaxdistill.data.batches import Batches, Orders, pad
 from jaxdistill.data.corpus import Corpus, Vocabulary, load_corpus, windows
-from jaxdistill.data.examples import DataError, check_inputs, check_labels, normalize
+from jaxdistill.data.examples import (
+    DataError,
+    check_examples,
+    check_inputs,
+    check_labels,
+    normalize,
+)
 from jaxdistill.data.images import Dataset, holdout, load
 from jaxdistill.data.stream import Stream
 from jaxdistill.data.texts import Labelled, Texts, load_texts

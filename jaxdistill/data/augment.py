@@ -94,7 +94,7 @@ def shift(pixels: int, fill: Any) -> Augment:
         raise ValueError(f"images cannot be shifted by up to {pixels} pixels")
 
     def augment(batch: Batch, rng: Array) -> Batch:
-        images = batch["inputs"]
+        images = _alone("shift", batch)
         still = ((0, 0),) * (images.ndim - 3)
         border = ((0, 0), (pixels, pixels), (pixels, pixels), *still)
         inside = jnp.pad(jnp.ones(images.shape[1:3], bool), border[1:3])
@@ -102,7 +102,8 @@ def shift(pixels: int, fill: Any) -> Augment:
         color = jnp.broadcast_to(jnp.asarray(fill, images.dtype), images.shape[3:])
         around = color.reshape(1, 1, 1, *color.shape)
         padded = jnp.where(inside, jnp.pad(images, border), around)
-        return {**batch, "inputs": _windows(padded, images.shape[1:3], rng)}
+        size = images.shape[1], images.shape[2]
+        return {**batch, "inputs": _windows(padded, size, rng)}
 
     return augment
 
@@ -115,7 +116,7 @@ def crop(height: int, width: int) -> Augment:
     """
 
     def augment(batch: Batch, rng: Array) -> Batch:
-        images = batch["inputs"]
+        images = _alone("crop", batch)
         if images.shape[1] < height or images.shape[2] < width:
             raise ValueError(
                 f"images of shape {images.shape[1:]} have no {height} x {width} window"
@@ -129,7 +130,7 @@ def flip() -> Augment:
     """Turns each image left to right, or not, with equal chances."""
 
     def augment(batch: Batch, rng: Array) -> Batch:
-        images = batch["inputs"]
+        images = _alone("flip", batch)
         turn = jax.random.bernoulli(rng, shape=images.shape[:1])
         turn = turn.reshape(-1, *(1,) * (images.ndim - 1))
         return {**batch, "inputs": jnp.where(turn, images[:, :, ::-1], images)}
@@ -159,7 +160,8 @@ def mixup(alpha: float = 1.0) -> Augment:
         raise ValueError(f"mixup needs alpha above 0, got {alpha}")
 
     def augment(batch: Batch, rng: Array) -> Batch:
-        images, labels, mask = batch["inputs"], batch["labels"], batch["mask"]
+        labels, mask = _mixable(batch), batch["mask"]
+        images = batch["inputs"]
         turn_rng, share_rng = jax.random.split(rng)
         size = images.shape[0]
         # randint needs a range that is not empty. In a batch of one the next is the
@@ -178,15 +180,92 @@ def mixup(alpha: float = 1.0) -> Augment:
     return augment
 
 
-def chain(*augmentations: Augment) -> Augment:
-    """One after the other, each with a key of its own."""
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """Augmentations one after the other, each with a key of its own (`chain`)."""
 
-    def augment(batch: Batch, rng: Array) -> Batch:
-        for i, one in enumerate(augmentations):
+    augmentations: tuple[Augment, ...]
+
+    def __call__(self, batch: Batch, rng: Array) -> Batch:
+        for i, one in enumerate(self.augmentations):
             batch = one(batch, jax.random.fold_in(rng, i))
         return batch
 
-    return augment
+
+def chain(*augmentations: Augment) -> Augment:
+    """One after the other, each with a key of its own."""
+    return Chain(augmentations)
+
+
+@dataclasses.dataclass(frozen=True)
+class Unseen:
+    """An augmentation that changes nothing a teacher sees (`unseen`)."""
+
+    augment: Augment
+
+    def __call__(self, batch: Batch, rng: Array) -> Batch:
+        return self.augment(batch, rng)
+
+
+def unseen(augment: Augment) -> Augment:
+    """Says that an augmentation changes nothing that a teacher's outputs depend on.
+
+    A step that reads stored outputs refuses every other augmentation but `replay`.
+
+    >>> unseen(shift(0, 0.0)).augment.__qualname__
+    'shift.<locals>.augment'
+    """
+    return Unseen(augment)
+
+
+def _alone(name: str, batch: Batch) -> Array:
+    """The batch's images.
+
+    Raises:
+      ValueError: something else of the batch lies on their grid, such as a label for
+        each pixel: it would stay where it is.
+    """
+    images = _images(name, batch)
+    for other, array in batch.items():
+        # A teacher's stored outputs are guarded by their view.
+        if other in ("inputs", "teacher") or not hasattr(array, "shape"):
+            continue
+        if len(array.shape) > 2 and array.shape[1:3] == images.shape[1:3]:
+            raise ValueError(
+                f"{name} moves the images of shape {images.shape} and not {other!r} of "
+                f"shape {array.shape}, which lies on the same pixels: augment both in "
+                "a function of your own"
+            )
+    return images
+
+
+def _images(name: str, batch: Batch) -> Array:
+    images = batch["inputs"]
+    if isinstance(images, Mapping) or images.ndim not in (3, 4):
+        found = list(images) if isinstance(images, Mapping) else images.shape
+        raise ValueError(
+            f"{name} takes inputs that are images [B, H, W] or [B, H, W, C], got "
+            f"{found}"
+        )
+    return images
+
+
+def _mixable(batch: Batch) -> Array:
+    """The labels of a batch that `mixup` can mix.
+
+    Raises:
+      ValueError: its labels are not one for each example, or it has entries that the
+        mixed examples would have of one partner alone.
+    """
+    known = {"inputs", "labels", "mask", "index", "labelled", "teacher", "slot"}
+    others = sorted(set(batch) - known)
+    if isinstance(batch["inputs"], Mapping) or batch["labels"].ndim != 1 or others:
+        found = f"entries {others}" if others else f"shape {batch['labels'].shape}"
+        raise ValueError(
+            "mixup mixes inputs that are one array, with one label for each example, "
+            f"and nothing else; got labels or inputs of another form: {found}"
+        )
+    return batch["labels"]
 
 
 def _windows(images: Array, size: tuple[int, int], rng: Array) -> Array:
@@ -224,6 +303,23 @@ def view_of(augment: Augment, seed: int, batch: Batch, view: Array) -> Batch:
     return {**batch, **jax.vmap(one)(example, view)}
 
 
+@dataclasses.dataclass(frozen=True)
+class Replay:
+    """The augmentation of a run on stored views (`replay`)."""
+
+    augment: Augment
+    seed: int
+    views: int
+
+    def __call__(self, batch: Batch, rng: Array) -> Batch:
+        size = batch["mask"].shape[0]
+        view = jax.random.randint(rng, (size,), 0, self.views)
+        batch = view_of(self.augment, self.seed, batch, view)
+        rows = jnp.arange(size)
+        stored = {k: v[rows, view][:, None] for k, v in batch["teacher"].items()}
+        return {**batch, "teacher": stored}
+
+
 def replay(augment: Augment, seed: int, views: int) -> Augment:
     """The augmentation of a run on stored views: shows the student what was stored.
 
@@ -234,14 +330,10 @@ def replay(augment: Augment, seed: int, views: int) -> Augment:
       augment: the augmentation that the views were made with.
       seed: of the views, as in the store's manifest.
       views: how many each example has there.
+
+    Raises:
+      ValueError: fewer than 1 view.
     """
-
-    def prepared(batch: Batch, rng: Array) -> Batch:
-        size = batch["mask"].shape[0]
-        view = jax.random.randint(rng, (size,), 0, views)
-        batch = view_of(augment, seed, batch, view)
-        rows = jnp.arange(size)
-        stored = {k: v[rows, view][:, None] for k, v in batch["teacher"].items()}
-        return {**batch, "teacher": stored}
-
-    return prepared
+    if views < 1:
+        raise ValueError(f"an example has at least 1 view, got {views}")
+    return Replay(augment, seed, views)

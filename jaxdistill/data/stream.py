@@ -13,6 +13,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, islice
 from multiprocessing import parent_process
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from jaxdistill.data.batches import Batches
-from jaxdistill.data.examples import DataError, check_inputs
+from jaxdistill.data.examples import DataError, check_examples, check_inputs
 
 STEPS = 2**31 - 1
 """More than a training can have: its step is an int32."""
@@ -43,6 +44,7 @@ class Stream:
         threads: int = 1,
         ahead: int = 2,
         part: tuple[int, int] = (0, 1),
+        check_finite: bool = True,
     ):
         """Nothing is read and no process started before the first rows are asked for.
 
@@ -59,6 +61,7 @@ class Stream:
           ahead: batches that a process reads ahead.
           part: `(i, n)`, read the i-th of n equal parts of every batch, in order; of
             several hosts each reads its own.
+          check_finite: see `data.check_examples`.
 
         Raises:
           DataError: a source of another size, or a part that there is not.
@@ -85,7 +88,9 @@ class Stream:
         self.batches, self.position = batches, batches.position
         self.size, self.batch_size = batches.size, batches.batch_size
         self.steps_per_epoch = batches.steps_per_epoch
-        self._reader = _Reader(source, transform, batches, columns)
+        self._reader = _Reader(
+            source, transform, batches, columns, check_finite=check_finite
+        )
         self._workers, self._threads, self._ahead = workers, threads, ahead
         self._iterator: Any = None
         self._at = 0
@@ -102,9 +107,9 @@ class Stream:
         Reading goes on where the last call stopped; another `start` begins anew there.
 
         Raises:
-          DataError: a record cannot be read or transformed, is a text of padding alone,
-            or has another form than others of its batch; it is named. Or a worker has
-            died, or no step is asked for.
+          DataError: a record cannot be read or transformed, is nothing that a step can
+            use (`check_examples`), or has another form than others of its batch; it is
+            named. Or a worker has died, or no step is asked for.
         """
         if not 0 <= start < stop:
             raise DataError(f"there are no steps from {start} to {stop}")
@@ -125,6 +130,17 @@ class Stream:
         order = self.batches.indices(start, stop)
         mine = {key: value[:, self._reader.columns] for key, value in order.items()}
         return {**steps, **mine}
+
+    def some(self, count: int) -> dict[str, Any]:
+        """At most `count` examples, spread over the source, as arrays `[N, ...]`.
+
+        They are read here, by none of the workers.
+
+        Raises:
+          DataError: as `indices`.
+        """
+        size = min(count, self.size)
+        return self._reader.stacked([i * self.size // size for i in range(size)])
 
     def close(self) -> None:
         """Ends the workers and drops what they have read."""
@@ -182,6 +198,7 @@ class _Reader:
     batches: Batches
     columns: slice
     start: int = 0
+    check_finite: bool = True
 
     def __len__(self) -> int:
         return STEPS - self.start
@@ -189,13 +206,34 @@ class _Reader:
     def __getitem__(self, after: int) -> dict[str, Any]:
         step = self.start + after
         index = self.batches.indices(step, step + 1)["index"][0, self.columns].tolist()
+        return self.stacked(index)
+
+    def stacked(self, index: list[int]) -> Any:
+        """The examples at these positions as a batch, checked."""
         # Padding repeats a record: it is read once.
         positions = list(dict.fromkeys(index))
         examples = dict(zip(positions, self._examples(positions), strict=True))
         try:
-            return _map(lambda *xs: np.stack(xs), *(examples[i] for i in index))
+            batch = _map(lambda *xs: np.stack(xs), *(examples[i] for i in index))
         except (KeyError, TypeError, ValueError) as error:
             raise _mismatch(examples) from error
+        if "inputs" in batch:  # else it is for a loop of one's own
+            self._check(batch, examples)
+        return batch
+
+    def _check(self, batch: Any, examples: Mapping[int, Mapping[str, Any]]) -> None:
+        """Raise DataError, naming the record, unless a step can use the batch."""
+        check = partial(check_examples, check_finite=self.check_finite, whole=False)
+        try:
+            check(batch)
+        except DataError as error:
+            for position, example in examples.items():
+                alone = _map(lambda x: np.asarray(x)[None], example)
+                try:
+                    check(alone)
+                except DataError as reason:
+                    raise DataError(f"record {position}: {reason}") from error
+            raise
 
     def _examples(self, positions: list[int]) -> list[Mapping[str, Any]]:
         try:

@@ -14,7 +14,7 @@ part of what is whole. The devices may belong to several processes (see `process
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from typing import Any, Literal
 
 import jax
@@ -213,6 +213,7 @@ def fsdp(
         return jax.tree.map(rows, module(*jax.tree.map(rows, args), **kwargs))
 
     def compile(function, *, batch_axis=0, donate=True):
+        @wraps(function)
         def sharded(first, second, split):
             split = jax.lax.with_sharding_constraint(split, along(batch_axis))
             with nn.intercept_methods(keep_rows):

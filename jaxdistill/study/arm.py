@@ -14,6 +14,7 @@ from jaxdistill.data.augment import replay
 from jaxdistill.data.examples import some_of
 from jaxdistill.models import apply
 from jaxdistill.teachers.forward import MeanLogits
+from jaxdistill.teachers.knowledge import unwrap
 from jaxdistill.types import Batch, Objective, TrainState
 
 
@@ -90,7 +91,7 @@ class Arm(NamedTuple):
         Raises:
           ValueError: there are views or `top_k`, but nothing that can be stored so.
         """
-        one = isinstance(teacher, apply.BoundModule | MeanLogits)
+        one = isinstance(unwrap(teacher), apply.BoundModule | MeanLogits)
         views = self.replays(stored)
         if views and not (one and self.augment):
             raise ValueError(
@@ -104,20 +105,6 @@ class Arm(NamedTuple):
                 "are or of views, and cannot be live"
             )
         return known and not self.live and (stored or self.top_k is not None)
-
-    def unusual(self, stored: bool) -> dict[str, Any]:
-        """What tells its training from that of another arm of its name, but views.
-
-        Args:
-          stored: likewise.
-        """
-        found = {
-            "top_k": self.top_k,
-            "live": stored and self.live,
-            "rollout": self.rollout is not None,
-            "start": self.start is not None,
-        }
-        return {name: value for name, value in found.items() if value}
 
 
 def few_labels(train: Mapping[str, np.ndarray], count: int | None):

@@ -18,6 +18,7 @@ from jaxdistill.report.statistics import MEASURES
 from jaxdistill.study.arm import Arm
 from jaxdistill.study.study import Study
 from jaxdistill.teachers import fingerprints
+from jaxdistill.teachers.knowledge import unwrap
 from jaxdistill.train import cost, saved
 from jaxdistill.train.run_dir import RunDir
 
@@ -86,7 +87,7 @@ def compare(
                     costs[name] = dict(costs_of[model.module])
                     source, by = None, arm.teacher
                     if by is not None:
-                        source = by, study.partitioner.fetch(known[by])
+                        source = by, unwrap(study.partitioner.fetch(known[by]))
                     saved.save_model(to, name, model, source)
     if timed_steps:
         for name, ms in _step_ms(study, arms, trained[-1], timed_steps).items():

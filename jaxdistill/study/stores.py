@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A study's examples with a teacher's outputs beside them, computed once."""
 
-import hashlib
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,10 +10,12 @@ from typing import Any
 
 from etils import epath
 
-from jaxdistill.data.augment import Augment, describe
+from jaxdistill.data.augment import Augment
 from jaxdistill.parallel import processes
 from jaxdistill.parallel.partitioner import Partitioner
 from jaxdistill.teachers import fingerprints, store
+from jaxdistill.teachers.knowledge import unwrap
+from jaxdistill.teachers.views import View
 
 
 @dataclass
@@ -33,7 +35,7 @@ class TeacherStores:
     compute: Any
     bucket_lengths: tuple[int, ...]
     progress: bool
-    _last: tuple[str, Any, Any] = ("", None, None)
+    _last: tuple[Any, Any, Any] = (None, None, None)
 
     def of(
         self,
@@ -52,7 +54,8 @@ class TeacherStores:
         batches are cut they differ by rounding.
 
         Args:
-          examples: the same object again is asked of the disk once.
+          examples: the same object again is asked of the disk once, unless its inputs
+            have changed.
           teacher: of one set of logits, not an ensemble.
           batch_size: of the step.
           augment: the augmentation of the views, None for the examples as they are.
@@ -62,23 +65,26 @@ class TeacherStores:
         teacher = self.partitioner.fetch(teacher)
         # What does not divide is split in no way that is known here.
         devices = math.gcd(batch_size, len(self.partitioner.devices))
-        name = f"{fingerprints.of_model(teacher)[:16]}-{batch_size}-{devices}"
-        transform = "as the examples are"
+        model = fingerprints.of_model(unwrap(teacher))
+        name = f"{model[:16]}-{batch_size}-{devices}"
         if augment is not None:
-            transform = describe(augment)
-            seen = hashlib.sha256(transform.encode()).hexdigest()[:8]
-            name = f"{name}-{views}-{seen}"
+            view = View.of(augment, 0, views, examples)
+            digest = json.loads(view.program)["digest"]
+            name = f"{name}-{views}-{digest[:8]}"
         if top_k is not None:
             name = f"{name}-top{top_k}"
         if self.bucket_lengths:
             name = f"{name}-cut{'-'.join(map(str, self.bucket_lengths))}"
-        if self._last[0] != name or self._last[1] is not examples:
+        key = name, fingerprints.of_data(examples["inputs"])
+        if self._last[0] != key or self._last[1] is not examples:
             manifest = store.describe(
                 teacher,
                 examples,
                 data="this run's",
                 split="train",
-                transform=transform,
+                transform="as the examples are",
+                augment=augment,
+                check_finite=False,
                 views=views,
                 top_k=top_k,
                 batch_size=batch_size,
@@ -92,5 +98,5 @@ class TeacherStores:
             # The first process finishes the store, and the others wait until then.
             processes.on_first(partial(store.check, path, manifest))
             merged = {**examples, "teacher": store.read(path, manifest)}
-            self._last = (name, examples, merged)
+            self._last = (key, examples, merged)
         return self._last[2]

@@ -10,6 +10,7 @@ student = study.train("distilled", Arm(...), 0, place(teacher))
 """
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxdistill.data import Batches, Orders, check_inputs, check_labels, tokens
+from jaxdistill.data import Batches, DataError, Orders, tokens
 from jaxdistill.models import apply, student
 from jaxdistill.models.apply import Precision
 from jaxdistill.parallel import processes
@@ -26,11 +27,13 @@ from jaxdistill.study import sweep
 from jaxdistill.study.arm import Arm
 from jaxdistill.study.script import steps_of
 from jaxdistill.study.stores import TeacherStores
-from jaxdistill.teachers import fingerprints
+from jaxdistill.teachers.knowledge import check_knowledge, control
 from jaxdistill.teachers.outputs import StoredTeacher
 from jaxdistill.train.checkpoint import Checkpoints
 from jaxdistill.train.evaluation import Evaluator
-from jaxdistill.train.loop import fit, interval
+from jaxdistill.train.identity import Content, examine
+from jaxdistill.train.intervals import interval
+from jaxdistill.train.loop import fit
 from jaxdistill.train.run_dir import RunDir, RunError
 from jaxdistill.train.step import init_state, make_train_step, scan_train
 from jaxdistill.types import TrainState
@@ -59,6 +62,7 @@ class Study:
         together: bool = False,
         bucket_lengths: Sequence[int] = (),
         progress: bool = True,
+        check_finite: bool = True,
     ):
         """Everything the trainings share.
 
@@ -87,6 +91,7 @@ class Study:
             of tokens, and a live one's but for rounding. An `Evaluator` cuts by its
             own.
           progress: whether to show bars.
+          check_finite: see `data.check_examples`.
 
         Raises:
           ValueError: not one of `steps` and `epochs`, or `epochs` where the examples
@@ -112,13 +117,14 @@ class Study:
             evaluator(validation) if _arrays(validation) else validation
         )
         self.evaluations, self.progress = evaluations, progress
+        self.check_finite = check_finite
         self.stored, self.together = stored, together
         self.bucket_lengths = tuple(bucket_lengths)
         self.dtype = None if precision == "float32" else precision
         folder, cuts = run_dir.path / "outputs", self.bucket_lengths
         self._stores = TeacherStores(partitioner, folder, self.dtype, cuts, progress)
         self._compiled: dict[Arm, Callable] = {}
-        self._placed: tuple[Any, Any] = (None, None)
+        self._placed: tuple[Any, Any] = ((None, None), None)
 
     def train(
         self, name: str, arm: Arm, seed: int, teacher: Any = None
@@ -132,28 +138,17 @@ class Study:
           teacher: a placed teacher, or None.
 
         Raises:
-          DataError: a label is not one of the module's classes, or a text is all
-            padding.
+          DataError: as `data.check_examples`.
+          TeacherError: the teacher knows nothing of the labels, and is no control.
+          CheckpointError: what is there is of another training (`train.identity`).
         """
-        examples, fetched = self._checked(arm, seed), self.partitioner.fetch(teacher)
-        fresh = self.fresh(arm, seed, fetched)
-        digest = None if teacher is None else fingerprints.of_tree(fetched)
+        examples, content = self._checked(arm, seed)
+        fresh = self.fresh(arm, seed, self.partitioner.fetch(teacher))
         steps = self.steps if arm.steps is None else arm.steps
         self._refuse(name, f"{name}-{seed}", "seeds")
-        lengths = list(self.bucket_lengths)
-        cuts = {"bucket_lengths": lengths} if lengths else {}
         checkpoints = Checkpoints(
             self.run_dir.path / "checkpoints" / f"{name}-{seed}",
-            identity={
-                "name": name,
-                "seed": seed,
-                "teacher": digest,
-                "steps": steps,
-                "objective": fingerprints.described(arm.objective),
-                "views": arm.replays(self.stored),
-                **arm.unusual(self.stored),
-                **cuts,
-            },
+            identity=self._identity(name, steps),
             best=self._best,
         )
         examples, step_teacher = self.with_teacher(arm, examples, teacher)
@@ -162,7 +157,8 @@ class Study:
             fresh,
             self.compile(arm),
             partitioner=self.partitioner,
-            examples=self.place(examples),
+            examples=self.place(examples, content),
+            content=content,
             batches=self.batches(examples, seed),
             steps=steps,
             teacher=step_teacher,
@@ -196,7 +192,7 @@ class Study:
         self._refuse(f"{name}-{seeds[0]}", name, "jit, mesh, fsdp or pmap")
         trials = {"seed": np.array(seeds, np.int32)}
         given = (
-            self.with_teacher(arm, self._checked(arm, seed), teacher)
+            self.with_teacher(arm, self._checked(arm, seed)[0], teacher)
             for seed, teacher in zip(seeds, placed_teachers, strict=True)
         )
         examples, step_teachers = zip(*given, strict=True)
@@ -247,32 +243,56 @@ class Study:
     def _best(self) -> str | None:
         return "accuracy" if self.validation else None
 
-    def _checked(self, arm: Arm, seed: int) -> Mapping[str, np.ndarray]:
-        """A training's examples.
+    def _identity(self, name: str, steps: int) -> dict[str, Any]:
+        """Of a training's checkpoints, beside what `fit` says of it."""
+        return {"name": name, "steps": steps, "settings": self.run_dir.settings}
+
+    def _checked(self, arm: Arm, seed: int) -> tuple[Arrays, Content]:
+        """A training's examples, checked, and their content.
 
         Raises:
-          DataError: a label is not one of the module's classes, or a text is all
-            padding.
+          DataError: as `data.check_examples`, or there are no labels.
         """
         examples = self.examples(arm, seed)
-        processes.check_examples(len(examples["labels"]))
-        check_inputs(examples["inputs"])
-        check_labels(examples["labels"], self._classes(arm, seed))
-        return examples
+        if "labels" not in examples:
+            raise DataError(
+                "a study's examples need labels, the test's at least: got "
+                f"{', '.join(examples)}"
+            )
+        logits = self._logits(arm, seed)
+        content = examine(examples, logits=logits, check_finite=self.check_finite)
+        processes.check_examples(content.size)
+        return examples, content
 
     def with_teacher(self, arm: Arm, examples, teacher: Any) -> tuple[Any, Any]:
         """Examples and a teacher as the step has them: live, or its stored outputs.
 
         Raises:
           ValueError: the arm has views or `top_k`, but nothing that can be stored so.
+          TeacherError: the teacher knows nothing of the labels, and is no control.
         """
+        if teacher is not None:
+            asked = self.partitioner.fetch(teacher)
+            check_knowledge(asked, examples, progress=self.progress)
         if not arm.learns_from_disk(teacher, self.stored):
+            self._say_live(arm, teacher)
             return examples, teacher
         size = self.batch_size // arm.micro_batches
         options: dict[str, Any] = {"top_k": arm.top_k}
         if views := arm.replays(self.stored):
             options |= {"augment": arm.augment, "views": views}
         return self._stores.of(examples, teacher, size, **options), StoredTeacher()
+
+    def _say_live(self, arm: Arm, teacher: Any) -> None:
+        """Warns that a teacher stays live, where nothing of the arm asks for that."""
+        asked_for = arm.live or arm.rollout or arm.augment
+        if self.stored and teacher is not None and not asked_for:
+            warnings.warn(
+                f"a {type(teacher).__name__} stays live though the study stores a "
+                "teacher's outputs: a store takes those of one model or of the "
+                "mean_logits of several",
+                stacklevel=3,
+            )
 
     def fresh(self, arm: Arm, seed: int, teacher: Any = None) -> TrainState:
         """The arm's state before its first step.
@@ -286,9 +306,9 @@ class Study:
         return state if arm.start is None else arm.start(state, teacher, seed)
 
     def untrained(self, arm: Arm, seed: int) -> Any:
-        """The arm's model as it is drawn, never trained; placed, to teach."""
+        """The arm's model as it is drawn, a control (`teachers.control`); placed."""
         model = apply.trained(arm.module, self.fresh(arm, seed))
-        return self.partitioner.place(model)
+        return self.partitioner.place(control(model))
 
     def _drawn(self, arm: Arm, seed: int) -> TrainState:
         rng, example = jax.random.key(seed), self.example(arm, seed)
@@ -303,12 +323,14 @@ class Study:
         first = jax.tree.map(lambda x: x[:1], dict(self.examples(arm, seed)))
         return {**first, "mask": np.ones(1, np.float32)}
 
-    def _classes(self, arm: Arm, seed: int) -> int:
+    def _logits(self, arm: Arm, seed: int) -> tuple[int, ...]:
+        """The shape of one example's logits, of several students in one each one's."""
+
         def logits(batch):
             model = apply.trained(arm.module, self._drawn(arm, seed))
             return model(batch).logits
 
-        return jax.eval_shape(logits, self.example(arm, seed)).shape[-1]
+        return jax.eval_shape(logits, self.example(arm, seed)).shape[1:]
 
     def compile(self, arm: Arm) -> Callable:
         """An arm's training step, over many steps and on this run's devices."""
@@ -333,11 +355,19 @@ class Study:
             lengths = tuple(tokens.real_lengths(mask).tolist())
         return Batches(len(examples["labels"]), self.batch_size, seed, lengths)
 
-    def place(self, examples: Mapping[str, np.ndarray]) -> Any:
-        """Examples on all devices; the last ones stay there."""
-        if self._placed[0] is not examples:
-            self._placed = (examples, self.partitioner.replicate(dict(examples)))
-        return self._placed[1]
+    def place(self, examples: Mapping[str, np.ndarray], content: Any = None) -> Any:
+        """Examples on all devices; the last ones stay there.
+
+        Args:
+          examples: the same object is placed once, unless its content has changed.
+          content: as `identity.examine` found it; None takes it to be as it was.
+        """
+        (last, before), placed = self._placed
+        changed = content is not None and content != before
+        if last is not examples or changed:
+            placed = self.partitioner.replicate(dict(examples))
+            self._placed = ((examples, content), placed)
+        return placed
 
 
 def _arrays(given: Any) -> bool:

@@ -6,6 +6,7 @@ or the donated state. A finished student in evaluation mode is the same thing. A
 callable that is registered as a pytree will do: an NNX or Equinox model too.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,11 @@ import numpy as np
 from flax import linen as nn
 from flax import struct
 
+from jaxdistill.data import check_examples
 from jaxdistill.models.apply import BoundModule
+from jaxdistill.teachers import fingerprints
+from jaxdistill.teachers.programs import of_teacher
+from jaxdistill.teachers.views import StoredOutputs
 from jaxdistill.types import Batch, Outputs, whole_logits
 
 
@@ -75,10 +80,17 @@ def with_logits(teacher: Any, examples: Mapping[str, Any]) -> dict[str, Any]:
     """Examples with a teacher's logits beside them, as `StoredTeacher` takes them.
 
     Of one forward pass over all, on the device where both are.
+
+    Raises:
+      DataError: as `data.check_examples`.
     """
-    batch = {**examples, "mask": np.ones(len(examples["labels"]), np.float32)}
+    size = check_examples(examples, check_finite=False)
+    batch = {**examples, "mask": np.ones(size, np.float32)}
     logits = jax.jit(lambda teacher, batch: teacher(batch).logits)(teacher, batch)
-    return {**examples, "teacher": {"logits": logits[:, None]}}
+    model, program = fingerprints.of_model(teacher), of_teacher(teacher, examples)
+    known = json.dumps({"model": model, "program": program})
+    outputs = StoredOutputs({"logits": logits[:, None]}, teacher=known)
+    return {**examples, "teacher": outputs}
 
 
 def live(module: nn.Module, variables: Any) -> BoundModule:

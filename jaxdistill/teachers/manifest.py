@@ -12,11 +12,15 @@ from typing import Any
 from etils import epath
 
 from jaxdistill.parallel.processes import write_whole
+from jaxdistill.parallel.sealed import seal, unseal
 from jaxdistill.teachers.forward import Ensemble
+from jaxdistill.teachers.programs import differs
+from jaxdistill.teachers.views import View
 from jaxdistill.types import Outputs
 
-FORMAT = 4
-"""Of a store's manifest; 3 is of jaxdistill 0.1, and has another name for a field."""
+FORMAT = 5
+"""Of a store's manifest; 3 and 4 are of jaxdistill 0.1 and 0.2, and do not say what the
+teacher and the views' augmentation compute."""
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -30,6 +34,8 @@ class Manifest:
 
     Attributes:
       teacher: its `fingerprints.of_model`.
+      program: what its forward pass computes (`programs.of_program`), or None where
+        that cannot be told.
       data: the data set's name.
       split: which part of it.
       size: examples.
@@ -40,6 +46,7 @@ class Manifest:
       dtype: of the stored floats.
       views: augmented views of each example.
       seed: of the views.
+      view: which views they are, a `views.View`; None is the examples as they are.
       layers: which hidden states.
       batch_size: of the teacher's forward pass; a step of another one differs from a
         live teacher's by rounding.
@@ -59,10 +66,12 @@ class Manifest:
     content: str
     transform: str
     classes: int
+    program: Mapping[str, Any] | None = None
     top_k: int | None = None
     dtype: str = "float32"
     views: int = 1
     seed: int = 0
+    view: View | None = None
     layers: tuple[int, ...] = ()
     batch_size: int = 512
     devices: int = 1
@@ -120,39 +129,53 @@ def check_outputs(outputs: Outputs, teacher: Any, manifest: Manifest) -> None:
 
 def compare(path: epath.Path, manifest: Manifest) -> None:
     """Raise StoreError unless a manifest on disk is the expected one."""
+    versions: dict[Any, str] = {3: "0.1", 4: "0.2"}
     try:
-        stored = json.loads(path.read_text())
-    except (OSError, ValueError) as error:  # no JSON, or no text
+        content = path.read_bytes()
+        stored = json.loads(content)
+        if isinstance(stored, dict) and stored.get("format") in versions:
+            raise StoreError(
+                f"{path.parent} was written by jaxdistill {versions[stored['format']]};"
+                " delete it and give the command that wrote it again"
+            )
+        stored = unseal(content)
+    except StoreError:
+        raise
+    except (OSError, ValueError) as error:  # no JSON, or not what was written
         raise StoreError(
             f"{path} is damaged: {error}; delete it and give the command that wrote "
             "it again: outputs that are there are kept"
         ) from error
-    if not isinstance(stored, dict):
-        raise StoreError(f"{path} is damaged: it holds no manifest")
-    if stored.get("format") == 3:
-        raise StoreError(
-            f"{path.parent} was written by jaxdistill 0.1; delete it and give the "
-            "command that wrote it again"
-        )
     # As it is read from the file: JSON turns tuples into lists.
     expected = json.loads(json.dumps(asdict(manifest)))
     for name in dict.fromkeys(["format", *expected, *stored]):
         # A name that is damaged is missing, which None is not.
-        if name not in stored or stored[name] != expected.get(name):
+        if name not in stored or _other(name, stored[name], expected.get(name)):
             raise StoreError(
                 f"{path.parent} holds outputs of another {name}: "
                 f"{stored.get(name)!r} is stored, {expected.get(name)!r} was expected"
             )
 
 
-def save(path: epath.Path, value: Any) -> None:
+def _other(name: str, stored: Any, expected: Any) -> bool:
+    """Whether a field on disk is not the expected one."""
+    if name == "program":
+        return differs(stored, expected) is not None
+    if name == "view" and stored and expected:
+        old, new = (json.loads(view["program"]) for view in (stored, expected))
+        return differs(old, new) is not None or stored["seed"] != expected["seed"]
+    # `describe` need not know the augmentation, which `write` gets and stores.
+    return stored != expected and not (name == "view" and expected is None)
+
+
+def save(path: epath.Path, value: Mapping[str, Any]) -> None:
     """Writes a JSON file whole; several processes may write the same one."""
-    write_whole(path, json.dumps(value, indent=1))
+    write_whole(path, json.dumps(seal(value), indent=1))
 
 
 def is_marked(path: epath.Path, shapes: Mapping[str, Any]) -> bool:
     """Whether a shard's mark is there, and says that arrays of these shapes are."""
     try:
-        return json.loads(path.read_text()) == shapes
+        return unseal(path.read_bytes()) == shapes
     except (OSError, ValueError):
         return False

@@ -120,6 +120,7 @@ class StoredTeacher:
     """
 
     def __call__(self, batch: Batch) -> Outputs:
+        """The first view's outputs; an `augment.replay` has left one."""
         stored = {name: array[:, 0] for name, array in batch["teacher"].items()}
         if "logits" in stored:
             logits = stored["logits"]

@@ -12,9 +12,10 @@ or several augmented views (`views`):
 What is stored is free of temperature.
 """
 
+import contextlib
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -25,9 +26,12 @@ import numpy as np
 from etils import epath
 from tqdm.auto import tqdm
 
-from jaxdistill.data import check_inputs
+from jaxdistill.data import check_examples
 from jaxdistill.data.augment import Augment
+from jaxdistill.parallel.lock import Lock
+from jaxdistill.parallel.sealed import unseal
 from jaxdistill.teachers import fingerprints
+from jaxdistill.teachers.knowledge import check_knowledge, unwrap
 from jaxdistill.teachers.manifest import (
     Manifest,
     StoreError,
@@ -37,6 +41,8 @@ from jaxdistill.teachers.manifest import (
     save,
 )
 from jaxdistill.teachers.outputs import of_batch, of_examples
+from jaxdistill.teachers.programs import of_teacher
+from jaxdistill.teachers.views import StoredOutputs, View
 from jaxdistill.types import Batch, Outputs, token_mask
 
 
@@ -47,6 +53,8 @@ def describe(
     data: str,
     split: str,
     transform: str,
+    augment: Augment | None = None,
+    check_finite: bool = True,
     **options: Any,
 ) -> Manifest:
     """The manifest of a teacher's outputs on these examples.
@@ -56,16 +64,20 @@ def describe(
       examples: `inputs` of all examples, and what else a batch has.
       data: the data set's name.
       split: which part of it.
-      transform: what was done to the inputs, in words: normalisation, augmentation.
+      transform: what was done to the inputs, in words, such as their normalisation.
+      augment: the augmentation of the views; where it is given to `write` alone, a
+        reader is told of it and not asked.
+      check_finite: see `data.check_examples`.
       options: `top_k`, `dtype`, `views`, `seed`, `layers`, `batch_size`, `devices`,
         `bucket_lengths`, `compute`.
 
     Raises:
       StoreError: K is larger than the number of classes, a layer is not there, the
         teacher is an ensemble, or an option is senseless.
-      DataError: a text is all padding.
+      DataError: as `data.check_examples`.
     """
-    check_inputs(examples["inputs"])
+    check_examples(examples, check_finite=check_finite)
+    teacher = unwrap(teacher)
     inputs = jax.tree.map(np.asarray, examples["inputs"])
     manifest = Manifest(
         teacher=fingerprints.of_model(teacher),
@@ -75,8 +87,11 @@ def describe(
         content=fingerprints.of_tree(inputs),
         transform=transform,
         classes=0,
+        program=of_teacher(teacher, examples),
         **options,
     )
+    if augment is not None:
+        manifest = _with_view(manifest, augment, examples)
     size = manifest.batch_size
     batch = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), dict(examples)
@@ -85,7 +100,7 @@ def describe(
     batch["index"] = jax.ShapeDtypeStruct((size,), jnp.int32)
     outputs = jax.eval_shape(teacher, batch)
     check_outputs(outputs, teacher, manifest)
-    # Only shapes are asked for, and one plain view has them: no augmentation is traced.
+    # Only shapes are asked for, and one plain view has them.
     one_view = partial(of_batch, manifest=replace(manifest, views=1), augment=None)
     return replace(
         manifest,
@@ -120,15 +135,36 @@ def write(
       progress: whether to show a bar on what takes longer than two seconds.
 
     Raises:
-      StoreError: `path` holds other outputs.
+      StoreError: `path` holds other outputs, `augment` is another than the manifest's,
+        there are several views and no augmentation, or the teacher knows nothing of
+        the labels (`teachers.check_knowledge`).
+      DataError: as `data.check_examples`.
+      InUse: another process writes it.
     """
     folder = epath.Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "manifest.json").exists():
         check(folder, manifest)
+    manifest = _with_view(manifest, augment, examples)
+    if (folder / "manifest.json").exists():
+        check(folder, manifest)  # also of another augmentation
         return
+    if manifest.views > 1 and augment is None:
+        raise StoreError(
+            f"{manifest.views} views were asked for, and no augmentation makes them"
+        )
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:
+            stack.enter_context(Lock(folder, "store"))
+        _write(folder, teacher, examples, manifest, augment, progress)
+
+
+def _write(folder: epath.Path, teacher, examples, manifest, augment, progress) -> None:
+    """Computes and stores what is not there; the folder is this run's."""
     if (folder / "begun.json").exists():
         compare(folder / "begun.json", manifest)
+    check_knowledge(teacher, examples, progress=progress)
+    teacher = unwrap(teacher)
     # Before the first shard: another command is refused here from now on.
     save(folder / "begun.json", asdict(manifest))
     forward = jax.jit(partial(of_batch, manifest=manifest, augment=augment))
@@ -155,7 +191,22 @@ def write(
         save(folder / "manifest.json", asdict(manifest))
 
 
-def read(path: Any, manifest: Manifest) -> dict[str, np.ndarray]:
+def _with_view(
+    manifest: Manifest, augment: Augment | None, examples: Mapping[str, Any]
+) -> Manifest:
+    """The manifest of views that this augmentation makes."""
+    view = None
+    if augment is not None:
+        view = View.of(augment, manifest.seed, manifest.views, examples)
+    if manifest.view is not None and view != manifest.view:
+        raise StoreError(
+            f"the manifest is of views of {manifest.view}, and they are to be made by "
+            f"{view or 'no augmentation'}"
+        )
+    return replace(manifest, view=view)
+
+
+def read(path: Any, manifest: Manifest) -> StoredOutputs:
     """Stored outputs, for the examples of a run: `{**examples, "teacher": read(...)}`.
 
     A step's batch then holds the rows of its examples, however they are shuffled, and
@@ -166,7 +217,8 @@ def read(path: Any, manifest: Manifest) -> dict[str, np.ndarray]:
       manifest: what the run expects, from `describe`.
 
     Returns:
-      `logits` `[N, views, C]`, or `ids`, `log_probs`, `logsumexp`; `hidden_i`.
+      `logits` `[N, views, C]`, or `ids`, `log_probs`, `logsumexp`; `hidden_i`. They
+      know of which views and whose they are.
 
     Raises:
       StoreError: an unfinished store, one of something else, or a damaged one.
@@ -184,7 +236,10 @@ def read(path: Any, manifest: Manifest) -> dict[str, np.ndarray]:
     for name, shape in manifest.shapes(manifest.size).items():
         dtype = manifest.arrays[name]["dtype"]
         arrays[name] = read_array(folder / name, shape, dtype)
-    return arrays
+    stored = unseal((folder / "manifest.json").read_bytes())
+    view = stored["view"] and View(**stored["view"])
+    teacher = {"model": stored["teacher"], "program": stored["program"]}
+    return StoredOutputs(arrays, view=view, teacher=json.dumps(teacher))
 
 
 def check(path: Any, manifest: Manifest) -> None:
@@ -218,7 +273,7 @@ def verify(
     Raises:
       StoreError: as `read`.
     """
-    stored = read(path, manifest)
+    stored, teacher = read(path, manifest), unwrap(teacher)
     rng = np.random.default_rng(seed)
     chosen = np.sort(rng.permutation(manifest.size)[:rows]).astype(np.int32)
     forward = jax.jit(partial(of_batch, manifest=manifest, augment=augment))
@@ -311,7 +366,7 @@ def open_array(
         return tensorstore.open(spec, create=create, open=True).result()
 
 
-@contextmanager
+@contextlib.contextmanager
 def _damage(path: epath.Path):
     """TensorStore's errors as one sentence."""
     try:

@@ -3,6 +3,8 @@
 
 `step`        the pure train and eval steps, and the only reduction to a scalar
 `loop`        `fit`: many steps, with evaluation, logs, checkpoints and resume
+`intervals`   which steps are taken together
+`identity`    what makes a training what it is, to which its checkpoints belong
 `checkpoint`  Orbax checkpoints that know when they are damaged
 `evaluation`  metrics on a data set, and `Evaluator`
 `run_dir`     a run's directory, a command's settings and its errors
@@ -16,7 +18,8 @@ Importing this folder does not import Orbax: the first checkpoint does.
 from jaxdistill.train import cost
 from jaxdistill.train.checkpoint import CheckpointError, Checkpoints
 from jaxdistill.train.evaluation import Evaluator, classification, language
-from jaxdistill.train.loop import NonFiniteLoss, begin, fit, interval
+from jaxdistill.train.intervals import interval
+from jaxdistill.train.loop import NonFiniteLoss, begin, fit
 from jaxdistill.train.memory import OutOfMemory
 from jaxdistill.train.run_dir import (
     RunDir,

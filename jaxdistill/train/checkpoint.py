@@ -24,6 +24,7 @@ from etils import epath
 from jaxdistill import __version__
 from jaxdistill.parallel import processes
 from jaxdistill.teachers import fingerprints
+from jaxdistill.train.identity import differences
 from jaxdistill.types import TrainState
 
 # Orbax reports each save and restore through absl.
@@ -48,8 +49,8 @@ class Checkpoints:
 
         Args:
           directory: a local path or an object store's.
-          identity: JSON stored beside each state and compared on restore: the
-            configuration, the teacher's digest.
+          identity: JSON stored beside each state and compared on restore, beside
+            what `train.fit` says of the training (`train.identity`).
           best: the metric whose highest value marks the best checkpoint.
 
         Raises:
@@ -63,22 +64,10 @@ class Checkpoints:
         self._identity = json.loads(json.dumps(identity or {}))
         # Here and below, not above: opening Orbax takes half a second.
         import orbax.checkpoint as ocp
-        from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
-        # Two, so that a damaged one has another before it.
-        policies: list[Any] = [policy.LatestN(2)]
-
-        def score(metrics):
-            # A state saved on SIGTERM may come before the first evaluation.
-            return (metrics or {}).get(best, -math.inf)
-
-        if best is not None:
-            policies.append(policy.BestN(get_metric_fn=score, n=1))
-        self._best = best
+        self._best, self._scores = best, dict[int, float]()
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy.AnyPreservationPolicy(policies),
-            best_fn=None if best is None else score,
-            create=True,
+            preservation_policy=_Kept(self._scores), create=True
         )
         try:
             self._manager = ocp.CheckpointManager(self.path, options=options)
@@ -86,6 +75,22 @@ class Checkpoints:
             raise CheckpointError(
                 f"cannot open checkpoint folder {self.path}: {error}"
             ) from error
+        if best is not None:
+            for step in self.steps():
+                self._scores[step] = self._score(step)
+
+    def identify(self, training: Mapping[str, Any]) -> None:
+        """Adds what a training is to the identity, unless it is there.
+
+        Args:
+          training: see `train.identity.of_training`.
+        """
+        self._identity.setdefault("training", training)
+
+    @property
+    def identified(self) -> bool:
+        """Whether the identity says what the training is."""
+        return "training" in self._identity
 
     def save(
         self,
@@ -99,7 +104,7 @@ class Checkpoints:
           state: the parts where they are (`Partitioner.storable`), all of them a copy
             of one device, or arrays of the host. Each process writes its own parts.
           position: where the data stands, as JSON.
-          metrics: for the choice of the best.
+          metrics: for the choice of the best; without its metric a state is the worst.
 
         Raises:
           CheckpointError: this save, or the one before it, could not be written.
@@ -112,17 +117,19 @@ class Checkpoints:
             "version": __version__,
             "identity": self._identity,
             "position": dict(position),
+            "metrics": dict(metrics or {}),
             "leaves": _leaves(arrays),
         }
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(arrays),
             meta=ocp.args.JsonSave({"meta": meta, "sha256": _hash(meta)}),
         )
-        scores = None if self._best is None else dict(metrics or {})
+        if self._best is not None:
+            self._scores[step] = (metrics or {}).get(self._best, -math.inf)
         try:
             # The loop decides when to save. Without force Orbax's own policy may skip a
             # step.
-            self._manager.save(step, args=args, metrics=scores, force=True)
+            self._manager.save(step, args=args, force=True)
         except Exception as error:  # Orbax raises whatever its storage raised
             raise self._unwritten(step, error) from error
 
@@ -143,8 +150,9 @@ class Checkpoints:
         return sorted(self._manager.all_steps(read=True))
 
     def best_step(self) -> int | None:
-        """The step whose `best` metric is highest."""
-        return self._manager.best_step()
+        """The step whose `best` metric is highest, the first of equals."""
+        scores = {step: self._scores.get(step, -math.inf) for step in self.steps()}
+        return max(scores, key=lambda step: scores[step], default=None)
 
     def restore(
         self, like: TrainState, step: int | None = None, *, shardings: Any = None
@@ -187,15 +195,32 @@ class Checkpoints:
             self._manager.reload()
         return None
 
-    def _read(self, step: int, like: TrainState, shardings: Any):
+    def _meta(self, step: int) -> Mapping[str, Any]:
+        """What is stored beside a state.
+
+        Raises:
+          ValueError, or whatever Orbax does: it is damaged.
+        """
         import orbax.checkpoint as ocp
 
         read = self._manager.restore(
             step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
         )["meta"]
-        meta = read["meta"]
-        if _hash(meta) != read["sha256"]:
+        if _hash(read["meta"]) != read["sha256"]:
             raise ValueError("its description does not match its checksum")
+        return read["meta"]
+
+    def _score(self, step: int) -> float:
+        """A step's `best` metric; of a damaged one, which `restore` names, none."""
+        try:
+            return self._meta(step)["metrics"].get(self._best, -math.inf)
+        except Exception:
+            return -math.inf
+
+    def _read(self, step: int, like: TrainState, shardings: Any):
+        import orbax.checkpoint as ocp
+
+        meta = self._meta(step)
         self._check_identity(step, meta)
         self._check_shapes(step, meta["leaves"], _plain(like))
         abstract = _abstract(like, shardings)
@@ -208,14 +233,23 @@ class Checkpoints:
         return _state(arrays, like), meta["position"]
 
     def _check_identity(self, step: int, meta: Mapping[str, Any]) -> None:
-        stored, version = meta["identity"], meta.get("version", "0.1")
-        for key in sorted({*stored, *self._identity}):
-            if stored.get(key) != self._identity.get(key):
-                raise CheckpointError(
-                    f"checkpoint {self.path / str(step)} belongs to another run: {key} "
-                    f"was {stored.get(key)!r}, is now {self._identity.get(key)!r} "
-                    f"(jaxdistill {version} wrote it)"
-                )
+        stored, version = dict(meta["identity"]), meta.get("version", "0.1")
+        at = self.path / str(step)
+        if not self.identified:  # opened to look at it, not to go on
+            stored.pop("training", None)
+        if self.identified and "training" not in stored:
+            raise CheckpointError(
+                f"checkpoint {at} does not say what made it (jaxdistill {version} "
+                "wrote it): finish the run with that version, or begin it anew in "
+                "another folder"
+            )
+        found = differences(stored, self._identity)
+        if found:
+            raise CheckpointError(
+                f"checkpoint {at} belongs to another run: {'; '.join(found)} "
+                f"(jaxdistill {version} wrote it); give the first settings again to "
+                "resume it, or another folder to begin anew"
+            )
 
     def _check_shapes(self, step: int, stored: Mapping[str, Any], like: Any) -> None:
         expected = {
@@ -247,6 +281,22 @@ class Checkpoints:
             f"could not write the {which} to {self.path} (disk full or no permission?):"
             f" {reason}; {last}"
         )
+
+
+class _Kept:
+    """Which checkpoints stay: the newest two, as one may be damaged, and the best."""
+
+    def __init__(self, scores: Mapping[int, float]):
+        self.scores = scores
+
+    def should_preserve(self, checkpoints: Any, *, context: Any = None) -> list[bool]:
+        """One truth value for each of Orbax's checkpoints, which come oldest first."""
+        del context
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        kept = set(steps[-2:])
+        if known := [step for step in steps if step in self.scores]:
+            kept.add(max(known, key=lambda step: self.scores[step]))
+        return [step in kept for step in steps]
 
 
 def _plain(state: TrainState) -> dict[str, Any]:

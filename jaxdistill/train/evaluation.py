@@ -14,13 +14,18 @@ import numpy as np
 
 from jaxdistill.data import tokens
 from jaxdistill.data.batches import pad
-from jaxdistill.data.examples import DataError, check_inputs
-from jaxdistill.losses.logits import mean_log_probs, of_classes
+from jaxdistill.data.examples import DataError, check_examples
+from jaxdistill.losses.logits import (
+    check_classes,
+    check_softmax,
+    mean_log_probs,
+    of_classes,
+)
 from jaxdistill.losses.numerics import divergence, promote
 from jaxdistill.parallel.partitioner import Partitioner
 from jaxdistill.teachers.outputs import StoredTeacher
 from jaxdistill.train.step import make_eval_step, masked_sum, scan_eval
-from jaxdistill.types import WHOLE, Array, Batch, Metrics, Outputs, token_mask
+from jaxdistill.types import WHOLE, Array, Batch, Metrics, Outputs, TopK, token_mask
 
 ECE_BINS = 15
 
@@ -73,15 +78,36 @@ def _values(
     student: Outputs, teacher: Outputs | None, labels: Array
 ) -> tuple[Array, dict[str, Array]]:
     """The student's log-probabilities, and metrics' values at each label."""
+    check_softmax("accuracy, nll and kl", student.logits)
+    check_answers("the student", student.logits, labels)
     log_q = mean_log_probs(student.logits, labels.ndim + 1)
     guess = log_q.argmax(-1)
     nll = -jnp.take_along_axis(log_q, labels[..., None], -1)[..., 0]
     values = {"accuracy": guess == labels, "nll": of_classes(nll, labels, log_q)}
     if teacher is not None:
+        check_answers("the teacher", teacher.logits, labels)
+        check_classes("agreement and kl", student.logits, teacher.logits)
         log_p = mean_log_probs(teacher.logits, labels.ndim + 1)
         values["agreement"] = guess == log_p.argmax(-1)
         values["kl"] = divergence(log_p, log_q)
     return log_q, {name: promote(x) for name, x in values.items()}
+
+
+def check_answers(who: str, logits: Any, labels: Array) -> None:
+    """Raise ValueError unless logits `[..., C]` answer these labels, one by one.
+
+    An ensemble's have its members first.
+    """
+    if isinstance(logits, TopK):
+        raise ValueError(
+            f"{who} keeps its largest classes alone (top_k), and metrics need all: "
+            "store dense logits, or evaluate with the live model"
+        )
+    if labels.shape not in (logits.shape[:-1], logits.shape[1:-1]):
+        raise ValueError(
+            f"{who} answers with logits of shape {logits.shape}, and the labels have "
+            f"shape {labels.shape}: they must be those of its positions, classes last"
+        )
 
 
 def summarize(metrics: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
@@ -101,6 +127,11 @@ def summarize(metrics: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
         inner = 1 if name in ("ece", "class_error") else 0
         if sums.ndim > inner:
             sums, counts = sums.sum(0), counts.sum(0)
+        if sums.ndim > inner:
+            raise ValueError(
+                f"metric {name!r} has values of shape {sums.shape} for a batch, and "
+                "must be one sum and one count: give each entry a name of its own"
+            )
         if name == "ece":
             result[name] = float(np.abs(sums).sum() / max(counts.sum(), 1))
         elif name == "class_error":
@@ -128,6 +159,7 @@ class Evaluator:
         metrics=classification,
         trials: bool = False,
         bucket_lengths: Sequence[int] = (),
+        check_finite: bool = True,
     ):
         """Places the examples.
 
@@ -139,15 +171,17 @@ class Evaluator:
           trials: whether a student is many at once, a sweep's (see `study.sweep`).
           bucket_lengths: lengths in tokens: texts are sorted by length, and a batch is
             cut to the shortest of these that holds it (`data.tokens`).
+          check_finite: see `data.check_examples`.
 
         Raises:
-          DataError: a text is all padding, or `token_mask` counts no real token.
+          DataError: as `data.check_examples`, or there are no labels.
         """
-        check_inputs(examples["inputs"])
-        size = len(examples["labels"])
-        whole = {**examples, "mask": np.ones(size)}
-        if not np.any(token_mask(whole, np.shape(examples["labels"]))):
-            raise DataError("token_mask is 0 at every real token: none counts")
+        size = check_examples(examples, check_finite=check_finite)
+        if "labels" not in examples:
+            raise DataError(
+                "an evaluation needs labels, and the examples have "
+                f"{', '.join(examples)}"
+            )
         devices = len(partitioner.devices)
         batch_size = -(-min(batch_size, size) // devices) * devices
         self._run, self._metrics, self._trials = partitioner, metrics, trials

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from itertools import zip_longest
 from typing import Any
 
 import jax
@@ -23,13 +22,18 @@ from jaxdistill.data import Batches, DataError, Orders, Stream
 from jaxdistill.models import student
 from jaxdistill.parallel import processes
 from jaxdistill.parallel.partitioner import Partitioner
+from jaxdistill.teachers.knowledge import check_knowledge
 from jaxdistill.train import memory
-from jaxdistill.train.checkpoint import Checkpoints
+from jaxdistill.train.checkpoint import CheckpointError, Checkpoints
+from jaxdistill.train.identity import Content, examine, logits_of, of_training
+from jaxdistill.train.intervals import check_steps, dispatches
 from jaxdistill.train.run_dir import RunDir
 from jaxdistill.train.step import init_state, make_train_step, scan_train
 from jaxdistill.types import Objective, TrainState
 
 STEPS_PER_DISPATCH, STREAMED_PER_DISPATCH = 1000, 8
+KNOWN = 1024
+"""Records of a stream on which a teacher is tried."""
 
 
 def begin(
@@ -150,6 +154,8 @@ def fit(
     trials: Sequence[str] = (),
     steps_per_dispatch: int | None = None,
     progress: bool = True,
+    content: Content | None = None,
+    check_finite: bool = True,
 ) -> TrainState:
     """Trains up to step `steps`, resuming where a checkpoint stands.
 
@@ -179,39 +185,48 @@ def fit(
         of them diverges; without names, a record is the mean of those that have not.
       steps_per_dispatch: most steps in one dispatch; None is 1000, of a stream 8: the
         devices hold the batches of two dispatches.
-      progress: whether to show a bar on what takes longer than two seconds.
+      progress: whether to show a bar on what takes longer than two seconds, and to say
+        how much of the labels a teacher knows.
+      content: the examples' (`identity.examine`), whose owner has checked them and the
+        teacher; None checks both here.
+      check_finite: see `data.check_examples`.
 
     Returns:
       The trained state, on one device (`partitioner.fetch`).
 
     Raises:
-      DataError: a stream's; what was trained before it is logged and saved.
+      DataError: the examples', see `data.check_examples`, or a stream's; what was
+        trained before it is logged and saved.
+      TeacherError: the teacher knows nothing of the labels, and is no control
+        (`teachers.check_knowledge`).
+      CheckpointError: the checkpoints are of another training (`train.identity`), or of
+        one with more steps.
+      ValueError: a number of steps that there is not.
       NonFiniteLoss: naming the step; the last good checkpoint stays.
       OutOfMemory: naming a batch that would fit on the devices.
       SystemExit: after SIGTERM to any of the processes, with the state saved.
       ProcessError: there are fewer examples than processes.
     """
-    processes.check_examples(batches.size)
-    partitioner.check_batch(batches.batch_size)
+    check_steps(steps, evaluate_every, checkpoint_every, steps_per_dispatch)
     every = min(evaluate_every or batches.steps_per_epoch, steps)
-    state = _resumed(state, partitioner, checkpoints)
+    given = (step, state, teacher, examples, batches, content, checkpoints)
+    _admit(partitioner, *given, check_finite, progress)
+    state = _resumed(state, partitioner, checkpoints, steps)
     saved = done = int(state.step)
     logger = MetricLogger(run_dir, trials or (name,), batches.steps_per_epoch)
     logger.rewind(done)
     state = partitioner.place(state)
     if done >= steps:
         return partitioner.fetch(state)
-    streamed = isinstance(batches, Stream)
-    usual = STREAMED_PER_DISPATCH if streamed else STEPS_PER_DISPATCH
-    plan = list(dispatches(done, steps, every, steps_per_dispatch or usual))
+    plan = dispatches(done, steps, every, steps_per_dispatch or _usual(batches))
     with (
         _bar(name, steps, done, progress) as bar,
         _written(checkpoints),
         processes.fail_together(),
         _Preemption() as preempted,
     ):
-        given = (state, (teacher, examples), batches)
-        for start, stop, state in _dispatched(partitioner, step, *given, plan, logger):
+        run = (state, (teacher, examples), batches)
+        for start, stop, state in _dispatched(partitioner, step, *run, plan, logger):
             bar.update(stop - start)
             bar.set_postfix(loss=f"{logger.loss:.4f}", refresh=False)
             judged = stop % every == 0 or stop == steps
@@ -225,23 +240,96 @@ def fit(
             if checkpoints is not None and (due or leave):
                 # The scores of an earlier state are not this one's.
                 scores = logger.scores if judged else {}
-                checkpoints.save(
-                    partitioner.storable(state), batches.position(stop), scores
-                )
+                whole = partitioner.storable(state)
+                checkpoints.save(whole, batches.position(stop), scores)
                 saved = stop
             if leave:
                 _leave(name, stop, checkpoints)
     return partitioner.fetch(state)
 
 
+def _usual(batches: Batches | Orders | Stream) -> int:
+    """Most steps in a dispatch: the devices hold a stream's batches."""
+    streamed = isinstance(batches, Stream)
+    return STREAMED_PER_DISPATCH if streamed else STEPS_PER_DISPATCH
+
+
+def _admit(
+    partitioner: Partitioner,
+    step: Callable,
+    state: TrainState,
+    teacher: Any,
+    examples: Any,
+    batches: Batches | Orders | Stream,
+    content: Content | None,
+    checkpoints: Checkpoints | None,
+    check_finite: bool,
+    progress: bool,
+) -> None:
+    """Checks what a training is given, and tells its checkpoints what it is."""
+    processes.check_examples(batches.size)
+    partitioner.check_batch(batches.batch_size)
+    local = _on_one(partitioner, teacher), _on_one(partitioner, examples)
+    if content is None:
+        content = _examined(step, state, *local, batches, check_finite, progress)
+    if checkpoints is not None and not checkpoints.identified:
+        checkpoints.identify(of_training(step, state, *local, content, batches))
+
+
+def _on_one(partitioner: Partitioner, tree: Any) -> Any:
+    """What is placed on one device; under fsdp as it is, which may be too large."""
+    there = partitioner.name == "fsdp" or not jax.tree.leaves(tree)
+    return tree if there else partitioner.fetch(tree)
+
+
+def _examined(
+    step: Callable,
+    state: TrainState,
+    teacher: Any,
+    examples: Any,
+    batches: Batches | Orders | Stream,
+    check_finite: bool,
+    progress: bool,
+) -> Content | None:
+    """The content of resident examples; a stream checks its own as it reads them."""
+    if isinstance(batches, Stream):
+        if examples:
+            raise DataError(
+                "a stream brings its examples: give fit examples={}, got "
+                f"{', '.join(map(str, examples))}"
+            )
+        seen = {} if teacher is None else batches.some(KNOWN)
+        check_knowledge(teacher, seen, progress=progress)
+        return None
+    logits = logits_of(step, state, examples)
+    content = examine(examples, logits=logits, check_finite=check_finite)
+    if content.size != batches.size:
+        raise DataError(
+            f"there are {content.size:,} examples, and the batches are drawn from "
+            f"{batches.size:,}: Batches(len(labels), batch_size)"
+        )
+    check_knowledge(teacher, examples, progress=progress)
+    return content
+
+
 def _resumed(
-    state: TrainState, partitioner: Partitioner, checkpoints: Checkpoints | None
+    state: TrainState,
+    partitioner: Partitioner,
+    checkpoints: Checkpoints | None,
+    steps: int,
 ) -> TrainState:
     """The state of the newest checkpoint that is whole, or the given one."""
     if checkpoints is None:
         return state
     restored = checkpoints.restore(state, shardings=partitioner.shardings(state))
-    return state if restored is None else restored[0]
+    if restored is None:
+        return state
+    if (done := int(restored[0].step)) > steps:
+        raise CheckpointError(
+            f"{checkpoints.path} holds a training of {done:,} steps, more than the "
+            f"{steps:,} asked for: give as many, or another folder"
+        )
+    return restored[0]
 
 
 def _bar(name: str, steps: int, done: int, progress: bool) -> tqdm:
@@ -257,12 +345,14 @@ def _dispatched(
     state: TrainState,
     resident: tuple[Any, Any],
     batches: Any,
-    plan: Sequence[tuple[int, int]],
+    plan: Iterator[tuple[int, int]],
     logger: MetricLogger,
 ) -> Iterator[tuple[int, int, TrainState]]:
     """`(start, stop, state)` after each dispatch; the logger has its metrics."""
-    indices = _ahead(partitioner, batches, next(iter(plan), None))
-    for (start, stop), after in zip_longest(plan, plan[1:]):
+    after = next(plan, None)
+    indices = _ahead(partitioner, batches, after)
+    while after is not None:
+        (start, stop), after = after, next(plan, None)
         sent = indices.result()
         try:
             state, sums = step(state, resident, sent)
@@ -286,52 +376,6 @@ def _ahead(partitioner: Partitioner, batches: Any, after: tuple | None) -> Futur
     except DataError as error:
         indices.set_exception(error)
     return indices
-
-
-def interval(steps: int, evaluations: int) -> int:
-    """Steps between evaluations, of which there are about so many.
-
-    As many as divide the steps, where a number up to half as many again, or more than
-    half as many, does: one shorter stretch at the end would be one more program to
-    compile.
-
-    >>> interval(100, 10)
-    10
-    >>> interval(78, 5)  # six, and not four of 16 steps and one of 14
-    13
-    >>> interval(23, 4)
-    6
-    """
-    near = range(evaluations // 2 + 1, 3 * evaluations // 2 + 1)
-    for n in sorted(near, key=lambda n: abs(n - evaluations)):
-        if steps % n == 0:
-            return steps // n
-    return -(-steps // evaluations)
-
-
-def dispatches(done: int, total: int, every: int, most: int):
-    """`(start, stop)` of the dispatches after step `done`.
-
-    Each stretch of `every` steps is cut into equal parts, of two sizes at most, and of
-    one where less than twice as many can be: the boundaries do not depend on where a
-    run was interrupted, and little compiles late, the last stretch where it is shorter.
-    A run that other boundaries interrupted goes on from there to the next.
-
-    >>> list(dispatches(0, 10, 5, 3))
-    [(0, 2), (2, 5), (5, 7), (7, 10)]
-    >>> list(dispatches(0, 12, 6, 4))
-    [(0, 3), (3, 6), (6, 9), (9, 12)]
-    >>> list(dispatches(4, 12, 6, 6))
-    [(4, 6), (6, 12)]
-    """
-    parts = -(-every // most)
-    parts = next((n for n in range(parts, 2 * parts) if every % n == 0), parts)
-    cuts = [every * i // parts for i in range(parts + 1)]
-    for base in range(0, total, every):
-        for low, high in zip(cuts, cuts[1:], strict=False):
-            start, stop = max(base + low, done), min(base + high, total)
-            if start < stop:
-                yield start, stop
 
 
 @contextmanager

@@ -5,9 +5,9 @@ A batch may be taken in parts, micro-batches, whose gradients are added up.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,8 @@ import optax
 from jaxdistill.data.tokens import bucketed
 from jaxdistill.losses.numerics import divide
 from jaxdistill.models.apply import cast_to_compute
+from jaxdistill.teachers import views
+from jaxdistill.teachers.outputs import StoredTeacher
 from jaxdistill.types import (
     WHOLE,
     Array,
@@ -27,10 +29,41 @@ from jaxdistill.types import (
     Student,
     Teacher,
     TrainState,
+    truth,
 )
 
 DROPOUT, AUGMENT, GENERATE = 0, 1, 2
 """Purposes of a step's keys: `fold_in(fold_in(state.rng, state.step), PURPOSE)`."""
+
+
+class Recipe(NamedTuple):
+    """What a step is made of: `make_train_step`'s arguments, kept with the step.
+
+    A checkpoint must not be resumed by another step (`train.identity`), and a compiled
+    one cannot be looked into. Of a sweep it is the first trial's, with all `trials`.
+    """
+
+    student: Student
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    augment: Callable[[Batch, Array], Batch] | None = None
+    rollout: Callable[[TrainState, Batch, Array], Batch] | None = None
+    micro_batches: int = 1
+    bucket_lengths: tuple[int, ...] = ()
+    dtype: Any = None
+    trials: Mapping[str, Any] | None = None
+
+
+def recipe_of(step: Any) -> Recipe | None:
+    """The recipe of a step, scanned and compiled perhaps; None of a step of one's own.
+
+    What `jax.jit`, `functools.partial` and `functools.wraps` make is looked through.
+    """
+    while step is not None:
+        if (found := getattr(step, "recipe", None)) is not None:
+            return found
+        step = getattr(step, "__wrapped__", None) or getattr(step, "func", None)
+    return None
 
 
 def init_state(
@@ -92,6 +125,11 @@ def make_train_step(
       The step. `teacher` is a pytree of `teachers`, or None. Metrics are
       `{term: (sum, count)}` and the weighted `loss` with count 1.
 
+    Raises:
+      ValueError: when it is called, stored outputs of a teacher that are not of what
+        `augment` shows the student (`teachers.views`), or of other classes than the
+        student's after a `rollout`.
+
     Warns:
       UserWarning: a term pairs examples, and sees them in parts, a device's or a
         micro-batch's.
@@ -101,6 +139,9 @@ def make_train_step(
         state: TrainState, teacher: Teacher | None, batch: Batch, *, replica=WHOLE
     ) -> tuple[TrainState, Metrics]:
         _warn_of_parts(objective, replica.devices, micro_batches)
+        if isinstance(teacher, StoredTeacher):
+            views.check(batch, augment)
+        batch = {**batch, "mask": truth(batch["mask"])}
         rng = replica.key(jax.random.fold_in(state.rng, state.step))
         if augment is not None:
             batch = augment(batch, jax.random.fold_in(rng, AUGMENT))
@@ -122,6 +163,16 @@ def make_train_step(
         metrics = {name: (sums[name], counts[name]) for name in sums}
         return moved, {**metrics, "loss": (loss, jnp.ones(()))}
 
+    train_step.recipe = Recipe(  # type: ignore[attr-defined]
+        student,
+        objective,
+        optimizer,
+        augment,
+        rollout,
+        micro_batches,
+        tuple(bucket_lengths),
+        dtype,
+    )
     return train_step
 
 
@@ -142,6 +193,7 @@ def make_eval_step(
 
     def eval_step(models, batch: Batch, *, replica=WHOLE) -> Metrics:
         student, teacher = models
+        batch = {**batch, "mask": truth(batch["mask"])}
 
         def sums(batch):
             teacher_outputs = None if teacher is None else teacher(batch)
@@ -166,12 +218,13 @@ def scan_train(train_step: Callable) -> Callable:
         teacher, examples = resident
 
         def body(state, at):
-            return train_step(
-                state, teacher, gather_batch(examples, at), replica=replica
-            )
+            batch = gather_batch(examples, at)
+            state, metrics = train_step(state, teacher, batch, replica=replica)
+            return state, or_nan(metrics, shortest(examples), at)
 
         return jax.lax.scan(body, state, indices)
 
+    run.recipe = recipe_of(train_step)  # type: ignore[attr-defined]
     return run
 
 
@@ -180,7 +233,8 @@ def scan_eval(eval_step: Callable) -> Callable:
 
     def run(models, examples, indices, *, replica=WHOLE):
         def body(carry, at):
-            return carry, eval_step(models, gather_batch(examples, at), replica=replica)
+            metrics = eval_step(models, gather_batch(examples, at), replica=replica)
+            return carry, or_nan(metrics, shortest(examples), at)
 
         return jax.lax.scan(body, None, indices)[1]
 
@@ -188,9 +242,39 @@ def scan_eval(eval_step: Callable) -> Callable:
 
 
 def gather_batch(examples: Batch, at: Batch) -> Batch:
-    """The batch of the examples at `at["index"]`, with `at["mask"]`."""
-    batch = jax.tree.map(lambda x: x[at["index"]], dict(examples))
-    return {**batch, **at}
+    """The batch of the examples at `at["index"]`, with `at["mask"]`.
+
+    What lies beyond an array's ends is NaN, or the least integer of its type, and not
+    some other example's.
+    """
+
+    def take(x):
+        index = at["index"]
+        index = jnp.where(index < 0, len(x), index)  # else it would count from the end
+        return x.at[index].get(mode="fill")
+
+    return {**jax.tree.map(take, dict(examples)), **at}
+
+
+def or_nan(metrics: Any, size: int | None, at: Batch) -> Any:
+    """A step's metrics, their sums NaN where an index does not lie below `size`.
+
+    What is gathered there is NaN of an array of floats alone: this says it of all.
+    """
+    if size is None:
+        return metrics
+    inside = ((at["index"] >= 0) & (at["index"] < size)).all()
+    if not isinstance(metrics, Mapping):  # a teacher's answers
+        return jnp.where(inside, metrics, jnp.nan)
+    return {
+        name: (jnp.where(inside, total, jnp.nan), count)
+        for name, (total, count) in metrics.items()
+    }
+
+
+def shortest(examples: Batch) -> int | None:
+    """The length of the shortest array; None where there is none."""
+    return min((len(x) for x in jax.tree.leaves(dict(examples))), default=None)
 
 
 def masked_sum(values: Array, mask: Array) -> Array:

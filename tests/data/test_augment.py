@@ -143,7 +143,7 @@ class Both:
         (Darken(0.5), "Darken(share=0.5)"),
         (
             chain(flip(), partial(darken, 0.5), Darken(0.25)),
-            "chain(augmentations=(flip(), darken(share=0.5), Darken(share=0.25)))",
+            "Chain(augmentations=(flip(), darken(share=0.5), Darken(share=0.25)))",
         ),
         (
             Both(flip(), Darken(0.5)).backwards,

@@ -20,7 +20,7 @@ from jaxdistill import data, train
 from jaxdistill.data import images
 from jaxdistill.teachers import fingerprints
 from jaxdistill.train import loop, parse, saved
-from jaxdistill.train.run_dir import read_records
+from jaxdistill.train.run_dir import read_records, read_summary
 from tests.builders import largest_difference
 
 ARMS = ["teacher", "scratch", "distilled"]
@@ -72,7 +72,7 @@ def test_stored_outputs_teach_the_same_to_the_bit(finished, tmp_path, capsys):
 class TestRunDirectory:
     def test_summary_has_every_row_and_pair(self, finished):
         directory, summary = finished
-        assert json.loads((directory / "summary.json").read_text()) == summary
+        assert read_summary(directory) == summary
         assert list(summary["arms"]) == ARMS
         assert set(summary["digests"]) == {f"{arm}-{i}" for arm in ARMS for i in (0, 1)}
         assert list(summary["paired"]["distilled"]) == ["scratch"]

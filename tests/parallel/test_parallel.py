@@ -28,6 +28,8 @@ from tests.builders import (
     train_step,
 )
 
+pytestmark = pytest.mark.usefixtures("any_teacher")
+
 MLP = models.MLP((8, CLASSES))
 DROPPING = models.MLP((32, CLASSES), dropout=0.5)
 # Of two devices the second, of eight the last four see nothing but padding.

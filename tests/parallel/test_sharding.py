@@ -26,6 +26,8 @@ from jaxdistill.train import (
 from jaxdistill.types import Outputs
 from tests.builders import CLASSES, HARD_AND_SOFT, assert_identical, largest_difference
 
+pytestmark = pytest.mark.usefixtures("any_teacher")
+
 WIDTH, LAYERS, BATCH = 128, 6, 16
 SMALLEST = 2**10
 

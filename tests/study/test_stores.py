@@ -22,6 +22,8 @@ from tests.builders import (
 )
 from tests.experiments.test_digits_mlp import run
 
+pytestmark = pytest.mark.usefixtures("any_teacher")
+
 SIZE, BATCH, SGD = 40, 8, optax.sgd(0.1)
 EXAMPLES = {k: v for k, v in make_batch(0, SIZE).items() if k in ("inputs", "labels")}
 TEACHER, STUDENT = live(models.MLP((7, CLASSES))), models.MLP((4, CLASSES))

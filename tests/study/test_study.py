@@ -14,6 +14,8 @@ from jaxdistill.study import Arm, Study, compare
 from jaxdistill.teachers import ensemble, fingerprints, mean_logits
 from jaxdistill.train import CheckpointError, Evaluator, RunDir, RunError, saved
 
+pytestmark = pytest.mark.usefixtures("any_teacher")
+
 MODULE = models.MLP((8, 10))
 SOURCE = data.load("digits")
 EXAMPLES = {k: v[:48] for k, v in SOURCE.inputs(SOURCE.train).items()}
@@ -25,6 +27,10 @@ ARM = Arm(
     augment=shift(2, SOURCE.background),
     views=3,
 )
+
+
+def halved(state):
+    return jax.tree.map(lambda x: x / 2, state.params)
 
 
 @pytest.fixture
@@ -226,11 +232,10 @@ def test_views_of_a_live_teacher_are_ever_new(study, change):
     "change",
     [
         {"top_k": 2},
-        {"live": True},
-        {"start": lambda state, teacher, seed: state},
+        {"start": lambda state, teacher, seed: state.replace(params=halved(state))},
         {"objective": combine({"soft": (0.5, soft_targets())})},
     ],
-    ids=["top_k", "live", "start", "objective"],
+    ids=["top_k", "start", "objective"],
 )
 def test_another_lesson_is_another_training(study, change):
     itself = study.partitioner.place(models.trained(MODULE, study.fresh(ARM, 0)))
@@ -238,6 +243,15 @@ def test_another_lesson_is_another_training(study, change):
     study.train("same", arm, 0, itself)
     with pytest.raises(CheckpointError):
         study.train("same", arm._replace(**change), 0, itself)
+
+
+def test_a_live_teacher_goes_on_where_its_stored_outputs_stopped(study):
+    """Its steps are equal to the bit: it is the same training."""
+    itself = study.partitioner.place(models.trained(MODULE, study.fresh(ARM, 1)))
+    arm = ARM._replace(augment=None, views=0)
+    study.train("same", arm, 0, itself)
+    study.train("same", arm._replace(live=True), 0, itself)
+    assert len(loss(study, "same")) == 2
 
 
 def test_no_steps_leave_a_row_as_it_starts(study):

@@ -45,6 +45,8 @@ from tests.builders import (
     make_batch,
 )
 
+pytestmark = pytest.mark.usefixtures("any_teacher")
+
 SIZE, BATCH, STEPS = 24, 6, 7
 EXAMPLES = {k: make_batch(0, SIZE)[k] for k in ("inputs", "labels")}
 FIRST = {**{k: v[:1] for k, v in EXAMPLES.items()}, "mask": np.ones(1, np.float32)}

@@ -24,6 +24,8 @@ from jaxdistill.train import init_state, make_train_step, scan_train
 from jaxdistill.types import Outputs, TopK
 from tests.builders import CLASSES, assert_identical, live, make_batch
 
+pytestmark = pytest.mark.usefixtures("any_teacher")
+
 SIZE, BATCH = 40, 8
 EXAMPLES = {
     name: value
@@ -322,7 +324,7 @@ def test_no_flipped_bit_of_a_small_file_passes(store, name):
     assert passed <= (0.05 * len(bits) if name == "logits/zarr.json" else 0)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]", b'{"format": 4}'])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]", b'{"format": 5}'])
 def test_a_damaged_begin_is_named(store, content):
     path, manifest = store
     (path / "manifest.json").unlink()
@@ -463,7 +465,8 @@ def test_a_text_model_takes_a_mapping_and_says_every_token(top_k, tmp_path):
     found = teachers.store.verify(tmp_path, teacher, examples, manifest)
     right = (logits.argmax(-1) == labels)[mask > 0].mean()
     assert found == {"difference": 0, "accuracy": pytest.approx(right)}
-    other = {**examples, "inputs": {**inputs, "attention_mask": 1 - mask}}
+    flipped = {**inputs, "attention_mask": 1 - mask}
+    other = {"inputs": flipped, "labels": labels}
     assert teachers.store.describe(teacher, other, **OF).content != manifest.content
     with pytest.raises(
         StoreError, match="bucket_lengths takes one set of logits of each"

@@ -4,6 +4,7 @@
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -30,7 +31,7 @@ SIZE, BATCH = 22, 4  # six batches an epoch, the last padded
 class Job:
     """A small training, its directory, and `fit` with the settings under test."""
 
-    def __init__(self, path, rate=0.1):
+    def __init__(self, path, rate=0.1, weight=1.0):
         draw = np.random.default_rng(0)
         self.examples = {
             "inputs": draw.normal(size=(SIZE, 3)).astype(np.float32),
@@ -39,7 +40,7 @@ class Job:
         self.partitioner = parallel.jit()
         student = models.student(models.MLP((5, 4), dropout=0.5))
         optimizer = optax.adam(rate)
-        objective = combine({"hard": (1.0, hard_labels())})
+        objective = combine({"hard": (weight, hard_labels())})
         step = make_train_step(student, objective, optimizer)
         self.step = self.partitioner.compile(scan_train(step), batch_axis=1)
         self.batches = Batches(SIZE, BATCH)
@@ -184,16 +185,13 @@ def test_a_finished_fit_is_restored_and_not_repeated(tmp_path):
     expected = parameters(Job(tmp_path).fit())
     job = Job(tmp_path)
     job.step = None
-    assert parameters(job.fit()) == expected
+    with pytest.warns(UserWarning, match="a checkpoint cannot tell when"):
+        assert parameters(job.fit()) == expected
 
 
 def test_nan_names_its_step_and_keeps_the_last_good_checkpoint(tmp_path):
-    job = Job(tmp_path)
+    job = Job(tmp_path, weight=lambda step: jnp.where(step == 8, jnp.nan, 1.0))
     job.fit(steps=6)
-    poisoned = job.examples["inputs"].copy()
-    row = job.batches.indices(6, 12)
-    poisoned[row["index"][2, 0]] = np.nan
-    job.examples["inputs"] = poisoned
     with pytest.raises(NonFiniteLoss, match=r"fit: the loss is nan at step 9; stopped"):
         job.fit()
     assert job.checkpoints.steps() == [6]

@@ -83,6 +83,8 @@ def compile_sweep(
     def step(states, resident, indices):
         return program(states, (placed, *resident), indices)
 
+    if (recipe_of := getattr(sweep_step, "recipe_of", None)) is not None:
+        step.recipe = recipe_of(trials)  # type: ignore[attr-defined]
     return step
 
 

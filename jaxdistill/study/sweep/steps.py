@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxdistill.study.sweep.trials import (
@@ -18,7 +19,13 @@ from jaxdistill.study.sweep.trials import (
     of_one,
     size,
 )
-from jaxdistill.train.step import gather_batch, init_state, make_train_step
+from jaxdistill.train.step import (
+    gather_batch,
+    init_state,
+    make_train_step,
+    or_nan,
+    shortest,
+)
 from jaxdistill.types import Batch, Objective, Student, TrainState
 
 STACKED = TrainState(step=None, params=0, model_state=0, opt_state=0, rng=0)
@@ -89,6 +96,14 @@ def make_sweep_step(
             return _alone(one, axes, (STACKED, 0))(*given)
         return jax.vmap(one, axes, (STACKED, 0))(*given)
 
+    def recipe(trials):
+        first = {name: np.asarray(values)[0] for name, values in trials.items()}
+        made = make_objective(first), make_optimizer(first)
+        step: Any = make_train_step(student, *made, **options)
+        every = {name: np.asarray(values).tolist() for name, values in trials.items()}
+        return step.recipe._replace(trials=every)
+
+    sweep_step.recipe_of = recipe  # type: ignore[attr-defined]
     return sweep_step
 
 
@@ -122,9 +137,14 @@ def scan_sweep(sweep_step: Callable) -> Callable:
 
     def run(states, resident, indices):
         trials, teacher, examples = resident
+        own, shared = apart(examples)
+        each = jax.tree.map(lambda x: x[0], own)  # without the axis of trials
+        size = shortest({"own": each, "shared": shared})
 
         def body(states, at):
-            return sweep_step(states, trials, teacher, _take(examples, at))
+            batch = _take(examples, at)
+            states, metrics = sweep_step(states, trials, teacher, batch)
+            return states, or_nan(metrics, size, at)
 
         return jax.lax.scan(body, states, indices)
 

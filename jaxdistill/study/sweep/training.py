@@ -11,17 +11,25 @@ import optax
 from flax import linen as nn
 
 from jaxdistill import models
-from jaxdistill.data import Batches, Orders
+from jaxdistill.data import Batches, DataError, Orders, check_examples
 from jaxdistill.models import apply
 from jaxdistill.parallel.partitioner import Partitioner
 from jaxdistill.study.sweep.devices import choose, compile_sweep, group_for
-from jaxdistill.study.sweep.steps import init_states, make_sweep_step
-from jaxdistill.study.sweep.trials import Trial, apart, is_per_trial
+from jaxdistill.study.sweep.steps import init_states, make_sweep_step, trial_state
+from jaxdistill.study.sweep.trials import (
+    Trial,
+    apart,
+    has_per_trial,
+    of_trial,
+)
 from jaxdistill.teachers import fingerprints
+from jaxdistill.teachers.knowledge import check_knowledge
 from jaxdistill.train.checkpoint import Checkpoints
-from jaxdistill.train.loop import fit, interval
+from jaxdistill.train.identity import Content, logits_of, of_training
+from jaxdistill.train.intervals import interval
+from jaxdistill.train.loop import fit
 from jaxdistill.train.run_dir import RunDir
-from jaxdistill.types import Objective
+from jaxdistill.types import Objective, TrainState
 
 
 def train(
@@ -42,6 +50,7 @@ def train(
     evaluations: int = 5,
     best: str | None = None,
     progress: bool = True,
+    check_finite: bool = True,
     **options: Any,
 ) -> apply.BoundModule:
     """Trains a grid through `train.fit`, resumed from its checkpoints.
@@ -66,35 +75,41 @@ def train(
         (`train.interval`).
       best: see `Checkpoints`; of the trials' mean.
       progress: whether to show a bar.
+      check_finite: see `data.check_examples`.
       options: see `make_sweep_step`.
 
     Returns:
       All students as one placed model, whose variables have an axis of trials first.
+
+    Raises:
+      DataError: as `data.check_examples`.
+      TeacherError: a teacher knows nothing of the labels, and is no control.
+      CheckpointError: what is there is of another sweep.
     """
     partitioner = choose(trials) if partitioner is None else partitioner
     student = models.student(module)
-    trial = {name: np.asarray(of)[0] for name, of in trials.items()}
-    checkpoints = Checkpoints(
-        run_dir.path / "checkpoints" / name,
-        identity={
-            "name": name,
-            "trials": {name: np.asarray(of).tolist() for name, of in trials.items()},
-            "teacher": fingerprints.of_tree((teacher, examples)),
-            "objective": fingerprints.described(make_objective(trial)),
-            "steps": steps,
-        },
-        best=best,
-    )
-    step = make_sweep_step(student, make_objective, make_optimizer, **options)
-    _, shared = apart(teacher)
+    states = init_states(trials, student, make_optimizer, _first(examples))
     # A live teacher that all share is asked once for all.
-    group = None if jax.tree.leaves(shared) else group_for(partitioner)
+    shared = jax.tree.leaves(apart(teacher)[1])
+    group = None if shared else group_for(partitioner)
+    sweep_step = make_sweep_step(student, make_objective, make_optimizer, **options)
+    step = compile_sweep(partitioner, sweep_step, trials, group=group)
+    content = _examined(
+        step, states, teacher, examples, batches, check_finite, progress
+    )
+    first = of_trial(teacher, 0), of_trial(dict(examples), 0)
+    training = of_training(step, states, *first, content, batches)
+    identity = {"name": name, "steps": steps, "settings": run_dir.settings}
+    identity["training"] = training
+    folder = run_dir.path / "checkpoints" / name
+    checkpoints = Checkpoints(folder, identity=identity, best=best)
     trained = partial(apply.trained, module)
     states = fit(
-        init_states(trials, student, make_optimizer, _first(examples)),
-        compile_sweep(partitioner, step, trials, group=group),
+        states,
+        step,
         partitioner=partitioner,
         examples=partitioner.replicate(dict(examples)),
+        content=content,
         batches=batches,
         steps=steps,
         teacher=partitioner.replicate(teacher),
@@ -110,11 +125,36 @@ def train(
     return trained(partitioner.place(states))
 
 
+def _examined(
+    step: Callable,
+    states: TrainState,
+    teacher: Any,
+    examples: Mapping[str, Any],
+    batches: Batches | Orders,
+    check_finite: bool,
+    progress: bool,
+) -> Content:
+    """The content of all trials' examples, checked, and each one's teacher."""
+    count = len(states.rng)
+    own = has_per_trial(examples) or has_per_trial(teacher)
+    digests: dict[str, str] = {}
+    for i in range(count if own else 1):
+        seen, asked = of_trial(dict(examples), i), of_trial(teacher, i)
+        logits = logits_of(step, trial_state(states, i), seen)
+        size = check_examples(seen, logits=logits, check_finite=check_finite)
+        if size != batches.size:
+            raise DataError(
+                f"there are {size:,} examples, and the batches are drawn from "
+                f"{batches.size:,}"
+            )
+        check_knowledge(asked, seen, progress=progress)
+        found = fingerprints.of_data(seen)
+        digests |= {f"{key} of {i}" if own else key: x for key, x in found.items()}
+    return Content(batches.size, digests)
+
+
 def _first(examples: Mapping[str, Any]) -> dict[str, Any]:
     """A batch of the first example, of the first trial where each has its own."""
-    first = jax.tree.map(
-        lambda x: (x.tree[0] if is_per_trial(x) else x)[:1],
-        {name: array for name, array in examples.items() if name != "teacher"},
-        is_leaf=is_per_trial,
-    )
+    some = {name: array for name, array in examples.items() if name != "teacher"}
+    first = jax.tree.map(lambda x: x[:1], of_trial(some, 0))
     return {**first, "mask": np.ones(1, np.float32)}

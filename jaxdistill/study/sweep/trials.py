@@ -94,6 +94,15 @@ def of_one(tree: Any) -> Any:
     )
 
 
+def of_trial(tree: Any, index: int) -> Any:
+    """The tree as one trial has it, by its number."""
+
+    def one(x):
+        return jax.tree.map(lambda own: own[index], x.tree) if is_per_trial(x) else x
+
+    return jax.tree.map(one, tree, is_leaf=is_per_trial)
+
+
 def apart(tree: Any) -> tuple[Any, Any]:
     """Two trees, `(own, shared)`, with None for what the other has."""
     own = jax.tree.map(

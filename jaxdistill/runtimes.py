@@ -129,8 +129,12 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     """
     beside = manifest_path(path)
     try:
-        manifest = json.loads(beside.read_text())
+        manifest = json.loads(beside.read_bytes())
         version = manifest["format"]
+        said = manifest.pop("checksum", None)
+        # Manifests of jaxdistill 0.2 and before have none.
+        if said is not None and said != checksum(manifest):
+            raise ValueError("its content does not match its checksum")
     except OSError as error:
         raise ArtefactError(
             f"cannot read {beside}, the artefact's manifest: {error.strerror}"
@@ -153,6 +157,12 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
             f"{', '.join(RUNTIMES)}"
         )
     return manifest
+
+
+def checksum(manifest: Mapping[str, Any]) -> str:
+    """Of a manifest's other entries, whose last one it is: `checksum`."""
+    text = json.dumps(manifest, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 NEEDED = {

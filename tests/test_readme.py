@@ -73,7 +73,8 @@ def test_a_bert_of_ones_own_teaches(tmp_path, monkeypatch):
     }
     module = module_of(config)
     variables = jax.jit(module.init)(jax.random.key(0), batch["inputs"])
-    pretrained.save(tmp_path / "bert-sst2", variables, config)
+    model = teachers.live(module, variables)
+    pretrained.save(tmp_path / "bert-sst2", model, config)
     monkeypatch.chdir(tmp_path)
     scope: dict = {}
     _, own, text, *_ = BLOCKS

@@ -106,7 +106,8 @@ class Task:
             [optax.constant_schedule(0.0), optax.constant_schedule(config.own_share)],
             [round(config.own_from * config.steps)],
         )
-        return models.on_policy(student, prompt=config.prompt, share=share)
+        # A running text has no end.
+        return models.on_policy(student, prompt=config.prompt, end=None, share=share)
 
     def network(self, shape: tuple[int, int, int], dropout: float) -> models.GPT:
         """A GPT of the vocabulary, as long as a window: width, layers, heads."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxdistill.data.examples import DataError, check_inputs, some_of
+from jaxdistill.data.examples import DataError, check_examples, some_of
 
 POOL = 50
 """Most batches among whose examples those of like length are put together."""
@@ -70,9 +70,13 @@ class Batches:
         """Host batches of one epoch, for a loop of one's own.
 
         Raises:
-          DataError: a text is all padding.
+          DataError: as `check_examples`, or of another size.
         """
-        check_inputs(examples.get("inputs"))
+        if (size := check_examples(examples)) != self.size:
+            raise DataError(
+                f"there are {size:,} examples, and the batches are drawn from "
+                f"{self.size:,}"
+            )
         rows = _epoch(self, epoch)
         for index, mask in zip(rows["index"], rows["mask"], strict=True):
             yield {**some_of(examples, index), "index": index, "mask": mask}

@@ -267,5 +267,7 @@ def _innermost(error: Exception) -> nn.Module | None:
     return modules[-1] if modules else None
 
 
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n")
+def _write_json(path: Path, manifest: Mapping[str, Any]) -> None:
+    plain = json.loads(json.dumps(manifest))  # as it is read again
+    sealed = {**plain, "checksum": runtimes.checksum(plain)}
+    path.write_text(json.dumps(sealed, indent=1) + "\n")

@@ -197,9 +197,12 @@ def check_labels(name: str, student: Array | Factored, labels: Array) -> None:
     """Raise ValueError unless there is one label for each row of logits."""
     check_softmax(name, student)
     if labels.shape != student.shape[:-1]:
+        hint = ""
+        if labels.shape == student.shape:
+            hint = ": of one-hot labels take labels.argmax(-1)"
         raise ValueError(
             f"{name}: labels of shape {labels.shape} do not fit logits of shape "
-            f"{student.shape}; expected {student.shape[:-1]}"
+            f"{student.shape}; expected {student.shape[:-1]}{hint}"
         )
 
 
@@ -216,7 +219,8 @@ def check_classes(name: str, student: Any, teacher: Any) -> None:
         raise ValueError(
             f"{name}: the student has {student.shape[-1]} classes, the teacher "
             f"{teacher.shape[-1]}; both must score the same classes in the same order "
-            "(of a padded vocabulary objectives.first_classes takes those)"
+            "(of a padded vocabulary objectives.first_classes takes those, and "
+            "teachers.with_classes those of a teacher of more, in any order)"
         )
 
 

@@ -28,9 +28,23 @@ class BoundModule:
     module: Any = struct.field(pytree_node=False)
 
     def __call__(self, batch: Batch) -> Outputs:
-        return self.module.apply(
-            self.variables, batch["inputs"], mask=batch["mask"], train=False
+        given = self.variables, batch["inputs"]
+        outputs = self.module.apply(*given, mask=batch["mask"], train=False)
+        return check_outputs(self.module, outputs)
+
+
+def check_outputs(module: Any, outputs: Any) -> Outputs:
+    """A model's outputs.
+
+    Raises:
+      ValueError: they are something else, such as an array of logits.
+    """
+    if not hasattr(outputs, "logits"):
+        raise ValueError(
+            f"a {type(module).__name__} returns {type(outputs).__name__}, and must "
+            "return jaxdistill.types.Outputs(logits)"
         )
+    return outputs
 
 
 def trained(module: nn.Module, state: TrainState) -> BoundModule:
@@ -176,7 +190,7 @@ def student(module: nn.Module) -> Student:
             rngs={"dropout": rng},
             mutable=list(model_state),
         )
-        return outputs, dict(updated)
+        return check_outputs(module, outputs), dict(updated)
 
     return Student(init, apply)
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sequences from a language model's own distribution, with a key and value cache."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -23,6 +24,7 @@ def generate(
     steps: int,
     temperature: float = 1.0,
     end: int | None = None,
+    vocab: int | None = None,
 ) -> dict[str, Array]:
     """Draws so many tokens behind each prompt.
 
@@ -35,6 +37,8 @@ def generate(
       temperature: of the distribution; 0 takes the most likely token. One program is
         compiled for each.
       end: the token behind which a sequence is padding, if any.
+      vocab: only the first so many tokens are drawn, where the vocabulary is padded;
+        None is all.
 
     Returns:
       `input_ids` and `attention_mask` `[B, L + steps]`; behind an end the tokens are
@@ -42,8 +46,9 @@ def generate(
 
     Raises:
       ValueError: another model, nothing to be drawn or to start from, a temperature
-        below 0, a prompt that ends in padding (where its mask is not traced), or
-        sequences that are longer than the model's positions.
+        below 0, an end or a vocabulary that the model has not, a prompt that ends in
+        padding (where its mask is not traced), or sequences that are longer than the
+        model's positions.
     """
     if not isinstance(model.module, GPT):
         raise ValueError(
@@ -52,6 +57,7 @@ def generate(
     if steps < 1:
         raise ValueError(f"steps is at least 1 token to draw, got {steps}")
     _check_draws(temperature)
+    _check_vocab(model.module.size.vocab, end, vocab)
     ids = jnp.asarray(prompt["input_ids"])
     if ids.ndim != 2 or not ids.shape[1]:
         raise ValueError(
@@ -60,10 +66,10 @@ def generate(
     mask = jnp.asarray(prompt.get("attention_mask", jnp.ones_like(ids)), jnp.int32)
     if "attention_mask" in prompt:
         _check_padding(mask, ids.shape)
-    return _generate(model, ids, mask, rng, steps, float(temperature), end)
+    return _generate(model, ids, mask, rng, steps, float(temperature), end, vocab)
 
 
-@partial(jax.jit, static_argnums=(4, 5, 6))
+@partial(jax.jit, static_argnums=(4, 5, 6, 7))
 def _generate(
     model: BoundModule,
     ids: Array,
@@ -72,6 +78,7 @@ def _generate(
     steps: int,
     temperature: float,
     end: int | None,
+    vocab: int | None,
 ) -> dict[str, Array]:
     batch, length = ids.shape
     kind = jax.tree.leaves(model.variables)[0].dtype
@@ -82,7 +89,8 @@ def _generate(
     forward = _last_logits(model)
 
     def choose(logits, step):
-        return _draw(logits, jax.random.fold_in(rng, step), temperature, ids.dtype)
+        drawn = logits[:, :vocab], jax.random.fold_in(rng, step)
+        return _draw(*drawn, temperature, ids.dtype)
 
     def body(carry, step):
         token, cache, place, alive = carry
@@ -116,6 +124,14 @@ def _check_draws(temperature: float) -> None:
     """Raise ValueError where a temperature of draws is below 0."""
     if temperature < 0:
         raise ValueError(f"a temperature of draws is 0 or more, got {temperature}")
+
+
+def _check_vocab(size: int, end: int | None, vocab: int | None) -> None:
+    """Raise ValueError at an end or a vocabulary that a model of `size` has not."""
+    if vocab is not None and not 0 < vocab <= size:
+        raise ValueError(f"the model has {size} tokens, vocab asks for {vocab}")
+    if end is not None and not 0 <= end < (vocab or size):
+        raise ValueError(f"the end {end} is none of the {vocab or size} tokens drawn")
 
 
 def _check_padding(mask: Array, shape: tuple[int, ...]) -> None:
@@ -168,21 +184,81 @@ def first_of_largest(x: Array) -> Array:
     return jnp.where(largest, places, x.shape[-1]).min(-1)
 
 
+@dataclasses.dataclass(frozen=True)
+class OnPolicy:
+    """A step's `rollout`, see `on_policy`; the step knows by it what is drawn."""
+
+    module: nn.Module
+    prompt: int
+    share: Any
+    temperature: float
+    end: int | None
+    vocab: int | None
+
+    def __call__(self, state: TrainState, batch: Batch, rng: Array) -> Batch:
+        choice, draw = jax.random.split(rng)
+        ids = batch["inputs"]["input_ids"]
+        _check_prompt(batch["inputs"], self.prompt)
+        given = {
+            **batch,
+            "token_mask": _floats(batch.get("token_mask"), ids.shape),
+            "labelled": _floats(batch.get("labelled"), ids.shape[:1]),
+        }
+        of_all = self.share(state.step) if callable(self.share) else self.share
+        chosen = jax.random.uniform(choice) < of_all
+        # Both sides must have one structure: `given` has the masks that `_own` sets.
+        own = partial(self._own, state, draw)
+        return jax.lax.cond(chosen, own, dict, given)
+
+    def _own(self, state: TrainState, rng: Array, batch: Batch) -> Batch:
+        ids = batch["inputs"]["input_ids"]
+        drawn = generate(
+            trained(self.module, state),
+            {"input_ids": ids[:, : self.prompt]},
+            rng,
+            steps=ids.shape[1] + 1 - self.prompt,
+            temperature=self.temperature,
+            end=self.end,
+            vocab=self.vocab,
+        )
+        tokens = drawn["input_ids"].astype(ids.dtype)
+        # Of what was drawn the end counts, and nothing behind it.
+        alive = drawn["attention_mask"][:, 1:] > 0
+        counts = alive & (jnp.arange(ids.shape[1]) >= self.prompt - 1)[None]
+        return {
+            **batch,
+            "inputs": {**batch["inputs"], "input_ids": tokens[:, :-1]},
+            "labels": tokens[:, 1:].astype(batch["labels"].dtype),
+            "token_mask": counts.astype(jnp.float32),
+            "labelled": jnp.zeros_like(batch["labelled"]),
+        }
+
+
 def on_policy(
-    module: nn.Module, *, prompt: int, share: Any = 1.0, temperature: float = 1.0
-) -> Callable[[TrainState, Batch, Array], Batch]:
+    module: nn.Module,
+    *,
+    prompt: int,
+    end: int | None,
+    share: Any = 1.0,
+    temperature: float = 1.0,
+    vocab: int | None = None,
+) -> OnPolicy:
     """Sequences of the student's own, for its teacher to judge: a step's `rollout`.
 
     A share of the batches (under pmap, of the devices' parts of them) keep their first
     tokens, and the student goes on from there. Of these the tokens it drew count
-    (`token_mask`), and labels do not (`labelled`): what it learns there comes from the
-    teacher alone. The other batches are as they were.
+    (`token_mask`), up to the end of its text, and labels do not (`labelled`): what it
+    learns there comes from the teacher alone. The other batches are as they were.
 
     Args:
       module: the student, a `models.GPT`, perhaps with a projector.
       prompt: tokens of an example that are kept, at least 1.
+      end: the token that ends a text, or None where texts have no end, which is to be
+        said: behind an end that is not known most tokens may be noise that counts.
       share: of the batches, 0 to 1: a number, or `step -> number`.
       temperature: of the student's draws.
+      vocab: only the first so many tokens are drawn: those that the teacher has too,
+        where the student's vocabulary is padded beyond them.
 
     Returns:
       `(state, batch, rng) -> batch`, of a batch with `inputs["input_ids"]` and `labels`
@@ -190,7 +266,7 @@ def on_policy(
 
     Raises:
       ValueError: a share outside 0 to 1, a temperature below 0, a prompt that leaves
-        nothing to draw; examples of several lengths.
+        nothing to draw; examples of several lengths; an end that is not drawn.
 
     References:
       Agarwal et al. 2024, On-Policy Distillation of Language Models: Learning from
@@ -199,48 +275,21 @@ def on_policy(
     if not callable(share) and not 0 <= share <= 1:
         raise ValueError(f"a share of the batches is 0 to 1, got {share}")
     _check_draws(temperature)
+    return OnPolicy(module, prompt, share, temperature, end, vocab)
 
-    def rollout(state: TrainState, batch: Batch, rng: Array) -> Batch:
-        choice, draw = jax.random.split(rng)
-        ids = batch["inputs"]["input_ids"]
-        if not 0 < prompt < ids.shape[1] + 1:
-            raise ValueError(
-                f"of {ids.shape[1]} tokens and the next a prompt of {prompt} leaves "
-                "none to draw, or nothing to start from"
-            )
-        if "attention_mask" in batch["inputs"]:
-            raise ValueError(
-                "on_policy goes on from examples without padding, and these have an "
-                "attention_mask"
-            )
-        given = {
-            **batch,
-            "token_mask": _floats(batch.get("token_mask"), ids.shape),
-            "labelled": _floats(batch.get("labelled"), ids.shape[:1]),
-        }
-        draws = ids.shape[1] + 1 - prompt
 
-        def own(batch: Batch) -> Batch:
-            start = {"input_ids": batch["inputs"]["input_ids"][:, :prompt]}
-            model = trained(module, state)
-            drawn = generate(model, start, draw, steps=draws, temperature=temperature)[
-                "input_ids"
-            ].astype(ids.dtype)
-            counts = jnp.arange(ids.shape[1]) >= prompt - 1
-            return {
-                **batch,
-                "inputs": {**batch["inputs"], "input_ids": drawn[:, :-1]},
-                "labels": drawn[:, 1:].astype(batch["labels"].dtype),
-                "token_mask": jnp.broadcast_to(counts, ids.shape).astype(jnp.float32),
-                "labelled": jnp.zeros_like(batch["labelled"]),
-            }
-
-        of_all = share(state.step) if callable(share) else share
-        chosen = jax.random.uniform(choice) < of_all
-        # Both sides must have one structure: `given` has the masks that `own` sets.
-        return jax.lax.cond(chosen, own, dict, given)
-
-    return rollout
+def _check_prompt(inputs: Mapping[str, Any], prompt: int) -> None:
+    ids = inputs["input_ids"]
+    if not 0 < prompt < ids.shape[1] + 1:
+        raise ValueError(
+            f"of {ids.shape[1]} tokens and the next a prompt of {prompt} leaves "
+            "none to draw, or nothing to start from"
+        )
+    if "attention_mask" in inputs:
+        raise ValueError(
+            "on_policy goes on from examples without padding, and these have an "
+            "attention_mask"
+        )
 
 
 def _floats(mask: Array | None, shape: tuple[int, ...]) -> Array:

@@ -287,9 +287,9 @@ def mutual_targets(*, temperature: Any = 1.0) -> BoundTerm:
 
 def _each(loss: Callable, logits: Array, labels: Array) -> Array:
     """The loss; summed over the students where logits have a member axis."""
-    if logits.ndim == labels.ndim + 1:
-        return loss(logits, labels)
-    return jax.vmap(loss, (0, None))(logits, labels).sum(0)
+    if logits.ndim == labels.ndim + 2:
+        return jax.vmap(loss, (0, None))(logits, labels).sum(0)
+    return loss(logits, labels)
 
 
 def _is_zero(value: Any) -> bool:

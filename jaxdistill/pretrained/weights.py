@@ -10,6 +10,7 @@ nothing else changes but the order of axes, so both directions together are the
 identity.
 """
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,6 +23,7 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
+from jaxdistill.models.apply import BoundModule
 from jaxdistill.models.transformer import stack_layers, unstack_layers
 from jaxdistill.pretrained.bert import BIAS, BIAS_AGAIN
 from jaxdistill.pretrained.config import (
@@ -215,26 +217,55 @@ def _check_shapes(flat: Mapping[ParamPath, np.ndarray], config) -> None:
             )
 
 
-def save(folder: str | Path, variables: Mapping[str, Any], config: Mapping[str, Any]):
+def save(folder: str | Path, model: BoundModule, config: Mapping[str, Any]):
     """Writes a folder that Hugging Face's library loads.
 
     Args:
       folder: made where there is none.
-      variables: linen variables, scanned or not.
+      model: a module with its variables, scanned or not (`models.trained`,
+        `teachers.live`).
       config: the configuration's content, as `read_config` gives it. The type of the
         weights that it names becomes theirs, or is left out where they have several.
 
     Raises:
-      ValueError: variables of another module.
+      ValueError: a configuration of another module, or variables without theirs: what
+        a configuration says of heads and activation is in no weight.
     """
     from safetensors.numpy import save_file
 
+    if not isinstance(model, BoundModule):
+        raise ValueError(
+            "save takes a model, its module with its variables "
+            f"(teachers.live(module, variables)), got {type(model).__name__}"
+        )
+    wrong = _differences(model.module, module_of(config))
+    if wrong:
+        raise ValueError(f"the configuration is of another model: {'; '.join(wrong)}")
     folder = Path(folder)
-    state = from_linen(variables, config)
+    state = from_linen(model.variables, config)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
     text = json.dumps(_with_type(config, state), indent=2)
     (folder / CONFIG).write_text(f"{text}\n")
+
+
+HOW = {"parent", "name", "scan", "maps", "remat", "factored"}
+"""Fields of modules, besides rates of dropout, that say how they compute, not what."""
+
+
+def _differences(module: Any, expected: Any, at: str = "") -> list[str]:
+    """Fields in which a module is not the expected one, a phrase for each."""
+    if type(module) is not type(expected):
+        return [f"{at or 'the module'} is {module!r}, the configuration's {expected!r}"]
+    if not dataclasses.is_dataclass(module):
+        same = module == expected
+        return [] if same else [f"{at} is {module!r}, the configuration's {expected!r}"]
+    found = []
+    for field in dataclasses.fields(module):
+        if field.name not in HOW and "dropout" not in field.name:
+            pair = getattr(module, field.name), getattr(expected, field.name)
+            found += _differences(*pair, f"{at}.{field.name}".strip("."))
+    return found
 
 
 def _with_type(config: Mapping[str, Any], state: Mapping[str, np.ndarray]):

@@ -13,7 +13,7 @@ from flax import linen as nn
 from jaxdistill.data.augment import replay
 from jaxdistill.data.examples import some_of
 from jaxdistill.models import apply
-from jaxdistill.teachers.forward import MeanLogits
+from jaxdistill.teachers.forward import MeanLogits, WithClasses
 from jaxdistill.teachers.knowledge import unwrap
 from jaxdistill.types import Batch, Objective, TrainState
 
@@ -91,7 +91,8 @@ class Arm(NamedTuple):
         Raises:
           ValueError: there are views or `top_k`, but nothing that can be stored so.
         """
-        one = isinstance(unwrap(teacher), apply.BoundModule | MeanLogits)
+        kinds = apply.BoundModule | MeanLogits | WithClasses
+        one = isinstance(unwrap(teacher), kinds)
         views = self.replays(stored)
         if views and not (one and self.augment):
             raise ValueError(

@@ -18,6 +18,7 @@ from jaxdistill.teachers.forward import (
     ensemble,
     live,
     mean_logits,
+    with_classes,
     with_logits,
 )
 from jaxdistill.teachers.knowledge import TeacherError, check_knowledge, control

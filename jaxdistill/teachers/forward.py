@@ -70,6 +70,46 @@ def mean_logits(members: Sequence[Any]) -> MeanLogits:
     return MeanLogits(_some(members))
 
 
+@struct.dataclass
+class WithClasses:
+    """A teacher of some of its classes, in the student's order; logits, nothing else.
+
+    `Factored` logits are multiplied out.
+    """
+
+    teacher: Any
+    classes: tuple[int, ...] = struct.field(pytree_node=False)
+
+    def __call__(self, batch: Batch) -> Outputs:
+        logits = whole_logits(self.teacher(batch).logits)
+        if max(self.classes) >= logits.shape[-1]:
+            raise ValueError(
+                f"the teacher has {logits.shape[-1]} classes, and class "
+                f"{max(self.classes)} was chosen"
+            )
+        return Outputs(logits[..., jnp.array(self.classes)])
+
+
+def with_classes(teacher: Any, classes: Sequence[int]) -> WithClasses:
+    """A teacher for a student whose classes are some of its own, or in another order.
+
+    Args:
+      teacher: see `teachers`.
+      classes: which of the teacher's classes is each of the student's, in its order.
+
+    Raises:
+      ValueError: fewer than two, one twice, or one below 0; when it is called, one
+        that the teacher has not.
+    """
+    chosen = tuple(int(c) for c in classes)
+    if len(chosen) < 2 or len({*chosen}) < len(chosen) or min(chosen) < 0:
+        raise ValueError(
+            f"a student's classes are two or more different ones of its teacher's, got "
+            f"{chosen}"
+        )
+    return WithClasses(teacher, chosen)
+
+
 def _some(members: Sequence[Any]) -> tuple[Any, ...]:
     if not members:
         raise ValueError("an ensemble needs at least one teacher, got none")

@@ -9,6 +9,7 @@ the backward pass (remat), changes nothing.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -121,9 +122,9 @@ def differs(old: Any, new: Any) -> str | None:
     if same or (old.get("jax") != new.get("jax") and before == after):
         return None
     if before != after and before and after:
-        gone = [x for x in before if x not in after]
-        come = [x for x in after if x not in before]
-        return f"its numbers {gone} became {come}"
+        old_numbers, new_numbers = Counter[float](before), Counter[float](after)
+        gone, come = old_numbers - new_numbers, new_numbers - old_numbers
+        return f"its numbers {[*gone]} became {[*come]}"
     return "it computes something else"
 
 

@@ -2,6 +2,7 @@
 """The training step, the loop around it, and what a run leaves on disk.
 
 `step`        the pure train and eval steps, and the only reduction to a scalar
+`recipe`      what a step is made of, kept with it
 `loop`        `fit`: many steps, with evaluation, logs, checkpoints and resume
 `intervals`   which steps are taken together
 `identity`    what makes a training what it is, to which its checkpoints belong

@@ -34,7 +34,7 @@ from jaxdistill.teachers import fingerprints, programs
 from jaxdistill.teachers.knowledge import unwrap
 from jaxdistill.teachers.outputs import StoredTeacher
 from jaxdistill.teachers.views import StoredOutputs
-from jaxdistill.train.step import Recipe, recipe_of
+from jaxdistill.train.recipe import Recipe, recipe_of
 from jaxdistill.types import TrainState, whole_logits
 
 PROGRAMS = ("step", "student", "rollout", "program")
@@ -75,7 +75,7 @@ def logits_of(
     be told before the step runs.
 
     Args:
-      step: with a recipe (`step.recipe_of`).
+      step: with a recipe (`recipe.recipe_of`).
       state: fresh.
       examples: `inputs` and what else a batch has.
     """
@@ -118,7 +118,7 @@ def of_training(
     """What a training is, as JSON that `differences` compares.
 
     Args:
-      step: with a recipe (`step.recipe_of`); of one without the run is warned that
+      step: with a recipe (`recipe.recipe_of`); of one without the run is warned that
         nothing is known of it.
       state: fresh, on one device or the host.
       teacher: on one device or the host, or None.

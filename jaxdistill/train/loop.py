@@ -18,7 +18,7 @@ import optax
 from flax import linen as nn
 from tqdm.auto import tqdm
 
-from jaxdistill.data import Batches, DataError, Orders, Stream
+from jaxdistill.data import Batches, DataError, Orders, Stream, check_examples
 from jaxdistill.models import student
 from jaxdistill.parallel import processes
 from jaxdistill.parallel.partitioner import Partitioner
@@ -56,7 +56,11 @@ def begin(
       examples: the first is looked at, for shapes.
       seed: of the weights that are drawn.
       options: see `make_train_step`.
+
+    Raises:
+      DataError: as `data.check_examples`.
     """
+    check_examples(examples, check_finite=False)
     pure = student(module)
     first = jax.tree.map(lambda x: x[:1], dict(examples))
     first["mask"] = np.ones(1, np.float32)
@@ -208,9 +212,9 @@ def fit(
       ProcessError: there are fewer examples than processes.
     """
     check_steps(steps, evaluate_every, checkpoint_every, steps_per_dispatch)
-    every = min(evaluate_every or batches.steps_per_epoch, steps)
     given = (step, state, teacher, examples, batches, content, checkpoints)
     _admit(partitioner, *given, check_finite, progress)
+    every = min(evaluate_every or batches.steps_per_epoch, steps)
     state = _resumed(state, partitioner, checkpoints, steps)
     saved = done = int(state.step)
     logger = MetricLogger(run_dir, trials or (name,), batches.steps_per_epoch)
@@ -267,6 +271,12 @@ def _admit(
     progress: bool,
 ) -> None:
     """Checks what a training is given, and tells its checkpoints what it is."""
+    if not hasattr(batches, "indices"):
+        raise DataError(
+            "fit takes its batches from a data.Batches or a data.Stream, got a "
+            f"{type(batches).__name__}; of a source of records, with len and [i], "
+            "data.Stream makes batches that can be resumed"
+        )
     processes.check_examples(batches.size)
     partitioner.check_batch(batches.batch_size)
     local = _on_one(partitioner, teacher), _on_one(partitioner, examples)

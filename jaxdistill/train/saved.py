@@ -17,6 +17,7 @@ from flax import linen as nn
 
 from jaxdistill import data, models
 from jaxdistill.models import apply
+from jaxdistill.parallel.sealed import seal, unseal
 from jaxdistill.teachers import fingerprints, store
 from jaxdistill.teachers.forward import live
 from jaxdistill.train import cost
@@ -56,7 +57,9 @@ def save_model(
         "fingerprint": print_of,
         "teacher": source,
     }
-    run_dir.write_bytes(f"models/{arm}.json", json.dumps(record, indent=1).encode())
+    run_dir.write_bytes(
+        f"models/{arm}.json", json.dumps(seal(record), indent=1).encode()
+    )
 
 
 def load_model(run_dir: Any, arm: str) -> apply.BoundModule:
@@ -83,7 +86,7 @@ def load_model(run_dir: Any, arm: str) -> apply.BoundModule:
             "again to have it written: what is trained is not trained again"
         )
     try:
-        saved = json.loads(record.read_text())
+        saved = unseal(record.read_bytes())
         module = _build(saved["module"])
         model = live(module, serialization.msgpack_restore(weights.read_bytes()))
         same = fingerprints.of_model(model) == saved["fingerprint"]
@@ -107,7 +110,7 @@ def read_teacher(run_dir: Any, arm: str) -> dict[str, Any] | None:
     """
     record = epath.Path(run_dir) / "models" / f"{arm}.json"
     try:
-        said = json.loads(record.read_text())
+        said = unseal(record.read_bytes())
         if said.get("teacher", "unsaid") is None:
             return None
         if "teacher" in said:  # jaxdistill 0.1 called the arm a row
@@ -117,7 +120,7 @@ def read_teacher(run_dir: Any, arm: str) -> dict[str, Any] | None:
         record = record.with_name("teacher.json")
         if arm == "teacher" or arm.startswith("scratch") or not record.exists():
             return None
-        found = json.loads(record.read_text())["fingerprint"]
+        found = unseal(record.read_bytes())["fingerprint"]
         return {"arm": "teacher", "fingerprint": found}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{record} is damaged") from error
@@ -131,7 +134,7 @@ def read_accuracy(run_dir: Any, arm: str) -> float | None:
     """
     path = epath.Path(run_dir) / "summary.json"
     try:
-        seeds = json.loads(path.read_text()).get("seeds", {}) if path.exists() else {}
+        seeds = unseal(path.read_bytes()).get("seeds", {}) if path.exists() else {}
         return seeds[arm][0].get("accuracy") if arm in seeds else None
     except (OSError, ValueError, AttributeError, LookupError, TypeError) as error:
         raise RunError(f"{path} is damaged") from error
@@ -147,7 +150,7 @@ def read_config(run_dir: Any) -> tuple[dict[str, Any], str]:
     """
     path = epath.Path(run_dir) / "config.json"
     try:
-        config = json.loads(path.read_text())
+        config = unseal(path.read_bytes())
         if "data" not in config and config.get("preset") in data.texts.CLASSES:
             return config, config["preset"]
         return config, config["data"]

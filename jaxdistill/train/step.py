@@ -7,7 +7,7 @@ A batch may be taken in parts, micro-batches, whose gradients are added up.
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from jaxdistill.losses.numerics import divide
 from jaxdistill.models.apply import cast_to_compute
 from jaxdistill.teachers import views
 from jaxdistill.teachers.outputs import StoredTeacher
+from jaxdistill.train.recipe import Recipe, recipe_of
 from jaxdistill.types import (
     WHOLE,
     Array,
@@ -34,36 +35,6 @@ from jaxdistill.types import (
 
 DROPOUT, AUGMENT, GENERATE = 0, 1, 2
 """Purposes of a step's keys: `fold_in(fold_in(state.rng, state.step), PURPOSE)`."""
-
-
-class Recipe(NamedTuple):
-    """What a step is made of: `make_train_step`'s arguments, kept with the step.
-
-    A checkpoint must not be resumed by another step (`train.identity`), and a compiled
-    one cannot be looked into. Of a sweep it is the first trial's, with all `trials`.
-    """
-
-    student: Student
-    objective: Objective
-    optimizer: optax.GradientTransformation
-    augment: Callable[[Batch, Array], Batch] | None = None
-    rollout: Callable[[TrainState, Batch, Array], Batch] | None = None
-    micro_batches: int = 1
-    bucket_lengths: tuple[int, ...] = ()
-    dtype: Any = None
-    trials: Mapping[str, Any] | None = None
-
-
-def recipe_of(step: Any) -> Recipe | None:
-    """The recipe of a step, scanned and compiled perhaps; None of a step of one's own.
-
-    What `jax.jit`, `functools.partial` and `functools.wraps` make is looked through.
-    """
-    while step is not None:
-        if (found := getattr(step, "recipe", None)) is not None:
-            return found
-        step = getattr(step, "__wrapped__", None) or getattr(step, "func", None)
-    return None
 
 
 def init_state(
@@ -141,7 +112,7 @@ def make_train_step(
         _warn_of_parts(objective, replica.devices, micro_batches)
         if isinstance(teacher, StoredTeacher):
             views.check(batch, augment)
-        batch = {**batch, "mask": truth(batch["mask"])}
+        batch = _with_truth(batch)
         rng = replica.key(jax.random.fold_in(state.rng, state.step))
         if augment is not None:
             batch = augment(batch, jax.random.fold_in(rng, AUGMENT))
@@ -150,6 +121,8 @@ def make_train_step(
         key = jax.random.fold_in(rng, DROPOUT)
         parts = split_batch(batch, micro_batches)
         cast_teacher = cast_to_compute(teacher, dtype)
+        if rollout is not None:
+            _check_draws(rollout, student, state, cast_teacher, batch, key)
         forward = _forward(
             student, objective, cast_teacher, dtype, state.step, key, micro_batches
         )
@@ -193,7 +166,7 @@ def make_eval_step(
 
     def eval_step(models, batch: Batch, *, replica=WHOLE) -> Metrics:
         student, teacher = models
-        batch = {**batch, "mask": truth(batch["mask"])}
+        batch = _with_truth(batch)
 
         def sums(batch):
             teacher_outputs = None if teacher is None else teacher(batch)
@@ -282,6 +255,21 @@ def masked_sum(values: Array, mask: Array) -> Array:
     return (jnp.where(mask > 0, values, 0) * mask).sum()
 
 
+def _with_truth(batch: Batch) -> Batch:
+    """A batch whose mask is 0 and 1.
+
+    Raises:
+      ValueError: it has none.
+    """
+    if "mask" not in batch:
+        raise ValueError(
+            f"a batch needs a mask [B], 1 for a real example, got "
+            f"{', '.join(map(str, batch))}; data.Batches(...).iterate(examples, epoch) "
+            "makes batches that have one"
+        )
+    return {**batch, "mask": truth(batch["mask"])}
+
+
 def _warn_of_parts(objective: Objective, devices: int, micro_batches: int) -> None:
     coupled = getattr(objective, "coupled", ())
     parts = devices * micro_batches
@@ -291,6 +279,25 @@ def _warn_of_parts(objective: Objective, devices: int, micro_batches: int) -> No
             f"of a batch (micro-batches {micro_batches}, devices under pmap {devices}),"
             " not over all of it; jit and mesh without micro-batches do that",
             stacklevel=3,
+        )
+
+
+def _check_draws(rollout, student, state, teacher, batch: Batch, key) -> None:
+    """Raise ValueError where a student may draw tokens that its teacher has not."""
+
+    def logits(state, teacher, batch, key):
+        given = state.params, state.model_state, batch, key
+        return student.apply(*given)[0].logits, teacher(batch).logits
+
+    if teacher is None:
+        return
+    mine, theirs = jax.eval_shape(logits, state, teacher, batch, key)
+    drawn = getattr(rollout, "vocab", None) or mine.shape[-1]
+    if drawn > theirs.shape[-1]:
+        raise ValueError(
+            f"the student draws of {drawn} tokens, and its teacher has "
+            f"{theirs.shape[-1]}: limit the draws to what both have, "
+            f"on_policy(..., vocab={theirs.shape[-1]})"
         )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.text import sst2_bert, sst2_task
-from jaxdistill import models, pretrained
+from jaxdistill import models, pretrained, teachers
 from jaxdistill.study import script
 from jaxdistill.train import load_model
 
@@ -75,7 +75,7 @@ def test_a_pretrained_teacher_is_where_the_students_start(tmp_path):
         "max_position_embeddings": 16,
         "type_vocab_size": 2,
     }
-    pretrained.save(folder, variables, config)
+    pretrained.save(folder, teachers.live(module, variables), config)
     tokenizer.save(str(folder / "tokenizer.json"))
     options = {"teacher": str(folder), "run_dir": str(tmp_path)}
     task = sst2_task.Task(small(**options))
@@ -104,7 +104,7 @@ def test_a_decoder_is_no_teacher_here(tmp_path):
     variables = module.init(jax.random.key(3), {"input_ids": np.zeros((1, 2), int)})
     config = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
     config |= {"vocab_size": 60, "n_embd": 8, "n_layer": 1, "n_head": 2}
-    pretrained.save(tmp_path, variables, config)
+    pretrained.save(tmp_path, teachers.live(module, variables), config)
     tokenizer = pretrained.train_wordpiece(["a fine film"], 60)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     options = {"teacher": str(tmp_path), "run_dir": str(tmp_path)}

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxdistill import cli, data, export, models, pretrained, runtimes, teachers, train
+from jaxdistill.parallel.sealed import unseal
 from jaxdistill.teachers import fingerprints
 from jaxdistill.train import RunDir, RunError, saved
 from tests.export.exporting import DIGITS, SIZE, needs, subject, texts, trained
@@ -79,7 +80,7 @@ def test_what_taught_a_arm(run):
         assert export.from_run(run, arm).about["teacher"] is None
     # Older records do not tell.
     models = run / "models"
-    record = json.loads((models / "distilled.json").read_text())
+    record = unseal((models / "distilled.json").read_bytes())
     del record["teacher"]
     for arm, source in [("distilled", True), ("teacher", False), ("scratch_8", False)]:
         (models / f"{arm}.json").write_text(json.dumps(record))

@@ -48,7 +48,7 @@ def teacher():
 
 def test_the_student_goes_on_from_a_prompt():
     rng, given = jax.random.key(5), batch()
-    found = on_policy(MODULE, prompt=PROMPT)(state(), given, rng)
+    found = on_policy(MODULE, prompt=PROMPT, end=None)(state(), given, rng)
     ids, labels = found["inputs"]["input_ids"], found["labels"]
     np.testing.assert_array_equal(ids[:, :PROMPT], given["inputs"]["input_ids"][:, :3])
     np.testing.assert_array_equal(ids[:, 1:], labels[:, :-1])
@@ -63,7 +63,7 @@ def test_the_student_goes_on_from_a_prompt():
 
 
 def test_other_batches_stay_as_they_are():
-    found = on_policy(MODULE, prompt=PROMPT, share=0.0)(
+    found = on_policy(MODULE, prompt=PROMPT, end=None, share=0.0)(
         state(), batch(), jax.random.key(5)
     )
     for name in ("inputs", "labels", "mask"):
@@ -74,7 +74,7 @@ def test_other_batches_stay_as_they_are():
 
 @pytest.mark.parametrize("share", [0.25, lambda step: 0.25 + 0 * step])
 def test_the_share_is_of_the_batches(share):
-    rollout = on_policy(MODULE, prompt=LENGTH, share=share)
+    rollout = on_policy(MODULE, prompt=LENGTH, end=None, share=share)
     own = jax.jit(lambda rng: rollout(state(), batch(), rng)["labelled"][0] == 0)
     found = jax.lax.map(own, jax.random.split(jax.random.key(0), 400))
     assert 0.18 < found.mean() < 0.32
@@ -84,11 +84,11 @@ def test_a_step_learns_from_what_its_student_drew():
     """The same as a step on the sequences that its key gives; labels teach nothing."""
     student = models.student(MODULE)
     step = train.make_train_step(
-        student, OBJECTIVE, SGD, rollout=on_policy(MODULE, prompt=PROMPT)
+        student, OBJECTIVE, SGD, rollout=on_policy(MODULE, prompt=PROMPT, end=None)
     )
     moved, metrics = jax.jit(step)(state(), teacher(), batch())
     rng = jax.random.fold_in(jax.random.fold_in(state().rng, 0), steps.GENERATE)
-    drawn = on_policy(MODULE, prompt=PROMPT)(state(), batch(), rng)
+    drawn = on_policy(MODULE, prompt=PROMPT, end=None)(state(), batch(), rng)
     plain = jax.jit(train.make_train_step(student, OBJECTIVE, SGD))
     expected, _ = plain(state(), teacher(), drawn)
     jax.tree.map(
@@ -102,14 +102,14 @@ def test_a_step_learns_from_what_its_student_drew():
 @pytest.mark.parametrize("prompt", [0, LENGTH + 1])
 def test_a_prompt_leaves_something_to_draw(prompt):
     with pytest.raises(ValueError, match=f"a prompt of {prompt} leaves none to draw"):
-        on_policy(MODULE, prompt=prompt)(state(), batch(), jax.random.key(0))
+        on_policy(MODULE, prompt=prompt, end=None)(state(), batch(), jax.random.key(0))
 
 
 def test_padded_examples_are_refused():
     given = batch()
     given["inputs"]["attention_mask"] = np.ones((4, LENGTH), np.int32)
     with pytest.raises(ValueError, match="examples without padding"):
-        on_policy(MODULE, prompt=PROMPT)(state(), given, jax.random.key(0))
+        on_policy(MODULE, prompt=PROMPT, end=None)(state(), given, jax.random.key(0))
 
 
 @pytest.fixture
@@ -136,7 +136,9 @@ def study(tmp_path):
 @pytest.mark.slow
 def test_seeds_together_draw_as_one_after_another(study):
     """And nothing is stored of a teacher that is asked about new sequences."""
-    row = Arm(MODULE, OBJECTIVE, SGD, rollout=on_policy(MODULE, prompt=PROMPT))
+    row = Arm(
+        MODULE, OBJECTIVE, SGD, rollout=on_policy(MODULE, prompt=PROMPT, end=None)
+    )
     seeds, placed = (0, 1), teacher()
     one, all_at_once = study(False), study(True)
     expected = [one.train("student", row, seed, placed) for seed in seeds]
@@ -159,7 +161,7 @@ def test_seeds_together_draw_as_one_after_another(study):
 )
 def test_bad_settings_are_refused(options, said):
     with pytest.raises(ValueError, match=said):
-        on_policy(MODULE, prompt=PROMPT, **options)
+        on_policy(MODULE, prompt=PROMPT, end=None, **options)
 
 
 @lru_cache
@@ -170,7 +172,7 @@ def after_a_step(kind, count):
         parallel.choose(kind, jax.devices()[:count]),
     )
     step = train.make_train_step(
-        student, OBJECTIVE, SGD, rollout=on_policy(MODULE, prompt=PROMPT)
+        student, OBJECTIVE, SGD, rollout=on_policy(MODULE, prompt=PROMPT, end=None)
     )
     placed = partitioner.place(state()), partitioner.place(teacher())
     moved, metrics = partitioner.compile(step)(*placed, partitioner.split(batch(), 0))
@@ -192,7 +194,7 @@ def test_devices_draw_what_one_does(kind):
 
 def test_an_integer_mask_is_taken():
     given = {**batch(), "token_mask": np.ones((4, LENGTH), np.int32)}
-    found = on_policy(MODULE, prompt=PROMPT, share=0.5)(
+    found = on_policy(MODULE, prompt=PROMPT, end=None, share=0.5)(
         state(), given, jax.random.key(5)
     )
     assert found["token_mask"].dtype == np.float32

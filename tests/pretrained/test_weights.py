@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdistill import models, pretrained
+from jaxdistill import models, pretrained, teachers
 from jaxdistill.pretrained import read_config
 from jaxdistill.pretrained import weights as huggingface
 from jaxdistill.pretrained.config import FAMILIES
@@ -151,8 +151,8 @@ def test_given_positions_and_types_are_those_that_are_read(saved):
 def test_back_again_is_the_identity(saved, scan, tmp_path):
     model, folder = saved
     model = model.float()
-    _, variables = pretrained.load(folder, scan=scan)
-    pretrained.save(tmp_path / "back", variables, read_config(folder))
+    loaded = teachers.live(*pretrained.load(folder, scan=scan))
+    pretrained.save(tmp_path / "back", loaded, read_config(folder))
     again = type(model).from_pretrained(tmp_path / "back").state_dict()
     for name, value in model.state_dict().items():
         if name.startswith("pooler."):  # which is left out
@@ -166,10 +166,11 @@ def test_back_again_is_the_identity(saved, scan, tmp_path):
 def test_what_is_saved_is_loaded_in_its_own_type(saved, key, tmp_path):
     """A training in float32 of 16-bit weights was lost: config.json said bfloat16."""
     model, folder = saved
-    _, variables = pretrained.load(folder)
+    module, variables = pretrained.load(folder)
     moved = jax.tree.map(lambda x: x.astype(np.float32) + np.float32(1e-4), variables)
     config = {k: v for k, v in read_config(folder).items() if k != "dtype"}
-    pretrained.save(tmp_path / "out", moved, {**config, key: "bfloat16"})
+    trained = teachers.live(module, moved)
+    pretrained.save(tmp_path / "out", trained, {**config, key: "bfloat16"})
     again = type(model).from_pretrained(tmp_path / "out")
     assert again.dtype == torch.float32
     assert read_config(tmp_path / "out")[key] == "float32"

@@ -11,6 +11,7 @@ from etils import epath
 from scipy import stats
 
 from jaxdistill import report
+from jaxdistill.parallel.sealed import unseal
 from jaxdistill.report import figures, holm, paired, spread
 from jaxdistill.train import RunDir, RunError
 from jaxdistill.train.run_dir import read_records
@@ -331,13 +332,13 @@ class TestRun:
     def test_nothing_trained_is_no_other_run(self, tmp_path):
         RunDir(tmp_path, {"seed": 0})
         RunDir(tmp_path, {"seed": 1})
-        assert json.loads((tmp_path / "config.json").read_text()) == {"seed": 1}
+        assert unseal((tmp_path / "config.json").read_bytes()) == {"seed": 1}
 
     def test_files_are_replaced_whole(self, tmp_path):
         run_dir = RunDir(tmp_path, {})
         run_dir.write("summary.json", {"a": 1})
         with pytest.raises(TypeError):
             run_dir.write("summary.json", {"a": object()})
-        assert json.loads((tmp_path / "summary.json").read_text()) == {"a": 1}
+        assert unseal((tmp_path / "summary.json").read_bytes()) == {"a": 1}
         run_dir.write_bytes("models/a.bin", b"\0\1")
         assert (tmp_path / "models" / "a.bin").read_bytes() == b"\0\1"

@@ -135,4 +135,5 @@ def test_every_loss_is_listed():
     from jaxdistill import losses
 
     names = [name for name, value in vars(losses).items() if callable(value)]
-    assert [name for name in names if f"`{name}`" not in README] == []
+    missing = [name for name in names if f"`{name}`" not in README]
+    assert not missing, f"not in the README's list of losses: {', '.join(missing)}"

@@ -98,7 +98,7 @@ class ViT(nn.Module):
             x, attention = block(self.heads, name=f"TransformerBlock_{i}")(x)
             hidden_states.append(x)
             attentions.append(attention)
-        # Lower case sorts after the blocks, where `convert` expects it.
+        # Lower case sorts after the blocks, where `pretrained.from_torch` expects it.
         x = _layer_norm("norm")(x)
         logits = dense(self.num_classes, "head")(x[:, 0])
         extras = {}

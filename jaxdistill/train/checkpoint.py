@@ -27,8 +27,9 @@ from jaxdistill.teachers import fingerprints
 from jaxdistill.train.identity import differences
 from jaxdistill.types import TrainState
 
-# Orbax reports each save and restore through absl.
-logging.getLogger("absl").setLevel(logging.ERROR)
+# Orbax reports each save and restore through absl, and a failure with the traceback of
+# each of its threads; what failed is raised here, in a sentence.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class CheckpointError(RuntimeError):
@@ -275,6 +276,10 @@ class Checkpoints:
     def _unwritten(self, step: int | None, error: Exception) -> CheckpointError:
         which = "last checkpoint" if step is None else f"checkpoint of step {step}"
         reason = str(error).strip().split("\n")[0] or type(error).__name__
+        if "No space left" in reason:
+            reason = (
+                "no space is left on the device; make some and give the command again"
+            )
         kept = ", ".join(str(s) for s in self.steps() if s != step)
         last = f"steps kept: {kept}" if kept else "none was written before it"
         return CheckpointError(

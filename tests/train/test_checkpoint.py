@@ -216,5 +216,38 @@ def test_a_full_disk_is_said_and_loses_nothing(tmp_path):
     message = r"could not write .*checkpoint.* \(disk full or no permission\?\): .+"
     assert re.search(message, done.stdout), done.stdout + done.stderr[-2000:]
     assert "steps kept: 1" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
     state, _ = Checkpoints(folder).restore(state_at(0))
     assert arrays(state) == arrays(state_at(1))
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00"])
+def test_whatever_a_file_becomes_the_step_before_is_found(saved, content):
+    """Files of the newest step in turn, at opening too: none ends in a traceback."""
+    draw = random.Random(1)
+    files = [path for path in (saved / "2").rglob("*") if path.is_file()]
+    for path in draw.sample(files, min(8, len(files))):
+        before = path.read_bytes()
+        path.write_bytes(content)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("warnings.warn", lambda *_, **__: None)
+            checkpoints = Checkpoints(saved, identity={"seed": 0}, best="accuracy")
+            state, _ = checkpoints.restore(state_at(0))
+        assert arrays(state) == arrays(state_at(int(state.step)))
+        for aside in (saved / "damaged").glob("*"):
+            aside.rename(saved / "2")
+        path.write_bytes(before)
+
+
+def test_the_score_of_the_best_is_inside_the_checksum(tmp_path):
+    """57 of 704 flips of Orbax's own file of metrics made another step the best."""
+    checkpoints = Checkpoints(tmp_path, best="accuracy")
+    for step, accuracy in enumerate([0.9, 0.5, 0.7], start=1):
+        checkpoints.save(state_at(step), {}, {"accuracy": accuracy})
+    checkpoints.close()
+    assert not list(tmp_path.rglob("metrics"))
+    meta = tmp_path / "1" / "meta" / "metadata"
+    text = meta.read_text()
+    assert '"accuracy": 0.9' in text
+    meta.write_text(text.replace('"accuracy": 0.9', '"accuracy": 0.1'))
+    assert Checkpoints(tmp_path, best="accuracy").best_step() == 3

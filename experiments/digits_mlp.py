@@ -139,7 +139,7 @@ def execute(config: Config) -> dict[str, Any]:
     partitioner, together = divide(config.parallel, config.seeds)
     steps = script.steps_of(config.epochs, train_set, config.batch_size)
     lines = arms(config, steps)
-    path = config.run_dir.format(preset=config.preset)
+    path = config.run_dir.replace("{preset}", config.preset)
     experiment = study.Study(
         train.RunDir(path, train.settings(config)),
         partitioner=partitioner,

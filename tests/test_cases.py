@@ -35,7 +35,13 @@ from jaxdistill.teachers import (
     View,
     fingerprints,
 )
-from jaxdistill.train import CheckpointError, Checkpoints, Evaluator, RunDir
+from jaxdistill.train import (
+    CheckpointError,
+    Checkpoints,
+    Evaluator,
+    RunDir,
+    run_dir,
+)
 from jaxdistill.types import TopK
 
 LABELS = objectives.combine({"hard": (1.0, objectives.hard_labels())})
@@ -723,3 +729,57 @@ class TestTexts:
     def test_classes_in_another_order_have_a_way(self):
         with pytest.raises(ValueError, match="teachers.with_classes"):
             losses.forward_kl(jnp.zeros((2, 3)), jnp.zeros((2, 5)))
+
+
+class TestErrorsOfOthers:
+    """B: what another package raises has a sentence in front."""
+
+    def test_a_student_that_is_too_large(self, monkeypatch):
+        def exhausted(*_, **__):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+        huge = optax.GradientTransformation(exhausted, optax.sgd(0.1).update)
+        with pytest.raises(train.OutOfMemory, match="the student's 610 parameters"):
+            fit(optimizer=huge)
+
+    @pytest.mark.parametrize(
+        ("change", "match"),
+        [
+            ({"steps": 2**31}, "as many as an int32 counts"),
+            ({"steps": -1}, "takes 0 to"),
+        ],
+    )
+    def test_numbers_have_bounds(self, change, match):
+        with pytest.raises(ValueError, match=match):
+            fit(**change)
+
+    def test_a_thousand_million_evaluations(self):
+        assert train.interval(2**31 - 1, 10**9) >= 1
+        with pytest.raises(ValueError, match="at least 1 evaluation"):
+            train.interval(10, 0)
+
+    def test_no_home(self, monkeypatch):
+        def homeless():
+            raise RuntimeError("Could not determine home directory.")
+
+        monkeypatch.setattr("pathlib.Path.home", homeless)
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        setting = jax.config.values.get("jax_compilation_cache_dir")
+        jax.config.update("jax_compilation_cache_dir", None)
+        try:
+            run_dir.enable_compilation_cache()
+        finally:
+            jax.config.update("jax_compilation_cache_dir", setting)
+
+    def test_metrics_of_a_users_own(self, teacher):
+        partitioner = parallel.jit()
+
+        def vector(student, other, batch):
+            del other
+            return {"each": (student.logits.sum(0), batch["mask"].sum())}
+
+        evaluate = Evaluator(partitioner, EXAMPLES, metrics=vector)
+        with pytest.raises(ValueError, match=r"metric 'each' has values of shape"):
+            evaluate(teacher)
+        with pytest.raises(DataError, match="an evaluation needs labels"):
+            Evaluator(partitioner, {"inputs": EXAMPLES["inputs"]})

@@ -128,7 +128,7 @@ class Task:
         self.config = config
         self.source = data.load(config.preset, config.data_dir)
         self.partitioner = parallel.choose("jit")
-        path = config.run_dir.format(preset=config.preset)
+        path = config.run_dir.replace("{preset}", config.preset)
         settings = {**train.settings(config), "data": config.preset}
         self.run_dir = train.RunDir(path, settings)
         self.study = self.study_on(*self.source.splits(None)[:2])

@@ -41,7 +41,7 @@ class Task:
         self.evaluator = train.Evaluator(
             partitioner, self.test, batch_size=64, metrics=train.language
         )
-        path = config.run_dir.format(preset=config.preset)
+        path = config.run_dir.replace("{preset}", config.preset)
         run_dir = train.RunDir(path, train.settings(config))
         self.study = study.Study(
             run_dir,

@@ -51,7 +51,7 @@ class Task:
             train.Evaluator(partitioner, split, bucket_lengths=config.bucket_lengths)
             for split in (held_out, tested)
         )
-        path = config.run_dir.format(preset=config.preset)
+        path = config.run_dir.replace("{preset}", config.preset)
         run_dir = train.RunDir(path, train.settings(config))
         run_dir.write_bytes("tokenizer.json", self.tokenizer.to_str().encode())
         self.study = study.Study(

@@ -32,6 +32,26 @@ def explain(
         raise OutOfMemory(sentence(partitioner, step, given)) from error
 
 
+def explain_init(error: Exception, init: Callable, *given: Any) -> None:
+    """Raises `OutOfMemory` if an error says that a fresh state did not fit.
+
+    Args:
+      error: what JAX raised.
+      init: `(*given) -> (params, model_state)`.
+      given: its arguments.
+    """
+    if not processes.out_of_memory(error):
+        return
+    leaves = jax.tree.leaves(jax.eval_shape(init, *given)[0])
+    count = sum(leaf.size for leaf in leaves)
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) / 1e9
+    raise OutOfMemory(
+        f"out of device memory: the student's {count:,} parameters take {size:.3g} GB, "
+        "which with the optimizer's state do not fit on a device; take a smaller one, "
+        "or draw it in parts over several (parallel.fsdp)"
+    ) from error
+
+
 def sentence(partitioner: Partitioner, step: Callable, given: tuple) -> str:
     """What to take in place of a batch that does not fit."""
     own = jax.process_index()

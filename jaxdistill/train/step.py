@@ -18,6 +18,7 @@ from jaxdistill.losses.numerics import divide
 from jaxdistill.models.apply import cast_to_compute
 from jaxdistill.teachers import views
 from jaxdistill.teachers.outputs import StoredTeacher
+from jaxdistill.train import memory
 from jaxdistill.train.recipe import Recipe, recipe_of
 from jaxdistill.types import (
     WHOLE,
@@ -46,16 +47,19 @@ def init_state(
       rng: a typed key, `jax.random.key(seed)`. Half of it draws the parameters, the
         other half stays in the state for dropout and augmentation.
       batch: any batch, for shapes.
+
+    Raises:
+      OutOfMemory: naming the size of the parameters.
     """
     init_rng, rng = jax.random.split(rng)
-    params, model_state = jax.jit(student.init)(init_rng, batch)
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        model_state=model_state,
-        opt_state=optimizer.init(params),
-        rng=rng,
-    )
+    try:
+        params, model_state = jax.jit(student.init)(init_rng, batch)
+        opt_state = optimizer.init(params)
+    except Exception as error:
+        memory.explain_init(error, student.init, init_rng, batch)
+        raise
+    step = jnp.zeros((), jnp.int32)
+    return TrainState(step, params, model_state, opt_state, rng)
 
 
 def make_train_step(

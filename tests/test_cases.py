@@ -17,6 +17,7 @@ from flax import linen as nn
 
 from jaxdistill import (
     data,
+    export,
     losses,
     models,
     objectives,
@@ -783,3 +784,28 @@ class TestErrorsOfOthers:
             evaluate(teacher)
         with pytest.raises(DataError, match="an evaluation needs labels"):
             Evaluator(partitioner, {"inputs": EXAMPLES["inputs"]})
+
+    @pytest.mark.parametrize(
+        ("pool", "to", "match"),
+        [
+            (False, "stablehlo", r"write x.shape\[0\], or -1, in reshape"),
+            (True, "onnx", "takes settings by name alone"),
+        ],
+    )
+    def test_what_an_exporter_cannot_take(self, pool, to, match, tmp_path):
+        if to == "onnx":
+            pytest.importorskip("jax2onnx", reason="jax2onnx is not installed")
+
+        class Net(nn.Module):
+            @nn.compact
+            def __call__(self, inputs, mask=None, train=False):
+                x = inputs[..., None]
+                x = nn.max_pool(x, (2, 2), (2, 2)) if pool else x
+                size = x.shape[0] if pool else len(x)
+                return types.Outputs(nn.Dense(10)(x.reshape(size, -1)))
+
+        variables = Net().init(jax.random.key(0), EXAMPLES["inputs"][:1])
+        model = teachers.live(Net(), variables)
+        subject = export.of_images(model, DIGITS, DIGITS.test["images"], {})
+        with pytest.raises(export.ExportError, match=match):
+            export.write(subject, tmp_path / "m", to=to)

@@ -245,11 +245,24 @@ def _free(output: Path) -> None:
             raise ExportError(f"{path} exists: delete it, or give another --output")
 
 
+REMEDIES = {
+    "cannot be interpreted as an integer": "the number of examples is free, and len(x) "
+    "wants it now: write x.shape[0], or -1, in reshape, or give --batch-size",
+    "takes 1 positional argument": "its exporter takes settings by name alone, as "
+    "nn.max_pool(x, window_shape=(2, 2), strides=(2, 2))",
+}
+"""What to do about what an exporter says, by a part of it."""
+
+
 def _unable(error: Exception, subject: Subject, to: Target) -> str:
     """Which operation a format lacks, as far as its exporter says, and what has it."""
     name, said = subject.name, runtimes.first_line(error)
     named = re.search(r"primitive '(\w+)'", said)
     inner = _innermost(error)
+    if (
+        remedy := next((w for k, w in REMEDIES.items() if k in said), None)
+    ) is not None:
+        return f"{name} cannot be exported to {to}: {said}; {remedy}"
     if named:
         what = f"the format lacks its operation {named[1]}"
     elif inner is not None and type(inner).__name__ != name:

@@ -212,6 +212,7 @@ experiment = study.Study(
     batch_size=SETTINGS["batch_size"],
     test=train.Evaluator(partitioner, test),
     stored=True,
+    untrained=FAST,  # a teacher of a few steps knows nothing yet
 )
 study.compare(experiment, arms, seeds=1)
 print(report.write(RUN_DIR))

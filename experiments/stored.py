@@ -33,6 +33,7 @@ def forms(
       The form's name, its arrays as they are read, their bytes on disk, and by
       temperature the KL of each example or token from them to the student.
     """
+    teacher = teachers.control(teacher)  # what is stored is asked, not what it knows
     logits = teachers.with_logits(student, examples)["teacher"]["logits"][:, 0]
     for kept in (None, *top_k):
         for dtype in DTYPES:

@@ -98,6 +98,7 @@ def train_width(
         lambda trial: adam(trial["learning_rate"], steps),
         run_dir=task.run_dir,
         name=f"choose_{width}",
+        untrained=task.config.smoke,
         examples=examples,
         batches=data.Batches(size, batch_size, CHOICE_SEED),
         steps=steps,

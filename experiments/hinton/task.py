@@ -138,6 +138,7 @@ class Task:
             lambda trial: adam(trial["learning_rate"], steps, second_moment),
             run_dir=run_dir,
             name=name,
+            untrained=self.config.smoke,
             examples=examples,
             batches=Batches(len(examples["labels"]), self.config.batch_size),
             steps=steps,

@@ -2,7 +2,6 @@
 """What the scripts of speed share: parts that a run keeps, turns, and the machine."""
 
 import importlib
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ import jax
 from tqdm.auto import tqdm
 
 from jaxdistill import report, train
+from jaxdistill.parallel.sealed import unseal
 from jaxdistill.train import cost
 from jaxdistill.train.run_dir import processor, version
 
@@ -60,7 +60,7 @@ def run_parts(
     kept = {k: v for k, v in train.settings(config).items() if k not in FREE}
     run_dir = train.RunDir(config.run_dir, kept)
     path = run_dir.path / "summary.json"
-    summary = json.loads(path.read_text()) if path.exists() else {}
+    summary = unseal(path.read_bytes()) if path.exists() else {}
     for part in jobs if config.part == "all" else (config.part,):
         result = jobs[part]()
         summary[part] = {**result, "machine": machine(config.threads, packages)}

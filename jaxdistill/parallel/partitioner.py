@@ -23,7 +23,7 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from jaxdistill.parallel.sharding import FSDP, Rule, cut_width, put, whole
+from jaxdistill.parallel.sharding import FSDP, Rule, cut_width, numbers, put, whole
 from jaxdistill.types import Replica
 
 AXIS = "data"
@@ -125,7 +125,7 @@ def jit(devices: Sequence[Any] | None = None) -> Partitioner:
     def place(tree, axis=0):
         del axis
         # A copy: a step donates its state, and the caller's arrays must stay.
-        return jax.device_put(tree, device, may_alias=False)
+        return jax.device_put(numbers(tree), device, may_alias=False)
 
     shardings = partial(jax.tree.map, lambda _: SingleDeviceSharding(device))
     return Partitioner(
@@ -244,6 +244,7 @@ def pmap(devices: Sequence[Any] | None = None) -> Partitioner:
 
     def place(tree):
         copy = lambda x: jnp.broadcast_to(x, (len(own), *jnp.shape(x)))  # noqa: E731
+        tree = numbers(tree)
         return jax.device_put(jax.tree.map(copy, tree), leading)
 
     def join(tree, axis=0):

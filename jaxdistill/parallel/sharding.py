@@ -47,6 +47,21 @@ def cut_width(shards: int, *, smallest: int = 2**14) -> Rule:
     return rule
 
 
+def numbers(tree: Any) -> Any:
+    """The tree, whose leaves can be placed on a device.
+
+    Raises:
+      ValueError: one holds texts or objects; it is named.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if getattr(getattr(leaf, "dtype", None), "kind", "") in ("O", "U", "S"):
+            raise ValueError(
+                f"{jax.tree_util.keystr(path)} holds {leaf.dtype} and no numbers: a "
+                "device has no place for it"
+            )
+    return tree
+
+
 def put(x: Any, sharding: NamedSharding) -> jax.Array:
     """A copy of an array where a sharding says; each process fills its own devices.
 
@@ -54,7 +69,11 @@ def put(x: Any, sharding: NamedSharding) -> jax.Array:
       x: the whole array, on the host or a device, the same in every process; or a part
         of it on each device already.
       sharding: over devices of any processes.
+
+    Raises:
+      ValueError: it holds no numbers.
     """
+    numbers(x)
     if isinstance(x, jax.Array):
         if not x.is_fully_addressable:
             return jax.jit(jnp.copy, out_shardings=sharding)(x)

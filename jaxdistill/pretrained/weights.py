@@ -263,9 +263,15 @@ def _differences(module: Any, expected: Any, at: str = "") -> list[str]:
     found = []
     for field in dataclasses.fields(module):
         if field.name not in HOW and "dropout" not in field.name:
-            pair = getattr(module, field.name), getattr(expected, field.name)
+            pair = _value(module, field.name), _value(expected, field.name)
             found += _differences(*pair, f"{at}.{field.name}".strip("."))
     return found
+
+
+def _value(module: Any, name: str) -> Any:
+    """A field's value; of a width that is left to the default the width."""
+    value = getattr(module, name)
+    return 4 * module.width if name == "inner" and value is None else value
 
 
 def _with_type(config: Mapping[str, Any], state: Mapping[str, np.ndarray]):

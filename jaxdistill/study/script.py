@@ -98,7 +98,8 @@ def command(
 def study_options(config: Any, **given: Any) -> dict[str, Any]:
     """Options of `Study`: those given, and of the others what the flags say."""
     flags = {name: getattr(config, name) for name in OPTIONS if hasattr(config, name)}
-    return {**flags, **given}
+    # In a smoke test nobody knows anything yet.
+    return {**flags, "untrained": getattr(config, "smoke", False), **given}
 
 
 def steps_of(epochs: int, examples: Mapping[str, Any], batch_size: int) -> int:

@@ -63,6 +63,7 @@ class Study:
         bucket_lengths: Sequence[int] = (),
         progress: bool = True,
         check_finite: bool = True,
+        untrained: bool = False,
     ):
         """Everything the trainings share.
 
@@ -92,6 +93,8 @@ class Study:
             own.
           progress: whether to show bars.
           check_finite: see `data.check_examples`.
+          untrained: every teacher is a control that need not know the labels
+            (`teachers.control`), as in a few steps that try a script.
 
         Raises:
           ValueError: not one of `steps` and `epochs`, or `epochs` where the examples
@@ -117,7 +120,7 @@ class Study:
             evaluator(validation) if _arrays(validation) else validation
         )
         self.evaluations, self.progress = evaluations, progress
-        self.check_finite = check_finite
+        self.check_finite, self._controls = check_finite, untrained
         self.stored, self.together = stored, together
         self.bucket_lengths = tuple(bucket_lengths)
         self.dtype = None if precision == "float32" else precision
@@ -225,6 +228,7 @@ class Study:
             best=self._best,
             progress=self.progress,
             dtype=self.dtype,
+            untrained=True,  # each teacher was asked above
             **arm.options(self.stored),
         )
         students = jax.device_get(students)
@@ -271,9 +275,10 @@ class Study:
           ValueError: the arm has views or `top_k`, but nothing that can be stored so.
           TeacherError: the teacher knows nothing of the labels, and is no control.
         """
-        if teacher is not None:
-            asked = self.partitioner.fetch(teacher)
-            check_knowledge(asked, examples, progress=self.progress)
+        if self._controls and teacher is not None:
+            teacher = control(teacher)
+        asked = self.partitioner.fetch(teacher)
+        check_knowledge(asked, examples, progress=self.progress)
         if not arm.learns_from_disk(teacher, self.stored):
             self._say_live(arm, teacher)
             return examples, teacher

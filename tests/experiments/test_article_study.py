@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The study's protocol: equal trials for every arm, chosen on validation alone."""
 
-import json
-
 import numpy as np
 import pytest
 
 from experiments import article_study
 from experiments.article_study import ARMS, SEARCH_SEED
+from jaxdistill.parallel.sealed import unseal
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +24,7 @@ def run(tmp_path_factory):
 
 def test_every_arm_gets_the_same_trials_and_its_best_is_chosen(run):
     path, _ = run
-    trials = json.loads((path / "search.json").read_text())
+    trials = unseal((path / "search.json").read_bytes())
     assert tuple(trials) == ARMS
     drawn = [trial._asdict() for trial in article_study.draw(TRIALS, 2)]
     chosen = (path / "chosen.md").read_text().splitlines()[2:]

@@ -14,6 +14,7 @@ from experiments.baselines import compare_pytorch
 from experiments.baselines import parity as pytorch_parity
 from experiments.baselines.compare_pytorch import Config
 from experiments.speed.article_job import Task
+from jaxdistill.parallel.sealed import unseal
 
 pytestmark = pytest.mark.slow
 
@@ -77,7 +78,7 @@ def test_all_parts_and_their_table(tmp_path, capsys):
     compare_pytorch.execute(
         Config(smoke=True, run_dir=str(folder), save=saved, threads=1, progress=False)
     )
-    summary = json.loads((saved / "summary.json").read_text())
+    summary = unseal((saved / "summary.json").read_bytes())
     assert set(summary) == {"an earlier part", "parity", "accuracy"}
     assert len(summary["accuracy"]["seeds"]["PyTorch"]) == 2
     text = (saved / "table.md").read_text()

@@ -23,6 +23,8 @@ from jaxdistill.train import loop, parse, saved
 from jaxdistill.train.run_dir import read_records, read_summary
 from tests.builders import largest_difference
 
+pytestmark = pytest.mark.usefixtures("any_teacher")
+
 ARMS = ["teacher", "scratch", "distilled"]
 STEPS = 4 * 15  # epochs times batches of 48 in 700 images
 # No dropout: its draws differ under pmap. 48 divides over the 8 virtual devices.

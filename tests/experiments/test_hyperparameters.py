@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A grid as a user runs it: table, heat map, the best by validation, resume."""
 
-import json
-
 import numpy as np
 import pytest
 
 from experiments import hyperparameters
 from jaxdistill import report
+from jaxdistill.parallel.sealed import unseal
 
 pytestmark = pytest.mark.slow
 
@@ -43,5 +42,5 @@ def test_without_soft_targets_the_temperature_is_nothing(finished):
 def test_the_same_command_again_changes_nothing(finished):
     directory, arguments, summary = finished
     assert hyperparameters.main(arguments) == summary
-    stored = json.loads((directory / "summary.json").read_text())
+    stored = unseal((directory / "summary.json").read_bytes())
     assert stored == summary

@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-import json
 from dataclasses import replace
 
 import jax
@@ -12,11 +11,12 @@ from experiments.methods import table as method_table
 from experiments.methods.methods import METHODS, Layers, Method
 from jaxdistill import models, teachers
 from jaxdistill.objectives import combine
+from jaxdistill.parallel.sealed import unseal
 from jaxdistill.study import compare, comparison
 from jaxdistill.teachers import fingerprints
 from jaxdistill.train import init_state, make_train_step
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("any_teacher")]
 
 TEACHER = models.ConvNet((4, 6), 8, 10)
 STUDENT = models.ConvNet((2, 3), 5, 10)
@@ -68,7 +68,7 @@ def test_a_search_and_a_table(tmp_path, capsys, monkeypatch):
     methods = {name: METHODS[name] for name in ("scratch", "kd")}
     summary = method_table.main(argv)
     assert list(summary["arms"]) == ["teacher", *methods]
-    scores = json.loads((folder / "search.json").read_text())
+    scores = unseal((folder / "search.json").read_bytes())
     assert set(scores) == set(methods)
     for name, trials in scores.items():
         paper = METHODS[name].weight

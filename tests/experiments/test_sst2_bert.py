@@ -14,7 +14,7 @@ from jaxdistill.study import script
 from jaxdistill.train import load_model
 
 pytest.importorskip("tokenizers", reason="tokenizers is not installed")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("any_teacher")]
 
 SMOKE = ["--smoke", "--no-progress", "--no-compilation-cache"]
 ARMS = ["teacher", "transformer_scratch", "transformer", "bilstm_scratch", "bilstm"]

@@ -15,6 +15,8 @@ from jaxdistill.study import Arm, Study
 from jaxdistill.train import Evaluator, RunDir, language
 from jaxdistill.train import step as steps
 
+pytestmark = pytest.mark.usefixtures("any_teacher")
+
 LENGTH, PROMPT = 8, 3
 PLAIN = {"dropout": 0.0, "attention_dropout": 0.0, "positions": LENGTH}
 MODULE = models.GPT(gpt_config(11, 8, 1, 2, **PLAIN))

@@ -24,7 +24,7 @@ from jaxdistill import models, parallel, train
 from jaxdistill.data import Batches
 from jaxdistill.objectives import combine, hard_labels, soft_targets
 from jaxdistill.parallel import processes
-from jaxdistill.teachers import fingerprints
+from jaxdistill.teachers import fingerprints, knowledge
 from jaxdistill.train import (
     Checkpoints,
     Evaluator,
@@ -34,6 +34,8 @@ from jaxdistill.train import (
     make_train_step,
     scan_train,
 )
+
+pytestmark = pytest.mark.usefixtures("any_teacher")
 
 STEPS, EVERY, BATCH, SIZE, HEARTBEAT = 50, 10, 16, 90, 5
 SAVES = range(EVERY, STEPS + 1, EVERY)
@@ -116,6 +118,7 @@ def work(job, directory: Path, compiled: Path, port: int, count: int, index: int
     jax.config.update("jax_compilation_cache_dir", str(compiled))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     processes.start(True, {"count": count}, heartbeat_seconds=HEARTBEAT)
+    knowledge.doubt = lambda *_: None  # as `any_teacher` does in one process
     try:
         job(directory, index)
     finally:

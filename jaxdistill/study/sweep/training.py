@@ -51,6 +51,7 @@ def train(
     best: str | None = None,
     progress: bool = True,
     check_finite: bool = True,
+    untrained: bool = False,
     **options: Any,
 ) -> apply.BoundModule:
     """Trains a grid through `train.fit`, resumed from its checkpoints.
@@ -76,6 +77,7 @@ def train(
       best: see `Checkpoints`; of the trials' mean.
       progress: whether to show a bar.
       check_finite: see `data.check_examples`.
+      untrained: the teacher is a control (`teachers.control`).
       options: see `make_sweep_step`.
 
     Returns:
@@ -94,9 +96,8 @@ def train(
     group = None if shared else group_for(partitioner)
     sweep_step = make_sweep_step(student, make_objective, make_optimizer, **options)
     step = compile_sweep(partitioner, sweep_step, trials, group=group)
-    content = _examined(
-        step, states, teacher, examples, batches, check_finite, progress
-    )
+    asked = None if untrained else teacher
+    content = _examined(step, states, asked, examples, batches, check_finite, progress)
     first = of_trial(teacher, 0), of_trial(dict(examples), 0)
     training = of_training(step, states, *first, content, batches)
     identity = {"name": name, "steps": steps, "settings": run_dir.settings}

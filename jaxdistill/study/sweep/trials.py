@@ -9,6 +9,8 @@ import jax
 import numpy as np
 from flax import struct
 
+from jaxdistill.teachers.views import StoredOutputs
+
 Trial = Mapping[str, Any]
 """One trial's numbers, traced, by their names."""
 
@@ -72,12 +74,19 @@ def stack(trees: Sequence[Any]) -> Any:
     (2,) (2, 2)
     """
 
+    def alike(tree):
+        # Each trial's outputs are of its own teacher, which static data cannot say.
+        if isinstance(tree, StoredOutputs):
+            return StoredOutputs(tree, view=tree.view)
+        plain = isinstance(tree, Mapping)
+        return {k: alike(x) for k, x in tree.items()} if plain else tree
+
     def leaf(*each):
         if all(x is each[0] for x in each):
             return each[0]
         return PerTrial(np.stack([np.asarray(x) for x in each]))
 
-    return jax.tree.map(leaf, *trees)
+    return jax.tree.map(leaf, *map(alike, trees))
 
 
 def axes_of(tree: Any, own: Any, shared: Any) -> Any:

@@ -589,6 +589,18 @@ class TestIdentity:
         again = self.trained(tmp_path, module=module.clone(remat=True), **given)
         assert fingerprints.of_tree(whole.params) == fingerprints.of_tree(again.params)
 
+    def test_another_version_of_jax_is_told(self, tmp_path, monkeypatch):
+        """Its programs are other ones for the same function; their numbers are not."""
+        self.trained(tmp_path)
+        monkeypatch.setattr(jax, "__version__", "0.1.0")
+        with pytest.warns(UserWarning, match="compared by their numbers alone"):
+            self.trained(tmp_path)
+        with (
+            pytest.warns(UserWarning, match="numbers alone"),
+            pytest.raises(CheckpointError, match="optimizer: its numbers"),
+        ):
+            self.trained(tmp_path, optimizer=optax.adam(3e-3))
+
     def test_fewer_steps_than_are_there(self, tmp_path):
         self.trained(tmp_path, steps=6)
         with pytest.raises(CheckpointError, match="6 steps, more than the 3 asked for"):

@@ -128,6 +128,14 @@ def differs(old: Any, new: Any) -> str | None:
     return "it computes something else"
 
 
+def versions(identity: Any) -> set[str]:
+    """The versions of jax that the programs in an identity were traced by."""
+    if not isinstance(identity, Mapping):
+        return set()
+    own = {identity["jax"]} if "digest" in identity and "jax" in identity else set()
+    return own.union(*map(versions, identity.values()))
+
+
 def _digest(*parts: Any) -> str:
     return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
 

@@ -24,6 +24,7 @@ from etils import epath
 from jaxdistill import __version__
 from jaxdistill.parallel import processes
 from jaxdistill.teachers import fingerprints
+from jaxdistill.teachers.programs import versions
 from jaxdistill.train.identity import differences
 from jaxdistill.types import TrainState
 
@@ -245,6 +246,13 @@ class Checkpoints:
                 "another folder"
             )
         found = differences(stored, self._identity)
+        old, new = versions(stored), versions(self._identity)
+        if old and new and old != new:
+            warnings.warn(
+                f"checkpoint {at} was written with jax {', '.join(sorted(old))}: its "
+                "module, objective and optimizer are compared by their numbers alone",
+                stacklevel=2,
+            )
         if found:
             raise CheckpointError(
                 f"checkpoint {at} belongs to another run: {'; '.join(found)} "

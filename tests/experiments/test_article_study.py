@@ -8,7 +8,7 @@ from experiments import article_study
 from experiments.article_study import ARMS, SEARCH_SEED
 from jaxdistill.parallel.sealed import unseal
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("any_teacher")]
 
 TRIALS, SEEDS = 2, 1
 SMALL = f"""--data digits --validation 200 --teacher 8 --student 4 --epochs 1

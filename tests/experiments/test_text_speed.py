@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Text models beside transformers: the same work on both sides, and what is stored."""
 
-import json
 import sys
 from dataclasses import replace
 
@@ -22,6 +21,7 @@ from experiments.text.speed_jobs import (
     gpt,
     torch_side,
 )
+from jaxdistill.parallel.sealed import unseal
 
 pytestmark = pytest.mark.slow
 
@@ -137,7 +137,7 @@ def test_all_parts_leave_their_tables(torch, tmp_path):
     text_speed.execute(
         Config(smoke=True, run_dir=str(tmp_path / "run"), save=saved, progress=False)
     )
-    summary = json.loads((saved / "summary.json").read_text())
+    summary = unseal((saved / "summary.json").read_bytes())
     assert set(summary) == set(text_speed.PARTS)
     for part in ("train", "distill", "lengths"):
         all_three = {"bert_mini", "bert_small", "gpt"}

@@ -352,8 +352,9 @@ class TestArrays:
         index = np.array([[0, 1, 240, 2], [0, 1, -1, 2]], np.int32)
         at = {"index": index, "mask": np.ones((2, 4), np.float32)}
         placed = partitioner.replicate(EXAMPLES)
-        _, metrics = step(partitioner.place(state), (None, placed), at)
+        found, metrics = step(partitioner.place(state), (None, placed), at)
         assert np.isnan(metrics["loss"][0]).all()
+        jax.tree.map(np.testing.assert_array_equal, found.params, state.params)
 
     def test_a_mask_is_a_truth_value(self):
         """Integers other than 0 and 1 weighed the loss by their value."""

@@ -173,8 +173,7 @@ def _answers(teacher: Any, examples: Mapping[str, Any]) -> Iterator[tuple[Any, A
     # Spread over the set: files are often in the order of their classes.
     known = known[np.random.default_rng(0).permutation(len(known))[:MOST]]
     size = min(BATCH, len(known))
-    forward = jax.jit(partial(_guesses, np.ndim(examples["labels"])))
-    ask: Callable = partial(forward, teacher)
+    ask: Callable = partial(_forward, np.ndim(examples["labels"]), teacher)
     for start in range(0, len(known), size):
         rows = known[start : start + size]
         some = _on_host(examples, np.resize(rows, size))
@@ -209,3 +208,6 @@ def _guesses(ndim: int, teacher: Any, batch: Batch) -> Any:
         best = jnp.asarray(logits.log_probs).argmax(-1)[..., None]
         return jnp.take_along_axis(jnp.asarray(logits.ids), best, -1)[..., 0]
     return mean_log_probs(logits, ndim + 1).argmax(-1)
+
+
+_forward = jax.jit(_guesses, static_argnums=0)  # once: a study asks again and again

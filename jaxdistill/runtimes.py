@@ -132,9 +132,6 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
         manifest = json.loads(beside.read_bytes())
         version = manifest["format"]
         said = manifest.pop("checksum", None)
-        # Manifests of jaxdistill 0.2 and before have none.
-        if said is not None and said != checksum(manifest):
-            raise ValueError("its content does not match its checksum")
     except OSError as error:
         raise ArtefactError(
             f"cannot read {beside}, the artefact's manifest: {error.strerror}"
@@ -156,6 +153,9 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
             f"{beside} names the runtime {manifest['runtime']!r}; known: "
             f"{', '.join(RUNTIMES)}"
         )
+    # Manifests of jaxdistill 0.2 and before have none.
+    if said is not None and said != checksum(manifest):
+        raise ArtefactError(f"{beside} is damaged: it is not what was written")
     return manifest
 
 

@@ -128,10 +128,17 @@ def flip(folder):
     (folder / "student").write_bytes(content)
 
 
+def rename(folder):
+    path = folder / "student.json"
+    path.write_text(path.read_text().replace("jaxlib", "jaxlix"))
+
+
 def change(**values):
     def damage(folder):
         path = folder / "student.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+        manifest = {**json.loads(path.read_text()), **values}
+        manifest.pop("checksum", None)  # as of version 0.2
+        path.write_text(json.dumps(manifest))
 
     return damage
 
@@ -152,6 +159,7 @@ def change(**values):
             replace("student.json", b'{"format": 1}'),
             "student.json is damaged: it has not, or not as it should be, runtime, by",
         ),
+        (rename, "student.json is damaged: it is not what was written"),
         (change(format=2), "student.json is a manifest of format 2, expected 1"),
         (
             change(runtime="abacus"),

@@ -72,7 +72,9 @@ class Batches:
         Raises:
           DataError: as `check_examples`, or of another size.
         """
-        if (size := check_examples(examples)) != self.size:
+        # Without inputs they are for another loop than ours.
+        known = "inputs" in examples
+        if known and (size := check_examples(examples)) != self.size:
             raise DataError(
                 f"there are {size:,} examples, and the batches are drawn from "
                 f"{self.size:,}"

@@ -102,9 +102,12 @@ def of_teacher(teacher: Any, examples: Mapping[str, Any]) -> dict[str, Any] | No
 
 def batch_of(examples: Mapping[str, Any], size: int) -> dict[str, Any]:
     """The shapes of a batch of so many of these examples, `mask` and `index` too."""
-    batch = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), dict(examples)
-    )
+
+    def shape(x):  # of the type that it has on a device: float64 is float32 there
+        dtype = jax.dtypes.canonicalize_dtype(x.dtype)
+        return jax.ShapeDtypeStruct((size, *x.shape[1:]), dtype)
+
+    batch = jax.tree.map(shape, dict(examples))
     batch["mask"] = jax.ShapeDtypeStruct((size,), np.float32)
     batch["index"] = jax.ShapeDtypeStruct((size,), np.int32)
     return batch

@@ -21,7 +21,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from tqdm.auto import tqdm
@@ -41,7 +40,7 @@ from jaxdistill.teachers.manifest import (
     save,
 )
 from jaxdistill.teachers.outputs import of_batch, of_examples
-from jaxdistill.teachers.programs import of_teacher
+from jaxdistill.teachers.programs import batch_of, of_teacher
 from jaxdistill.teachers.views import StoredOutputs, View
 from jaxdistill.types import Batch, Outputs, token_mask
 
@@ -93,11 +92,7 @@ def describe(
     if augment is not None:
         manifest = _with_view(manifest, augment, examples)
     size = manifest.batch_size
-    batch = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), dict(examples)
-    )
-    batch["mask"] = jax.ShapeDtypeStruct((size,), jnp.float32)
-    batch["index"] = jax.ShapeDtypeStruct((size,), jnp.int32)
+    batch = batch_of(examples, size)
     outputs = jax.eval_shape(teacher, batch)
     check_outputs(outputs, teacher, manifest)
     # Only shapes are asked for, and one plain view has them.

@@ -12,15 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jaxdistill.data import augment as augmentation
 from jaxdistill.data.augment import Augment, Chain, Replay, Unseen
-from jaxdistill.teachers.programs import differs, of_program
+from jaxdistill.teachers.programs import batch_of, differs, of_program
 from jaxdistill.types import Batch
-
-SEEN = ("inputs", "labels", "mask", "index", "token_mask", "labelled")
-"""What a view is made of (`augment.view_of`)."""
 
 
 @dataclass(frozen=True)
@@ -45,16 +41,8 @@ class View:
     ) -> "View":
         """The views that an augmentation makes of examples with `inputs` `[N, ...]`."""
         # One example alone, as `view_of` makes them.
-        one = {
-            name: jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype),
-                examples[name],
-            )
-            for name in ("inputs", "labels")
-            if name in examples
-        }
-        one["mask"] = jax.ShapeDtypeStruct((1,), jnp.float32)
-        one["index"] = jax.ShapeDtypeStruct((1,), jnp.int32)
+        known = {k: examples[k] for k in ("inputs", "labels") if k in examples}
+        one = batch_of(known, 1)
         found = of_program(augment, one, jax.random.key(0))
         return cls(words_of(augment), json.dumps(found), seed, views)
 

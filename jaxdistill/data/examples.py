@@ -64,6 +64,11 @@ def check_examples(
     for name, array in leaves.items():
         if name.split(".")[-1] in MASKS:
             _check_truth(name, array)
+    if "labelled" in examples and examples["labelled"].ndim != 1:
+        raise DataError(
+            f"labelled has shape {examples['labelled'].shape}, and needs one value for "
+            "each example"
+        )
     check_inputs(examples["inputs"])
     if "labels" in examples:
         _check_labels(examples, logits)

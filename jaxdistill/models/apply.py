@@ -13,10 +13,14 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from flax import errors, struct
 from flax import linen as nn
-from flax import struct
 
 from jaxdistill.types import Batch, Outputs, Student, TrainState, whole_logits
+
+
+class WrongInputs(ValueError):
+    """Inputs of other shapes than a model's variables are for."""
 
 
 @struct.dataclass
@@ -29,7 +33,14 @@ class BoundModule:
 
     def __call__(self, batch: Batch) -> Outputs:
         given = self.variables, batch["inputs"]
-        outputs = self.module.apply(*given, mask=batch["mask"], train=False)
+        try:
+            outputs = self.module.apply(*given, mask=batch["mask"], train=False)
+        except errors.ScopeParamShapeError as error:
+            raise WrongInputs(
+                f"a {type(self.module).__name__} does not take inputs of shapes "
+                f"{jax.tree.map(jnp.shape, batch['inputs'])}: its variables are of "
+                f"others ({str(error).partition(' (https')[0]})"
+            ) from error
         return check_outputs(self.module, outputs)
 
 

@@ -127,6 +127,8 @@ def hard_labels(*, label_smoothing: Any = 0.0) -> Term:
 
         if isinstance(student.logits, Factored) and not _is_zero(label_smoothing):
             raise ValueError("factored logits have no label smoothing: multiply them")
+        if "labels" not in batch:
+            raise ValueError("hard_labels needs labels, and the batch has none")
         labels = batch["labels"]
         mask = token_mask(batch, labels.shape)
         if "labelled" in batch:

@@ -202,7 +202,7 @@ def load_store_source(
             compute=None if precision == "float32" else precision,
             **options,
         )
-    except errors.FlaxError as error:
+    except (errors.FlaxError, apply.WrongInputs) as error:
         raise RunError(
             f"the model {arm!r} of {run_dir} does not take the images of {name}, "
             f"{examples['inputs'].shape[1:]}: {error}"

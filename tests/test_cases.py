@@ -581,6 +581,7 @@ class TestIdentity:
                 tmp_path, **{**given, "teacher": StoredTeacher(), "examples": own}
             )
 
+    @pytest.mark.slow  # two residual networks
     def test_how_and_where_it_runs_is_free(self, tmp_path):
         module = models.resnet_cifar(8, 10)
         images = np.random.default_rng(0).normal(size=(16, 8, 8, 3)).astype(np.float32)

@@ -396,6 +396,29 @@ class TestArrays:
         with pytest.raises(DataError, match="data.Batches or a data.Stream"):
             fit(LABELS, batches=loader)
 
+    def test_a_streamed_label_that_is_no_class_is_named(self):
+        pytest.importorskip("grain", reason="grain is not installed")
+        labels = EXAMPLES["labels"].copy()
+        labels[17] = 10
+        source = {**EXAMPLES, "labels": labels}
+        partitioner = parallel.jit()
+        state, step = train.begin(
+            MODULE, LABELS, optax.sgd(0.1), partitioner=partitioner, examples=EXAMPLES
+        )
+        with (
+            data.Stream(source, Batches(240, 24)) as stream,
+            pytest.raises(DataError, match="record 17: label 10 at .* out of range"),
+        ):
+            train.fit(
+                state,
+                step,
+                partitioner=partitioner,
+                examples={},
+                batches=stream,
+                steps=10,
+                progress=False,
+            )
+
     def test_a_batch_without_a_mask(self):
         step = train.make_train_step(models.student(MODULE), LABELS, optax.sgd(0.1))
         with pytest.raises(ValueError, match="needs a mask"):
@@ -559,6 +582,27 @@ class TestIdentity:
         self.trained(tmp_path / "a", augment=scaled(2.0))
         with pytest.raises(CheckpointError, match=r"augment: .*2.0\] became \[3.0"):
             self.trained(tmp_path / "a", augment=scaled(3.0))
+
+    def test_functions_of_the_host_are_told_apart_by_their_code(self, tmp_path):
+        """They are not traced: only a call of them is."""
+
+        def noisy(change):
+            def augment(batch, rng):
+                inputs = batch["inputs"]
+                shape = jax.ShapeDtypeStruct(inputs.shape, inputs.dtype)
+                found = jax.pure_callback(change, shape, inputs)
+                return {**batch, "inputs": found}
+
+            return augment
+
+        def scaled(by):
+            return lambda x: np.float32(by) * np.asarray(x)
+
+        self.trained(tmp_path, augment=noisy(scaled(2.0)))
+        self.trained(tmp_path, augment=noisy(scaled(2.0)))
+        for other in (scaled(3.0), lambda x: np.asarray(x) + np.float32(2.0)):
+            with pytest.raises(CheckpointError, match="augment"):
+                self.trained(tmp_path, augment=noisy(other))
 
     def test_another_teacher_and_other_outputs(self, teacher, tmp_path):
         given = {"objective": HINTON, "teacher": teacher}
@@ -783,6 +827,7 @@ class TestErrorsOfOthers:
         jax.config.update("jax_compilation_cache_dir", None)
         try:
             run_dir.enable_compilation_cache()
+            assert jax.config.values["jax_compilation_cache_dir"] is None
         finally:
             jax.config.update("jax_compilation_cache_dir", setting)
 

@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-import time
 import warnings
 from functools import cache
 from pathlib import Path
@@ -327,12 +326,12 @@ def test_killed_processes_end_as_if_nothing_had_been(tmp_path):
         code = SCRIPT.format(path=[p for p in sys.path if p], folder=str(folder))
         command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)]
         for attempt in range(1000):
-            process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-            )
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+            process = subprocess.Popen(command, text=True, **pipes)
             if attempt < 6 and kills < KILLED:
-                time.sleep(draw.uniform(1.5, 6))
-                if process.poll() is None:
+                try:  # most of it imports; where it trains is drawn
+                    process.wait(draw.uniform(0.7, 1.7))
+                except subprocess.TimeoutExpired:
                     process.send_signal(signal.SIGKILL)
                     kills += 1
             said, errors = process.communicate()

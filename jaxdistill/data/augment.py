@@ -257,7 +257,7 @@ def _mixable(batch: Batch) -> Array:
       ValueError: its labels are not one for each example, or it has entries that the
         mixed examples would have of one partner alone.
     """
-    known = {"inputs", "labels", "mask", "index", "labelled", "teacher", "slot"}
+    known = {"inputs", "labels", "mask", "index", "labelled", "teacher"}
     others = sorted(set(batch) - known)
     if isinstance(batch["inputs"], Mapping) or batch["labels"].ndim != 1 or others:
         found = f"entries {others}" if others else f"shape {batch['labels'].shape}"

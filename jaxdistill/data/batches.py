@@ -66,19 +66,22 @@ class Batches:
         epoch, batch = divmod(step, self.steps_per_epoch)
         return {"seed": self.seed, "epoch": epoch, "batch": batch}
 
+    def check_size(self, size: int) -> None:
+        """Raise DataError unless the batches are drawn from so many examples."""
+        if size != self.size:
+            raise DataError(
+                f"there are {size:,} examples, and the batches are drawn from "
+                f"{self.size:,}: Batches(len(labels), batch_size)"
+            )
+
     def iterate(self, examples: Mapping[str, Any], epoch: int) -> Iterator[dict]:
         """Host batches of one epoch, for a loop of one's own.
 
         Raises:
           DataError: as `check_examples`, or of another size.
         """
-        # Without inputs they are for another loop than ours.
-        known = "inputs" in examples
-        if known and (size := check_examples(examples)) != self.size:
-            raise DataError(
-                f"there are {size:,} examples, and the batches are drawn from "
-                f"{self.size:,}"
-            )
+        if "inputs" in examples:  # else they are for another loop than ours
+            self.check_size(check_examples(examples))
         rows = _epoch(self, epoch)
         for index, mask in zip(rows["index"], rows["mask"], strict=True):
             yield {**some_of(examples, index), "index": index, "mask": mask}
@@ -104,6 +107,10 @@ class Orders:
     def indices(self, start: int, stop: int) -> dict[str, np.ndarray]:
         """`index` and `mask` `[stop - start, trials, batch_size]`, see `Batches`."""
         return _window(self, _epoch_of_all, start, stop)
+
+    def check_size(self, size: int) -> None:
+        """See `Batches`."""
+        self.each[0].check_size(size)
 
     def position(self, step: int) -> dict[str, Any]:
         """Where the data stands after `step` steps, as JSON for a checkpoint."""

@@ -11,7 +11,7 @@ the examples that a run over resident data sees, and resumes from its step.
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
@@ -131,6 +131,15 @@ class Stream:
         mine = {key: value[:, self._reader.columns] for key, value in order.items()}
         return {**steps, **mine}
 
+    def expect(self, logits: Sequence[int] | None) -> None:
+        """Refuses, from the next reading on, labels that fit no such logits.
+
+        Args:
+          logits: the shape `[..., C]` of one example's, or None; `train.fit` knows it.
+        """
+        self.close()
+        self._reader = replace(self._reader, logits=logits)
+
     def some(self, count: int) -> dict[str, Any]:
         """At most `count` examples, spread over the source, as arrays `[N, ...]`.
 
@@ -199,6 +208,7 @@ class _Reader:
     columns: slice
     start: int = 0
     check_finite: bool = True
+    logits: Sequence[int] | None = None
 
     def __len__(self) -> int:
         return STEPS - self.start
@@ -223,7 +233,12 @@ class _Reader:
 
     def _check(self, batch: Any, examples: Mapping[int, Mapping[str, Any]]) -> None:
         """Raise DataError, naming the record, unless a step can use the batch."""
-        check = partial(check_examples, check_finite=self.check_finite, whole=False)
+        check = partial(
+            check_examples,
+            logits=self.logits,
+            check_finite=self.check_finite,
+            whole=False,
+        )
         try:
             check(batch)
         except DataError as error:

@@ -44,7 +44,9 @@ class Lock:
         Raises:
           InUse: another process holds it.
         """
-        self._key = str(folder)
+        local = "://" not in str(folder)
+        # One folder has one lock, by whichever path a process comes to it.
+        self._key = os.path.realpath(folder) if local else str(folder)
         held = _HELD.get(self._key)
         if held is None:
             path = epath.Path(folder) / NAME

@@ -151,7 +151,11 @@ class Study:
         self._refuse(name, f"{name}-{seed}", "seeds")
         checkpoints = Checkpoints(
             self.run_dir.path / "checkpoints" / f"{name}-{seed}",
-            identity=self._identity(name, steps),
+            identity={
+                "name": name,
+                "steps": steps,
+                "settings": self.run_dir.settings,
+            },
             best=self._best,
         )
         examples, step_teacher = self.with_teacher(arm, examples, teacher)
@@ -246,10 +250,6 @@ class Study:
     @property
     def _best(self) -> str | None:
         return "accuracy" if self.validation else None
-
-    def _identity(self, name: str, steps: int) -> dict[str, Any]:
-        """Of a training's checkpoints, beside what `fit` says of it."""
-        return {"name": name, "steps": steps, "settings": self.run_dir.settings}
 
     def _checked(self, arm: Arm, seed: int) -> tuple[Arrays, Content]:
         """A training's examples, checked, and their content.

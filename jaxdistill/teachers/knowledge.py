@@ -30,7 +30,7 @@ SURE, DOUBT = 6.0, 3.0
 teacher is refused."""
 LEAST = 0.2
 """Agreement beyond chance (Cohen's kappa) that a teacher of few classes must have: a
-network as it is drawn often has half of it."""
+network as it is drawn has some of it by luck."""
 FEW, MANY = 5, 1000
 """Classes: below, a random order of them is too often right; above, it is not tried."""
 

@@ -70,9 +70,11 @@ def of_program(function: Callable, *arguments: Any) -> dict[str, Any]:
       version's programs cannot be compared.
     """
     closed = jax.make_jaxpr(function)(*arguments)
-    paths = jax.tree_util.tree_leaves_with_path(arguments)
-    inputs = [f"{jax.tree_util.keystr(path)}" for path, _ in paths]
-    inputs = [f"{k}:{v.aval}" for k, v in zip(inputs, closed.jaxpr.invars, strict=True)]
+    leaves = jax.tree_util.tree_leaves_with_path(arguments)
+    inputs = [
+        f"{jax.tree_util.keystr(path)}:{variable.aval}"
+        for (path, _), variable in zip(leaves, closed.jaxpr.invars, strict=True)
+    ]
     constants: list[float] = []
     results = _values(closed.jaxpr, inputs, closed.consts, constants)
     return {
@@ -205,6 +207,22 @@ def _of_setting(value: Any, constants: list[float]) -> str:
         return f"({', '.join(_of_setting(x, constants) for x in value)})"
     if isinstance(value, np.ndarray | jax.Array):
         return _of_array(value, constants)
-    if callable(value) and hasattr(value, "__qualname__"):
-        return value.__qualname__
+    # A function of the host, which a callback holds, is not traced: its code tells it.
+    value = getattr(value, "callback_func", value)
+    if hasattr(value, "__code__"):
+        return _of_code(value.__code__, value.__closure__ or ())
     return described(value)
+
+
+def _of_code(code: Any, cells: Any = ()) -> str:
+    """A digest of a function's code, its constants, and the values it closes over."""
+    constants = [
+        _of_code(x) if hasattr(x, "co_code") else described(x) for x in code.co_consts
+    ]
+    values = [
+        _of_code(x.__code__, x.__closure__ or ())
+        if hasattr(x, "__code__")
+        else described(x)
+        for x in (cell.cell_contents for cell in cells)
+    ]
+    return _digest(code.co_name, code.co_code.hex(), code.co_names, constants, values)

@@ -308,16 +308,13 @@ def _examined(
                 "a stream brings its examples: give fit examples={}, got "
                 f"{', '.join(map(str, examples))}"
             )
+        batches.expect(logits_of(step, state, batches.some(1)))
         seen = {} if teacher is None else batches.some(KNOWN)
         check_knowledge(teacher, seen, progress=progress)
         return None
     logits = logits_of(step, state, examples)
     content = examine(examples, logits=logits, check_finite=check_finite)
-    if content.size != batches.size:
-        raise DataError(
-            f"there are {content.size:,} examples, and the batches are drawn from "
-            f"{batches.size:,}: Batches(len(labels), batch_size)"
-        )
+    batches.check_size(content.size)
     check_knowledge(teacher, examples, progress=progress)
     return content
 

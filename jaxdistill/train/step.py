@@ -222,8 +222,8 @@ def gather_batch(examples: Batch, at: Batch) -> Batch:
     """The batch of the examples at `at["index"]`, with `at["mask"]`.
 
     Where an index lies beyond the data the whole batch is masked, and its labels are no
-    classes: a step learns nothing from it, and `or_nan` says so. On the device the
-    inputs are some other example's: filling them as well took 6% of a step.
+    classes: a step learns nothing from it, and `or_nan` says so. The inputs are some
+    other example's: they are the largest arrays, and are not gone over once more.
     """
     index = at["index"]
     batch = {

@@ -4,6 +4,7 @@
 import builtins
 import gc
 import json
+import os
 import re
 import signal
 import subprocess
@@ -65,6 +66,15 @@ def test_a_process_may_open_its_own_again(tmp_path):
     del two
     gc.collect()
     assert not (tmp_path / lock.NAME).exists()
+
+
+def test_one_folder_has_one_lock_by_whichever_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    held = [RunDir(path, {}) for path in (tmp_path / "run", "run", "link", "./run")]
+    assert {os.path.realpath(run_dir.path) for run_dir in held} == {
+        str(tmp_path / "run")
+    }
 
 
 class TestHeartbeat:

@@ -11,7 +11,7 @@ import optax
 from flax import linen as nn
 
 from jaxdistill import models
-from jaxdistill.data import Batches, DataError, Orders, check_examples
+from jaxdistill.data import Batches, Orders, check_examples
 from jaxdistill.models import apply
 from jaxdistill.parallel.partitioner import Partitioner
 from jaxdistill.study.sweep.devices import choose, compile_sweep, group_for
@@ -143,11 +143,7 @@ def _examined(
         seen, asked = of_trial(dict(examples), i), of_trial(teacher, i)
         logits = logits_of(step, trial_state(states, i), seen)
         size = check_examples(seen, logits=logits, check_finite=check_finite)
-        if size != batches.size:
-            raise DataError(
-                f"there are {size:,} examples, and the batches are drawn from "
-                f"{batches.size:,}"
-            )
+        batches.check_size(size)
         check_knowledge(asked, seen, progress=progress)
         found = fingerprints.of_data(seen)
         digests |= {f"{key} of {i}" if own else key: x for key, x in found.items()}

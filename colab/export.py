@@ -119,7 +119,7 @@ import onnxruntime
 
 for name in ("distilled.onnx", "distilled-int8-static.onnx"):
     file = Path("runs/export/export") / name
-    manifest = json.loads(file.with_name(f"{name}.json").read_text())
+    manifest = json.loads(file.with_name(f"{name}.json").read_text(encoding="utf-8"))
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     (logits,) = session.run(["logits"], {"images": digits.test["images"]})
     guesses = np.array(manifest["classes"])[logits.argmax(-1)]
@@ -135,5 +135,5 @@ for name in ("distilled.onnx", "distilled-int8-static.onnx"):
 # %%
 options = {"rounds": 1, "repeats": 5, "to": ("onnx",)} if FAST else {}
 benchmark.from_run(RUN_DIR, **options)
-print(Path(RUN_DIR, "deployment/table.md").read_text())
+print(Path(RUN_DIR, "deployment/table.md").read_text(encoding="utf-8"))
 display(Image(Path(RUN_DIR, "deployment/frontier.png").read_bytes()))

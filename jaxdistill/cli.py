@@ -254,7 +254,7 @@ def measure(command: Benchmark) -> str:
     folder = Path(command.run) / measured.FOLDER
     if command.save is not None:
         tables.save(folder, command.save)
-    return f"{(folder / 'table.md').read_text()}\nin {folder}"
+    return f"{(folder / 'table.md').read_text(encoding='utf-8')}\nin {folder}"
 
 
 if __name__ == "__main__":

@@ -30,9 +30,9 @@ ALLOWED = {
     "objectives": "types losses",
     "teachers": "types losses models data parallel",
     "train": "types losses models data parallel teachers",
-    "report": "train",
+    "report": "parallel train",
     "study": "types models data parallel teachers train report",
-    "export": "types runtimes models pretrained data teachers train report",
+    "export": "types runtimes models pretrained data parallel teachers train report",
     "cli": "teachers train report export",
 }
 """What each folder may import beside itself: of earlier lines alone, so no cycle."""

@@ -5,6 +5,10 @@ Each class is a kind of fault; each test failed on version 0.2.
 """
 
 import gc
+import io
+import os
+import subprocess
+import sys
 from functools import partial
 from typing import ClassVar
 
@@ -830,6 +834,70 @@ class TestErrorsOfOthers:
             assert jax.config.values["jax_compilation_cache_dir"] is None
         finally:
             jax.config.update("jax_compilation_cache_dir", setting)
+
+    @pytest.mark.parametrize("platform", ["nonsense", "cuda"])
+    def test_no_such_platform(self, platform):
+        code = (
+            "import jax; from jaxdistill.train.run_dir import exit_with_message\n"
+            "with exit_with_message(): jax.devices()"
+        )
+        env = {**os.environ, "JAX_PLATFORMS": platform}
+        found = subprocess.run(
+            [sys.executable, "-c", code], env=env, capture_output=True, text=True
+        )
+        assert found.returncode == 1
+        assert f"no device of JAX_PLATFORMS={platform}: " in found.stderr
+        assert "Traceback" not in found.stderr
+
+    @pytest.mark.parametrize(
+        ("variables", "match"),
+        [
+            ({"SLURM_STEP_NUM_TASKS": "abc"}, "SLURM_STEP_NUM_TASKS must be a number"),
+            (
+                {"SLURM_STEP_NUM_TASKS": "4"},
+                "not how they meet: .*start them with srun",
+            ),
+        ],
+    )
+    def test_half_a_cluster(self, variables, match, monkeypatch):
+        def initialize(*args, **kwargs):
+            raise ValueError("coordinator_address should be defined.")
+
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(jax.distributed, "initialize", initialize)
+        with pytest.raises(parallel.processes.ProcessError, match=match):
+            parallel.processes.start(False, {})
+
+    def test_an_ascii_locale(self, monkeypatch):
+        written = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii"))
+        with run_dir.exit_with_message():
+            print("89.4 \u00b1 0.3", flush=True)
+        assert written.getvalue().split() == [b"89.4", b"?", b"0.3"]
+
+    @pytest.mark.parametrize("folder", ["", "s3://bucket/run", "http://host/run"])
+    def test_where_no_folder_can_be(self, folder, teacher, tmp_path):
+        with pytest.raises(ValueError, match=r"a folder, or gs://..., is wanted"):
+            RunDir(folder, {})
+        with pytest.raises(ValueError, match=r"a folder, or gs://..., is wanted"):
+            train.load_model(folder, "teacher")
+        source = (teacher, EXAMPLES)
+        manifest = teachers.store.describe(
+            *source, data="digits", split="train", transform="", batch_size=48
+        )
+        with pytest.raises(ValueError, match=r"a folder, or gs://..., is wanted"):
+            teachers.store.write(folder, *source, manifest)
+        RunDir(tmp_path, {})
+        with pytest.raises(
+            teachers.StoreError, match="is a run directory; give a store"
+        ):
+            teachers.store.write(tmp_path, *source, manifest)
+
+    def test_an_infinite_temperature(self):
+        logits = jnp.zeros((2, 3))
+        with pytest.raises(ValueError, match="temperature must be finite, got inf"):
+            losses.forward_kl(logits, logits, temperature=jnp.inf)
 
     def test_metrics_of_a_users_own(self, teacher):
         partitioner = parallel.jit()

@@ -33,7 +33,7 @@ def choose(task: Any) -> tuple[dict[str, Setting], str]:
         tried = try_all(task)
         best = {name: max(each, key=_accuracy) for name, each in tried.items()}
         run_dir.write("chosen.json", {"chosen": best, "tried": tried})
-    chosen = json.loads(kept.read_text())["chosen"]
+    chosen = json.loads(kept.read_text(encoding="utf-8"))["chosen"]
     text = table(task.config, chosen)
     run_dir.write_bytes("chosen.md", text.encode())
     return chosen, text

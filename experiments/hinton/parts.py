@@ -46,7 +46,7 @@ def chosen_rates(task: Task) -> dict[str, float]:
     """
     config, run_dir = task.config, task.run_dir("triple")
     if (chosen := run_dir.path / "chosen.json").exists():
-        return json.loads(chosen.read_text())["rates"]
+        return json.loads(chosen.read_text(encoding="utf-8"))["rates"]
     teacher = choice_teacher(task)
     trials = sweep.grid(learning_rate=config.rates, seed=[CHOICE_SEED])
     module, held = task.mlp(*config.student), task.examples["validation"]

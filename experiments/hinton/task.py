@@ -55,7 +55,7 @@ class Task:
         run_dir = self.run_dir(part)
         began = {name: clock() for name, clock in clocks.items()}
         kept = run_dir.path / "minutes.json"
-        spent = json.loads(kept.read_text()) if kept.exists() else {}
+        spent = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
         try:
             yield
         finally:

@@ -258,7 +258,7 @@ def cold(task: Task) -> dict[str, Any]:
         np.savez(folder / "teacher.npz", **weights)
         job = {field.name: getattr(config, field.name) for field in fields(Job)}
         text = json.dumps({**job, "progress": False}, default=str)
-        (folder / "job.json").write_text(text)
+        (folder / "job.json").write_text(text, encoding="utf-8")
         for turn in tqdm(range(config.processes), "cold", disable=not config.progress):
             for side in sides if turn % 2 == 0 else reversed(sides):
                 found[side].append(process(side, folder, folder / f"{side}-{turn}"))

@@ -86,7 +86,7 @@ def main(side: str, folder: Path, output: Path) -> None:
     """Runs a side and prints what it reached, as a line of JSON."""
     import numpy as np
 
-    job = json.loads((folder / "job.json").read_text())
+    job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     output.mkdir()
     accuracy = SIDES[side](job, dict(np.load(folder / "teacher.npz")), output)
     print(json.dumps({"accuracy": accuracy, "peak_bytes": peak_memory()}))

@@ -168,7 +168,7 @@ def say(text: str, save: Path | None) -> None:
     print(text, end="")
     if save is not None:
         save.parent.mkdir(parents=True, exist_ok=True)
-        save.write_text(text)
+        save.write_text(text, encoding="utf-8")
 
 
 def find(name: str) -> Sequence[Any]:

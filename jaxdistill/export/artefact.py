@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-from etils import epath
 from flax import linen as nn
 
 from jaxdistill import runtimes
@@ -25,6 +24,7 @@ from jaxdistill.export.subject import (
     logits_of,
     make_forward,
 )
+from jaxdistill.parallel.lock import folder_at
 from jaxdistill.teachers import fingerprints
 from jaxdistill.train import cost
 
@@ -215,7 +215,7 @@ def default_path(run_dir: Any, arm: str, to: Target, int8: Int8 | None = None) -
     Raises:
       ExportError: the run is in object storage.
     """
-    if "://" in str(epath.Path(run_dir)):
+    if "://" in str(folder_at(run_dir)):
         raise ExportError(f"{run_dir} is no local folder: give an --output that is")
     kind = "" if int8 is None else f"-int8-{int8}"
     return Path(run_dir) / "export" / f"{arm}{kind}.{to}"
@@ -283,4 +283,4 @@ def _innermost(error: Exception) -> nn.Module | None:
 def _write_json(path: Path, manifest: Mapping[str, Any]) -> None:
     plain = json.loads(json.dumps(manifest))  # as it is read again
     sealed = {**plain, "checksum": runtimes.checksum(plain)}
-    path.write_text(json.dumps(sealed, indent=1) + "\n")
+    path.write_text(json.dumps(sealed, indent=1) + "\n", encoding="utf-8")

@@ -13,6 +13,7 @@ from jaxdistill.data import texts as text
 from jaxdistill.data.examples import some_of
 from jaxdistill.export.subject import Pixels, Subject
 from jaxdistill.models import apply
+from jaxdistill.parallel.lock import folder_at
 from jaxdistill.pretrained import tokenizers
 from jaxdistill.train import saved
 from jaxdistill.train.run_dir import RunError
@@ -57,7 +58,7 @@ def from_run(run_dir: Any, arm: str = "distilled", *, data_dir: Any = None) -> S
       DataError: the data cannot be read.
     """
     model = saved.load_model(run_dir, arm)
-    folder = epath.Path(run_dir)
+    folder = folder_at(run_dir)
     config, name = saved.read_config(run_dir)
     about: dict[str, Any] = {
         "data": name,

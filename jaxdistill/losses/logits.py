@@ -187,10 +187,12 @@ def check_softmax(name: str, logits: Any) -> None:
 
 
 def check_temperature(temperature, name: str = "temperature") -> None:
-    """Raise ValueError unless a temperature is one number, above 0 where concrete."""
+    """Raise ValueError unless a temperature is one number, above 0 and finite."""
     check_numbers(name, temperature=temperature)
     if is_concrete(temperature) and not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
+    if is_concrete(temperature) and not temperature < math.inf:
+        raise ValueError(f"temperature must be finite, got {temperature}")
 
 
 def check_labels(name: str, student: Array | Factored, labels: Array) -> None:

@@ -71,6 +71,18 @@ class Lock:
         self.release()
 
 
+def folder_at(path: str | os.PathLike) -> epath.Path:
+    """A folder on a disk, or in object storage (`gs://...`).
+
+    Raises:
+      ValueError: it is neither.
+    """
+    scheme, found, _ = os.fspath(path).rpartition("://")
+    if (found and scheme != "gs") or not os.fspath(path):
+        raise ValueError(f"a folder, or gs://..., is wanted, got {os.fspath(path)!r}")
+    return epath.Path(path)
+
+
 class _File:
     """The file of a lock, the system's where it can be, else with a heartbeat."""
 
@@ -104,7 +116,7 @@ class _File:
         if "://" in str(self._path):
             return False
         while True:
-            file = open(self._path, "a+")  # noqa: SIM115  # held until released
+            file = open(self._path, "a+", encoding="utf-8")  # noqa: SIM115  # until released
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -143,11 +155,11 @@ class _File:
 
     def _beat(self) -> None:
         self._owner["beat"] = time.time()
-        self._path.write_text(json.dumps(self._owner))
+        self._path.write_text(json.dumps(self._owner), encoding="utf-8")
 
     def _read(self) -> dict[str, Any] | None:
         try:
-            found = json.loads(self._path.read_text())
+            found = json.loads(self._path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
         return found if isinstance(found, dict) else None

@@ -73,7 +73,14 @@ def start(
         who: tuple[Any, ...] = () if _in_a_cluster() else _by_hand()
         names = ("heartbeat_timeout_seconds", "shutdown_timeout_seconds")
         timeouts: dict[str, Any] = dict.fromkeys(names, heartbeat_seconds)
-        jax.distributed.initialize(*who, **timeouts)
+        try:
+            jax.distributed.initialize(*who, **timeouts)
+        except (ValueError, TypeError, KeyError, OSError) as error:
+            raise ProcessError(
+                "the environment names several processes and not how they meet: "
+                f"{error!r}; start them with srun, or unset SLURM_STEP_NUM_TASKS, "
+                "MEGASCALE_NUM_SLICES and TPU_WORKER_HOSTNAMES for one process"
+            ) from error
         print(
             f"process {jax.process_index()} of {jax.process_count()}, "
             f"{jax.device_count()} devices; if one process dies, the others end within "
@@ -160,10 +167,10 @@ def write_whole(path: epath.Path, text: str) -> None:
     Several processes may write the same one.
     """
     if "://" in str(path):  # an object appears when it is complete
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
         return
     partial = path.with_name(f"{path.name}.{jax.process_index()}.partial")
-    partial.write_text(text)
+    partial.write_text(text, encoding="utf-8")
     partial.replace(path)
 
 
@@ -194,12 +201,19 @@ def _by_hand() -> tuple[str, int, int]:
 
 def _in_a_cluster() -> bool:
     # A batch script has SLURM_NTASKS without being a task: only a step has this one.
-    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+    if _count("SLURM_STEP_NUM_TASKS") > 1:
         return True
     if "tpu" not in (os.environ.get("JAX_PLATFORMS") or "tpu"):
         return False
-    slices = int(os.environ.get("MEGASCALE_NUM_SLICES", "1"))
-    return slices > 1 or "," in _tpu_hosts()
+    return _count("MEGASCALE_NUM_SLICES") > 1 or "," in _tpu_hosts()
+
+
+def _count(name: str) -> int:
+    """The number in an environment variable; 1 where it is not set."""
+    said = os.environ.get(name, "1")
+    if not said.isdecimal():
+        raise ProcessError(f"{name} must be a number, got {said!r}")
+    return int(said)
 
 
 def _tpu_hosts() -> str:

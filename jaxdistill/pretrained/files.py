@@ -63,7 +63,7 @@ def _shards(path: Path) -> list[Path]:
     if path.is_file() or not index.is_file():
         return [path]
     try:
-        names = json.loads(index.read_text())["weight_map"].values()
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
         found = sorted({path.with_name(name) for name in names})
         if not found:
             raise ValueError("an empty weight_map")

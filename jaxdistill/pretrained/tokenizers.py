@@ -225,7 +225,9 @@ def _config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
     path = folder / name
     if not path.is_file():
         return {}
-    config = _read(lambda name: json.loads(Path(name).read_text()), path)
+    config = _read(
+        lambda name: json.loads(Path(name).read_text(encoding="utf-8")), path
+    )
     if not isinstance(config, dict):
         raise ValueError(f"{path} is damaged: it holds no mapping")
     return config

@@ -246,7 +246,7 @@ def save(folder: str | Path, model: BoundModule, config: Mapping[str, Any]):
     folder.mkdir(parents=True, exist_ok=True)
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
     text = json.dumps(_with_type(config, state), indent=2)
-    (folder / CONFIG).write_text(f"{text}\n")
+    (folder / CONFIG).write_text(f"{text}\n", encoding="utf-8")
 
 
 HOW = {"parent", "name", "scan", "maps", "remat", "factored"}

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from jaxdistill.parallel.lock import folder_at
 from jaxdistill.report import deployed, figures
 from jaxdistill.report.figures import grid, words
 from jaxdistill.report.statistics import MEASURES, holm, measure_of, paired, spread
@@ -148,7 +149,7 @@ def write(directory: Any) -> str:
     Raises:
       ValueError: there is neither a table nor what makes one.
     """
-    directory = epath.Path(directory)
+    directory = folder_at(directory)
     summary = read_summary(directory)
     if "axes" in summary:
         text = figures.heatmap_table(summary)
@@ -160,7 +161,9 @@ def write(directory: Any) -> str:
     elif "arms" in summary:
         text, pictures = table(summary), figures.draw_run(directory)
     else:  # the script that wrote it has made its tables
-        texts = [path.read_text() for path in sorted(directory.glob("*.md"))]
+        texts = [
+            path.read_text(encoding="utf-8") for path in sorted(directory.glob("*.md"))
+        ]
         if not texts:
             raise ValueError(
                 f"{directory} has no table, and its summary.json no arms, axes, series "
@@ -169,7 +172,7 @@ def write(directory: Any) -> str:
         return "\n".join(texts)
     if "lines" in summary:
         pictures |= figures.draw_frontier(summary["arms"], summary["lines"])
-    (directory / "table.md").write_text(text)
+    (directory / "table.md").write_text(text, encoding="utf-8")
     for name, png in pictures.items():
         (directory / name).write_bytes(png)
     return text
@@ -205,15 +208,16 @@ def fill(page: Path, results: Path, write: bool = True) -> bool:
         source = results / f"{match[1]}.md"
         if not source.is_file():
             raise ValueError(f"{page} asks for {source}, which does not exist")
-        return f"<!-- table: {match[1]} -->\n{source.read_text().strip()}\n<!-- end -->"
+        table = source.read_text(encoding="utf-8").strip()
+        return f"<!-- table: {match[1]} -->\n{table}\n<!-- end -->"
 
-    old = page.read_text()
+    old = page.read_text(encoding="utf-8")
     marks = re.findall(r"<!-- (table|end)\b", old)
     if marks != ["table", "end"] * (len(marks) // 2):
         raise ValueError(f"{page}: each <!-- table: NAME --> needs its <!-- end -->")
     new = re.sub(r"<!-- table: (\S+) -->\n.*?<!-- end -->", block, old, flags=re.S)
     if write and new != old:
-        page.write_text(new)
+        page.write_text(new, encoding="utf-8")
     return new != old
 
 

@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from jaxdistill.data import check_examples
 from jaxdistill.data.augment import Augment
-from jaxdistill.parallel.lock import Lock
+from jaxdistill.parallel.lock import Lock, folder_at
 from jaxdistill.parallel.sealed import unseal
 from jaxdistill.teachers import fingerprints
 from jaxdistill.teachers.knowledge import check_knowledge, unwrap
@@ -136,7 +136,7 @@ def write(
       DataError: as `data.check_examples`.
       InUse: another process writes it.
     """
-    folder = epath.Path(path)
+    folder = folder_at(path)
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "manifest.json").exists():
         check(folder, manifest)
@@ -148,6 +148,11 @@ def write(
         raise StoreError(
             f"{manifest.views} views were asked for, and no augmentation makes them"
         )
+    for of_run in ("config.json", "metrics.jsonl", "summary.json"):
+        if (folder / of_run).exists():
+            raise StoreError(
+                f"{folder} is a run directory; give a store its own folder"
+            )
     with contextlib.ExitStack() as stack:
         if jax.process_index() == 0:
             stack.enter_context(Lock(folder, "store"))
@@ -218,7 +223,7 @@ def read(path: Any, manifest: Manifest) -> StoredOutputs:
     Raises:
       StoreError: an unfinished store, one of something else, or a damaged one.
     """
-    folder = epath.Path(path)
+    folder = folder_at(path)
     check(folder, manifest)
     for start in range(0, manifest.size, SHARD):
         rows = min(SHARD, manifest.size - start)
@@ -239,7 +244,7 @@ def read(path: Any, manifest: Manifest) -> StoredOutputs:
 
 def check(path: Any, manifest: Manifest) -> None:
     """Raise StoreError unless a store is finished and is what a run expects."""
-    stored = epath.Path(path) / "manifest.json"
+    stored = folder_at(path) / "manifest.json"
     if not stored.exists():
         raise StoreError(
             f"{path} holds no finished teacher outputs; write them (again), the same "

@@ -16,7 +16,9 @@ import argparse
 import datetime
 import hashlib
 import importlib.metadata
+import io
 import json
+import math
 import os
 import platform
 import subprocess
@@ -35,7 +37,7 @@ import jax
 from etils import epath
 
 from jaxdistill.parallel import processes
-from jaxdistill.parallel.lock import Lock
+from jaxdistill.parallel.lock import Lock, folder_at
 from jaxdistill.parallel.sealed import read_sealed, seal, unseal
 
 FREE = (
@@ -78,7 +80,7 @@ class RunDir:
             be written.
           InUse: another process has it.
         """
-        self.path = epath.Path(directory)
+        self.path = folder_at(directory)
         # As it is read again from config.json: JSON turns tuples into lists.
         self.settings = json.loads(json.dumps(config))
         self._opened = time.monotonic()
@@ -133,7 +135,7 @@ class RunDir:
         if "://" in str(self.path):  # an object cannot be appended to
             self._replace("metrics.jsonl", _lines(self._records))
             return
-        with open(self.path / "metrics.jsonl", "a") as file:
+        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(_lines([record]))
 
     def dispatched(self, steps: int) -> None:
@@ -218,6 +220,10 @@ def parse(presets: Mapping[str, Any], argv: Sequence[str] | None, description: A
     config = tyro.cli(
         type(default), args=argv, default=default, description=description
     )
+    for name, value in vars(config).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            flag = name.replace("_", "-")
+            sys.exit(f"error: --{flag} must be a finite number, got {value}")
     if getattr(config, "compilation_cache", False):
         enable_compilation_cache()
     try:
@@ -278,7 +284,7 @@ def read_summary(run_dir: Any) -> dict[str, Any]:
       RunError: there is none.
       Damaged: it is not what was written.
     """
-    path = epath.Path(run_dir) / "summary.json"
+    path = folder_at(run_dir) / "summary.json"
     if not path.exists():
         raise RunError(
             f"there is no {path}: the run is not finished (give its command again), or "
@@ -317,7 +323,7 @@ def processor() -> str:
     """The CPU's name, as far as the system tells it."""
     info = Path("/proc/cpuinfo")
     if info.exists():
-        for line in info.read_text().splitlines():
+        for line in info.read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
@@ -373,7 +379,7 @@ def enable_compilation_cache() -> None:
 def _features() -> str:
     """A name for what XLA compiles for on a CPU: the architecture and its features."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         features = next(
             line for line in lines if line.startswith(("flags", "Features"))
         )
@@ -398,12 +404,28 @@ def exit_with_message(script: Callable | None = None) -> Iterator[None]:
     Args:
       script: a function of the script; None is what has this `with`.
     """
+    for stream in (sys.stdout, sys.stderr):  # in an ASCII locale there is no "±"
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         yield
     except Exception as error:
+        if _of_backend(error):
+            asked = os.environ.get("JAX_PLATFORMS") or "any that it knows"
+            reason = str(error) or "the platform is not known to this jaxlib"
+            sys.exit(
+                f"error: JAX finds no device of JAX_PLATFORMS={asked}: {reason}; "
+                "JAX_PLATFORMS=cpu always works"
+            )
         if not _explains_itself(error, script):
             raise
         sys.exit(f"error: {error}")
+
+
+def _of_backend(error: Exception) -> bool:
+    """Whether JAX could not start a device."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return frames[-1].f_globals.get("__name__") == "jax._src.xla_bridge"
 
 
 def _explains_itself(error: Exception, script: Callable | None) -> bool:

@@ -11,12 +11,12 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-from etils import epath
 from flax import errors, serialization
 from flax import linen as nn
 
 from jaxdistill import data, models
 from jaxdistill.models import apply
+from jaxdistill.parallel.lock import folder_at
 from jaxdistill.parallel.sealed import seal, unseal
 from jaxdistill.teachers import fingerprints, store
 from jaxdistill.teachers.forward import live
@@ -73,7 +73,7 @@ def load_model(run_dir: Any, arm: str) -> apply.BoundModule:
       RunError: there is no such model, it is damaged, or its module is none of
         `jaxdistill.models`.
     """
-    folder = epath.Path(run_dir) / "models"
+    folder = folder_at(run_dir) / "models"
     weights, record = folder / f"{arm}.msgpack", folder / f"{arm}.json"
     if not weights.exists():
         there = sorted(path.stem for path in folder.glob("*.msgpack"))
@@ -108,7 +108,7 @@ def read_teacher(run_dir: Any, arm: str) -> dict[str, Any] | None:
     Raises:
       RunError: a record is damaged.
     """
-    record = epath.Path(run_dir) / "models" / f"{arm}.json"
+    record = folder_at(run_dir) / "models" / f"{arm}.json"
     try:
         said = unseal(record.read_bytes())
         if said.get("teacher", "unsaid") is None:
@@ -132,7 +132,7 @@ def read_accuracy(run_dir: Any, arm: str) -> float | None:
     Raises:
       RunError: the summary is damaged.
     """
-    path = epath.Path(run_dir) / "summary.json"
+    path = folder_at(run_dir) / "summary.json"
     try:
         seeds = unseal(path.read_bytes()).get("seeds", {}) if path.exists() else {}
         return seeds[arm][0].get("accuracy") if arm in seeds else None
@@ -148,7 +148,7 @@ def read_config(run_dir: Any) -> tuple[dict[str, Any], str]:
     Raises:
       RunError: config.json is missing or damaged, or names none.
     """
-    path = epath.Path(run_dir) / "config.json"
+    path = folder_at(run_dir) / "config.json"
     try:
         config = unseal(path.read_bytes())
         if "data" not in config and config.get("preset") in data.texts.CLASSES:

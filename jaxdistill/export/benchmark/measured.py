@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 from tqdm.auto import tqdm
 
 from jaxdistill import export, runtimes
@@ -24,6 +23,7 @@ from jaxdistill.data.examples import some_of
 from jaxdistill.export import ExportError, Int8, Subject, Target, check
 from jaxdistill.export.benchmark import artefacts, process
 from jaxdistill.export.benchmark.artefacts import Artefact
+from jaxdistill.parallel.lock import folder_at
 from jaxdistill.report import tables
 from jaxdistill.report.statistics import spread
 from jaxdistill.runtimes import ArtefactError
@@ -91,7 +91,9 @@ def from_run(
     }
     folder = Path(run_dir) / FOLDER
     folder.mkdir(exist_ok=True)
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    (folder / "summary.json").write_text(
+        json.dumps(summary, indent=1) + "\n", encoding="utf-8"
+    )
     tables.write(folder)
     return summary
 
@@ -109,7 +111,7 @@ def _arms(run_dir: Any, given: Sequence[str]) -> list[str]:
     Raises:
       RunError: one is not, or there is none to measure.
     """
-    if "://" in str(epath.Path(run_dir)):
+    if "://" in str(folder_at(run_dir)):
         raise RunError(f"{run_dir} is no local folder: copy the run to one")
     there = sorted(path.stem for path in Path(run_dir).glob("models/*.msgpack"))
     if not there:

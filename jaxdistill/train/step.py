@@ -193,13 +193,14 @@ def scan_train(train_step: Callable) -> Callable:
 
     def run(state, resident, indices, *, replica=WHOLE):
         teacher, examples = resident
+        indices, inside = within(shortest(examples), indices)
 
         def body(state, at):
             batch = gather_batch(examples, at)
-            state, metrics = train_step(state, teacher, batch, replica=replica)
-            return state, or_nan(metrics, shortest(examples), at)
+            return train_step(state, teacher, batch, replica=replica)
 
-        return jax.lax.scan(body, state, indices)
+        state, metrics = jax.lax.scan(body, state, indices)
+        return state, or_nan(metrics, inside)
 
     run.recipe = recipe_of(train_step)  # type: ignore[attr-defined]
     return run
@@ -209,11 +210,12 @@ def scan_eval(eval_step: Callable) -> Callable:
     """`(models, examples, indices) -> metrics` over resident data, as `scan_train`."""
 
     def run(models, examples, indices, *, replica=WHOLE):
-        def body(carry, at):
-            metrics = eval_step(models, gather_batch(examples, at), replica=replica)
-            return carry, or_nan(metrics, shortest(examples), at)
+        indices, inside = within(shortest(examples), indices)
 
-        return jax.lax.scan(body, None, indices)[1]
+        def body(carry, at):
+            return carry, eval_step(models, gather_batch(examples, at), replica=replica)
+
+        return or_nan(jax.lax.scan(body, None, indices)[1], inside)
 
     return run
 
@@ -221,33 +223,43 @@ def scan_eval(eval_step: Callable) -> Callable:
 def gather_batch(examples: Batch, at: Batch) -> Batch:
     """The batch of the examples at `at["index"]`, with `at["mask"]`.
 
-    Where an index lies beyond the data the whole batch is masked, and its labels are no
-    classes: a step learns nothing from it, and `or_nan` says so. The inputs are some
-    other example's: they are the largest arrays, and are not gone over once more.
+    An index beyond the data takes some other example: see `within`.
     """
-    index = at["index"]
+    # Each part for itself: stored outputs say of which view they are.
     batch = {
-        name: jax.tree.map(lambda x: x[index], part) for name, part in examples.items()
+        name: jax.tree.map(lambda x: x[at["index"]], part)
+        for name, part in examples.items()
     }
-    if (size := shortest(examples)) is None:
-        return {**batch, **at}
-    inside = ((index >= 0) & (index < size)).all()
-    if "labels" in batch and jnp.issubdtype(batch["labels"].dtype, jnp.integer):
-        batch["labels"] = jnp.where(inside, batch["labels"], -1)
-    return {**batch, **at, "mask": jnp.where(inside, at["mask"], 0)}
+    return {**batch, **at}
 
 
-def or_nan(metrics: Any, size: int | None, at: Batch) -> Any:
-    """A step's metrics, their sums NaN where an index does not lie below `size`."""
+def within(size: int | None, indices: Batch) -> tuple[Batch, Array | None]:
+    """Indices with the mask 0 in every batch that has one beyond `size`, and which
+    batches have none: `or_nan` says of the others that nothing was learned.
+
+    Of all steps at once: in a scan each of these small operations costs microseconds.
+    """
     if size is None:
+        return indices, None
+    index = indices["index"]
+    inside = ((index >= 0) & (index < size)).all(-1)
+    mask = jnp.where(inside[..., None], indices["mask"], 0)
+    return {**indices, "mask": mask}, inside
+
+
+def or_nan(metrics: Any, inside: Array | None) -> Any:
+    """Metrics of many steps, their sums NaN of steps whose indices were not inside."""
+    if inside is None:
         return metrics
-    inside = ((at["index"] >= 0) & (at["index"] < size)).all()
+
+    def mark(x):
+        return jnp.where(
+            jnp.expand_dims(inside, (*range(inside.ndim, x.ndim),)), x, jnp.nan
+        )
+
     if not isinstance(metrics, Mapping):  # a teacher's answers
-        return jnp.where(inside, metrics, jnp.nan)
-    return {
-        name: (jnp.where(inside, total, jnp.nan), count)
-        for name, (total, count) in metrics.items()
-    }
+        return mark(metrics)
+    return {name: (mark(total), count) for name, (total, count) in metrics.items()}
 
 
 def shortest(examples: Batch) -> int | None:

@@ -25,6 +25,7 @@ from jaxdistill.train.step import (
     make_train_step,
     or_nan,
     shortest,
+    within,
 )
 from jaxdistill.types import Batch, Objective, Student, TrainState
 
@@ -140,13 +141,14 @@ def scan_sweep(sweep_step: Callable) -> Callable:
         own, shared = apart(examples)
         each = jax.tree.map(lambda x: x[0], own)  # without the axis of trials
         size = shortest({"own": each, "shared": shared})
+        indices, inside = within(size, indices)
 
         def body(states, at):
             batch = _take(examples, at)
-            states, metrics = sweep_step(states, trials, teacher, batch)
-            return states, or_nan(metrics, size, at)
+            return sweep_step(states, trials, teacher, batch)
 
-        return jax.lax.scan(body, states, indices)
+        states, metrics = jax.lax.scan(body, states, indices)
+        return states, or_nan(metrics, inside)
 
     return run
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxdistill.export import check
 from jaxdistill.export.check import quiet
 from jaxdistill.export.subject import LOGITS, ExportError, Int8, Subject, make_forward
-from jaxdistill.models.layers import direct
+from jaxdistill.models.convolution import direct
 from jaxdistill.runtimes import OPEN, first_line, need
 
 RUNTIME, PACKAGES, BATCH = "onnxruntime", ("jax2onnx", "onnx", "onnxruntime"), None

@@ -11,7 +11,7 @@ from typing import Any
 from jaxdistill.export import check
 from jaxdistill.export.check import quiet
 from jaxdistill.export.subject import ExportError, Int8, Subject, make_forward
-from jaxdistill.models.layers import direct
+from jaxdistill.models.convolution import direct
 from jaxdistill.runtimes import need
 
 RUNTIME, PACKAGES, BATCH = "ai-edge-litert", ("tensorflow", "ai-edge-litert"), 1

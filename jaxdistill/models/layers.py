@@ -2,13 +2,10 @@
 """Layers that several architectures share.
 
 BatchNorm does not count padded examples. Dropout draws half the random bits, for
-transformers, which draw many. A convolution is a product over patches.
+transformers, which draw many.
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Literal
 
 import jax
@@ -151,22 +148,6 @@ def draws(key: Array, shape: tuple[int, ...]) -> Array:
     return jnp.concatenate(halves, axis=-1)[..., :last]
 
 
-_DIRECT = ContextVar("direct", default=False)
-
-
-@contextmanager
-def direct() -> Iterator[None]:
-    """What is traced in here has convolutions on a CPU too, and no patches.
-
-    For formats whose runtimes have a fast convolution, and no platforms to choose by.
-    """
-    before = _DIRECT.set(True)
-    try:
-        yield
-    finally:
-        _DIRECT.reset(before)
-
-
 def with_channels(inputs: Array) -> Array:
     """Images `[B, H, W, C]`; grey ones `[B, H, W]` get a channel axis.
 
@@ -178,47 +159,6 @@ def with_channels(inputs: Array) -> Array:
             f"images of shape {inputs.shape}, expected [B, H, W] or [B, H, W, C]"
         )
     return inputs[..., None] if inputs.ndim == 3 else inputs
-
-
-def convolve(images, kernel, strides, padding, **others):
-    """`lax.conv_general_dilated` for `nn.Conv`: on a CPU, patches times a matrix.
-
-    XLA gives a convolution inside a loop one slow thread there: a training step in a
-    scan was 16 times slower than with patches (97 and 6 ms: 3x3, 28x28x1 to 16 to 32
-    channels, 64 images, 2 cores), and 4 times slower outside it. Dilation and groups go
-    to XLA anyway.
-    """
-
-    def convolution(images, kernel):
-        return jax.lax.conv_general_dilated(images, kernel, strides, padding, **others)
-
-    dilated = (others.get("lhs_dilation"), others.get("rhs_dilation"))
-    plain = images.ndim == 4 and all(set(d or (1,)) == {1} for d in dilated)
-    grouped = others["feature_group_count"] > 1
-    if isinstance(padding, str) or not plain or grouped or _DIRECT.get():
-        return convolution(images, kernel)
-
-    def patches(images, kernel):
-        padded = jnp.pad(images, ((0, 0), *padding, (0, 0)))
-        height, width = kernel.shape[:2]
-        rows = (padded.shape[1] - height) // strides[0] + 1
-        columns = (padded.shape[2] - width) // strides[1] + 1
-        # XLA's CPU compiler turns both gradients of a convolution inside a loop into
-        # naive loops. A product of matrices stays one.
-        windows = [
-            padded[
-                :,
-                i : i + strides[0] * (rows - 1) + 1 : strides[0],
-                j : j + strides[1] * (columns - 1) + 1 : strides[1],
-            ]
-            for i in range(height)
-            for j in range(width)
-        ]
-        flat = jnp.concatenate(windows, -1)
-        matrix = kernel.reshape(flat.shape[-1], -1)
-        return jnp.matmul(flat, matrix, precision=others["precision"])
-
-    return jax.lax.platform_dependent(images, kernel, cpu=patches, default=convolution)
 
 
 def halve(images: Array) -> Array:

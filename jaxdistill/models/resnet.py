@@ -10,7 +10,8 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxdistill.models.layers import Norm, convolve, normalise, with_channels
+from jaxdistill.models.convolution import convolve
+from jaxdistill.models.layers import Norm, normalise, with_channels
 from jaxdistill.types import Array, Outputs
 
 _CIFAR_WIDTHS = {1: (16, 16, 32, 64), 4: (32, 64, 128, 256)}

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxdistill.models.config import rows_of
-from jaxdistill.models.layers import Norm, convolve, halve, normalise, with_channels
+from jaxdistill.models.convolution import convolve
+from jaxdistill.models.layers import Norm, halve, normalise, with_channels
 from jaxdistill.models.transformer import NORMAL
 from jaxdistill.types import Array, Outputs
 

@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from jaxdistill import pretrained
 from jaxdistill.models import ConvNet
-from jaxdistill.models.layers import convolve, halve
+from jaxdistill.models.layers import halve
 from tests.builders import assert_identical
 
 TINY = ConvNet((3, 5), hidden=7, num_classes=4)
@@ -95,29 +95,6 @@ def test_values_are_those_of_torch(norm):
         x = layer(x)
         axes = (0, 2, 3, 1) if x.ndim == 4 else (0, 1)
         np.testing.assert_allclose(value, x.detach().permute(axes), atol=1e-5)
-
-
-@pytest.mark.parametrize("size", [1, 3, 4])
-@pytest.mark.parametrize("stride", [1, 2, 3])
-@pytest.mark.parametrize("padding", [0, 1, "SAME"])
-def test_patches_are_the_convolution(size, stride, padding):
-    """On this CPU, values and gradients, of odd sizes too."""
-    images = jax.random.normal(jax.random.key(0), (2, 7, 8, 3))
-    conv = partial(nn.Conv, 4, (size, size), strides=stride, padding=padding)
-    ours, xlas = conv(conv_general_dilated=convolve), conv()
-    variables = xlas.init(jax.random.key(1), images)
-
-    def both(module):
-        def total(variables, images):
-            found = module.apply(variables, images)
-            return (found**2).sum(), found
-
-        return jax.value_and_grad(total, (0, 1), has_aux=True)(variables, images)
-
-    for found, expected in zip(
-        jax.tree.leaves(both(ours)), jax.tree.leaves(both(xlas)), strict=True
-    ):
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 6, 3), (2, 5, 7, 1)])

@@ -3,7 +3,8 @@
 
 `apply`        a module bound to its variables, as a student, with projectors; precision
 `config`       the numbers of a Transformer, in published sizes
-`layers`       BatchNorm that does not count padding, dropout, convolutions
+`layers`       BatchNorm that does not count padding, dropout, pooling
+`convolution`  convolutions that are fast on a CPU, with their gradients
 `small`        MLP, ConvNet, bag of embeddings, BiLSTM
 `resnet`, `vit`, `bert`, `gpt`   one architecture each
 `transformer`  the blocks of the last three, and their parameters by layer

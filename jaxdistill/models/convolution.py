@@ -76,7 +76,7 @@ def _takes_form(images, kernel, padding) -> bool:
 
 def patches(images, kernel, *, strides, padding, precision=None) -> Array:
     """A convolution as a product of the images' patches and a matrix."""
-    *window, channels, features = kernel.shape
+    *window, _, features = kernel.shape
     flat = _windows(images, window, strides, padding, first=1)
     matrix = kernel.reshape(-1, features)
     return jnp.matmul(flat, matrix, precision=precision)

@@ -348,7 +348,7 @@ class TestArrays:
             fit(LABELS, batches=Batches(480, 24))
 
     def test_an_index_beyond_the_end_is_nan_in_a_step_of_ones_own(self):
-        """It took the last example's; of integers alone the loss says it too."""
+        """It took the last example's."""
         partitioner = parallel.jit()
         state, step = train.begin(
             MODULE, LABELS, optax.sgd(0.1), partitioner=partitioner, examples=EXAMPLES
@@ -880,6 +880,8 @@ class TestErrorsOfOthers:
     def test_where_no_folder_can_be(self, folder, teacher, tmp_path):
         with pytest.raises(ValueError, match=r"a folder, or gs://..., is wanted"):
             RunDir(folder, {})
+        with pytest.raises(ValueError, match=r"a folder, or gs://..., is wanted"):
+            Checkpoints(folder)
         with pytest.raises(ValueError, match=r"a folder, or gs://..., is wanted"):
             train.load_model(folder, "teacher")
         source = (teacher, EXAMPLES)

@@ -130,9 +130,9 @@ def write(
       progress: whether to show a bar on what takes longer than two seconds.
 
     Raises:
-      StoreError: `path` holds other outputs, `augment` is another than the manifest's,
-        there are several views and no augmentation, or the teacher knows nothing of
-        the labels (`teachers.check_knowledge`).
+      StoreError: `path` holds other outputs or a run, `augment` is another than the
+        manifest's, there are several views and no augmentation, or the teacher knows
+        nothing of the labels (`teachers.check_knowledge`).
       DataError: as `data.check_examples`.
       InUse: another process writes it.
     """

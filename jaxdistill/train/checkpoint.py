@@ -23,6 +23,7 @@ from etils import epath
 
 from jaxdistill import __version__
 from jaxdistill.parallel import processes
+from jaxdistill.parallel.lock import folder_at
 from jaxdistill.teachers import fingerprints
 from jaxdistill.teachers.programs import versions
 from jaxdistill.train.identity import differences
@@ -57,8 +58,9 @@ class Checkpoints:
 
         Raises:
           CheckpointError: the folder cannot be made.
+          ValueError: it is neither on a disk nor in gs://.
         """
-        self.path = epath.Path(os.fspath(directory))
+        self.path = folder_at(directory)
         if "://" not in str(self.path):
             # By os: epath's own method needs etils 1.13.
             self.path = epath.Path(os.path.abspath(self.path))

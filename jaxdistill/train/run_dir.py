@@ -221,9 +221,10 @@ def parse(presets: Mapping[str, Any], argv: Sequence[str] | None, description: A
         type(default), args=argv, default=default, description=description
     )
     for name, value in vars(config).items():
-        if isinstance(value, float) and not math.isfinite(value):
-            flag = name.replace("_", "-")
-            sys.exit(f"error: --{flag} must be a finite number, got {value}")
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                flag = name.replace("_", "-")
+                sys.exit(f"error: --{flag} must be a finite number, got {number}")
     if getattr(config, "compilation_cache", False):
         enable_compilation_cache()
     try:
@@ -397,9 +398,9 @@ def exit_with_message(script: Callable | None = None) -> Iterator[None]:
     """Ends the process with an error's message alone, where that says what to do.
 
     Such are the types that this package defines, `OSError`, and a `ValueError` that a
-    `raise` made in this package, in the folder of the script or in its own package. All
-    else is a mistake in a program, as when JAX refuses two shapes: it passes, with its
-    traceback.
+    `raise` made in this package, in the folder of the script or in its own package.
+    Where JAX finds no device, the message says what it was asked for. All else is a
+    mistake in a program, as when JAX refuses two shapes: it passes, with its traceback.
 
     Args:
       script: a function of the script; None is what has this `with`.

@@ -253,9 +253,8 @@ def or_nan(metrics: Any, inside: Array | None) -> Any:
         return metrics
 
     def mark(x):
-        return jnp.where(
-            jnp.expand_dims(inside, (*range(inside.ndim, x.ndim),)), x, jnp.nan
-        )
+        axes = tuple(range(inside.ndim, x.ndim))
+        return jnp.where(jnp.expand_dims(inside, axes), x, jnp.nan)
 
     if not isinstance(metrics, Mapping):  # a teacher's answers
         return mark(metrics)

@@ -135,7 +135,8 @@ def test_a_layer_is_xlas(size, stride, padding):
 def test_which_way_is_taken(kernel, padding, dtype, taken):
     images = jax.ShapeDtypeStruct((2, *(8,) * len(padding), 16), dtype)
     strides = (1,) * len(padding)
-    numbers = nn.linear._conv_dimension_numbers(images.shape)
+    axes = "HW"[: len(padding)]
+    numbers = f"N{axes}C", f"{axes}IO", f"N{axes}C"
     settings = {"feature_group_count": 1, "precision": None}
     program = jax.make_jaxpr(
         lambda x, w: convolve(

@@ -10,11 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
 from jaxdistill import losses, models, parallel
 from jaxdistill.data import Batches
+from jaxdistill.models.convolution import convolve
 from jaxdistill.objectives import combine, hard_labels, on_logits, soft_targets
 from jaxdistill.train import fit, make_train_step, scan_train
+from jaxdistill.types import Outputs
 from tests.builders import (
     CLASSES,
     HARD_AND_SOFT,
@@ -29,6 +32,19 @@ from tests.builders import (
 )
 
 pytestmark = pytest.mark.usefixtures("any_teacher")
+
+
+class PixelNet(nn.Module):
+    """Convolutions of stride 1 and 2 over inputs as images of 2 x 3 pixels."""
+
+    @nn.compact
+    def __call__(self, inputs, mask=None, train=False) -> Outputs:
+        conv = partial(nn.Conv, conv_general_dilated=convolve, padding=1)
+        x = nn.relu(conv(4, (3, 3))(inputs.reshape(-1, 2, 3, 1)))
+        x = nn.relu(conv(5, (3, 3))(x))
+        x = nn.relu(conv(6, (3, 3), strides=2)(x))
+        return Outputs(nn.Dense(CLASSES)(x.reshape(x.shape[0], -1)))
+
 
 MLP = models.MLP((8, CLASSES))
 DROPPING = models.MLP((32, CLASSES), dropout=0.5)
@@ -72,6 +88,7 @@ def problem(name, kind="jit"):
         "batch norm": NormNet(axis),
         "mixed": TokenNet(),
         "dropout": DROPPING,
+        "convolution": PixelNet(),
     }[name]
     # The state is drawn outside pmap, where the axis has no name.
     state = start(NormNet() if name == "batch norm" else module, batch)
@@ -99,7 +116,7 @@ def after_a_step(name, kind, count=1):
     ("name", "kind", "count"),
     [
         (name, kind, count)
-        for name in ("mlp", "batch norm", "mixed", "dropout")
+        for name in ("mlp", "batch norm", "mixed", "dropout", "convolution")
         for kind in ("mesh", "pmap")
         for count in (1, 2, 8)
         if (name, kind) != ("dropout", "pmap")  # draws are each device's own there
